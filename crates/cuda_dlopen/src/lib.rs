@@ -1,0 +1,1 @@
+//! The CUDA driver's C symbols, resolved by dlopen at first use.

@@ -1,0 +1,1 @@
+//! Runs kernels built for the host: grids, blocks, barriers and warps as coroutines.

@@ -1,0 +1,1 @@
+//! Rust-CUDA's device API over rustc's own NVPTX backend.

@@ -1,0 +1,1 @@
+//! GGUF block formats: layout, size, decode, encode.
