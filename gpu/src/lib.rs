@@ -5,8 +5,8 @@
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, stdarch_nvptx))]
 
-#[cfg(feature = "ops")]
-pub mod scale;
+#[cfg(feature = "probe")]
+pub mod probe;
 
 /// Kernels have nobody to tell: the launch fails, and the host reports it.
 #[cfg(target_arch = "nvptx64")]
