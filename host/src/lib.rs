@@ -1,1 +1,3 @@
-//! ntransformer.
+//! ntransformer: runs GGUF language models that are bigger than the GPU's memory.
+
+pub mod device;
