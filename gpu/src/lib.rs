@@ -6,7 +6,8 @@
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, stdarch_nvptx))]
 
 #[cfg(feature = "ops")]
-pub mod scale;
+pub mod ops;
+pub mod weights;
 
 /// Kernels have nobody to tell: the launch fails, and the host reports it.
 #[cfg(target_arch = "nvptx64")]
