@@ -1,1 +1,4 @@
 //! ntransformer.
+
+pub mod cli;
+pub mod gguf;
