@@ -4,14 +4,11 @@
 //! buffer, a RAM tier or a drive holds; only this module and the kernels know what is inside. Today the layout of a matrix
 //! is GGUF's own: rows of blocks, one after the other.
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range};
 
 use quant::TensorType;
 
-use crate::{
-    device::{SharedBytes, Tensor, Transfer},
-    gguf::{Gguf, GgufError, TensorInfo},
-};
+use crate::gguf::{Gguf, GgufError};
 
 /// Where tensors start in an image: a multiple of this, in bytes. It suits 16-byte loads and a GPU's 128-byte lines.
 pub const TENSOR_ALIGN: usize = 256;
@@ -29,11 +26,18 @@ pub struct TensorId(pub usize);
 /// A tensor's place in an image.
 #[derive(Clone, Debug)]
 pub struct Placed {
-    id: TensorId,
-    ty: TensorType,
-    rows: usize,
-    cols: usize,
-    range: Range<usize>,
+    /// Which tensor.
+    pub id: TensorId,
+    /// Its type in the image.
+    pub ty: TensorType,
+    /// Number of rows; 1 for a vector.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Its bytes in the image.
+    pub range: Range<usize>,
+    /// Its type in the file.
+    stored: TensorType,
 }
 
 /// A group of tensors as one run of bytes.
@@ -60,7 +64,7 @@ impl Image {
             let len = if ty == stored { info.bytes as usize } else { cols * size_of::<f32>() };
             let start = bytes.next_multiple_of(TENSOR_ALIGN);
             bytes = start + len;
-            tensors.push(Placed { id, ty, rows, cols, range: start..bytes });
+            tensors.push(Placed { id, ty, rows, cols, range: start..bytes, stored });
         }
         Ok(Image { name, tensors, bytes: bytes.next_multiple_of(SEGMENT_ALIGN) })
     }
@@ -75,76 +79,32 @@ impl Image {
         self.bytes
     }
 
+    /// The tensors in the order of their places.
+    pub fn tensors(&self) -> &[Placed] {
+        &self.tensors
+    }
+
     /// The image's segments in order, each a multiple of [`SEGMENT_ALIGN`] long.
     pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         (0..self.bytes).step_by(SEGMENT_BYTES).map(|start| start..self.bytes.min(start + SEGMENT_BYTES))
     }
-
-    /// The tensor `id` of this image, as a view of the buffer that holds the image at its start.
-    pub fn view<B: Clone>(&self, id: TensorId, buf: &B) -> Tensor<B> {
-        let placed = self.tensors.iter().find(|t| t.id == id).expect("an image is asked for its own tensors");
-        placed.view(buf.clone(), placed.range.start)
-    }
-
-    /// Calls `sink` with each tensor's bytes and their offset in the image.
-    ///
-    /// # Errors
-    /// Those of `sink`.
-    pub fn fill<E>(&self, gguf: &Gguf, mut sink: impl FnMut(usize, &[u8]) -> Result<(), E>) -> Result<(), E> {
-        for placed in &self.tensors {
-            let info = &gguf.tensors()[placed.id.0];
-            match placed.convert(gguf, info) {
-                Some(floats) => sink(placed.range.start, &floats)?,
-                None => sink(placed.range.start, gguf.bytes(info))?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Views of the tensors where they are in the model file, on a device that computes there; the few that need converting
-    /// get memory of their own.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn share<D: Transfer>(
-        &self,
-        gguf: &Arc<Gguf>,
-        dev: &D,
-    ) -> Result<Option<Vec<(TensorId, Tensor<D::Buf>)>>, crate::device::DeviceError> {
-        let mut views = Vec::with_capacity(self.tensors.len());
-        for placed in &self.tensors {
-            let info = &gguf.tensors()[placed.id.0];
-            let buf = match placed.convert(gguf, info) {
-                Some(floats) => {
-                    let buf = dev.alloc(&info.name, floats.len())?;
-                    dev.write(&buf, 0, &floats)?;
-                    buf
-                }
-                None => {
-                    let start = gguf.tensor_file_offset(info) as usize;
-                    let Some(bytes) = SharedBytes::new(gguf.clone(), start, start + info.bytes as usize) else {
-                        return Ok(None);
-                    };
-                    let Some(buf) = dev.share(bytes) else { return Ok(None) };
-                    buf
-                }
-            };
-            views.push((placed.id, placed.view(buf, 0)));
-        }
-        Ok(Some(views))
-    }
 }
 
 impl Placed {
-    fn view<B>(&self, buf: B, offset: usize) -> Tensor<B> {
-        Tensor { buf, offset, ty: self.ty, rows: self.rows, cols: self.cols }
+    /// The tensor's bytes as its image holds them.
+    pub fn data<'a>(&self, gguf: &'a Gguf) -> Cow<'a, [u8]> {
+        let bytes = gguf.bytes(&gguf.tensors()[self.id.0]);
+        if self.ty == self.stored {
+            return Cow::Borrowed(bytes);
+        }
+        let mut floats = vec![0.0f32; self.cols];
+        quant::decode_row(self.stored, bytes, &mut floats).expect("the reader checked the tensor's length");
+        Cow::Owned(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
     }
 
-    /// The tensor's bytes in its image's type, where that is not the file's.
-    fn convert(&self, gguf: &Gguf, info: &TensorInfo) -> Option<Vec<u8>> {
-        let stored = gguf.supported_type(info).ok().filter(|&stored| stored != self.ty)?;
-        let mut floats = vec![0.0f32; self.cols];
-        quant::decode_row(stored, gguf.bytes(info), &mut floats).expect("the reader checked the tensor's length");
-        Some(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
+    /// Where the file holds these very bytes, if it does.
+    pub fn file_range(&self, gguf: &Gguf) -> Option<Range<usize>> {
+        let start = gguf.tensor_file_offset(&gguf.tensors()[self.id.0]) as usize;
+        (self.ty == self.stored).then(|| start..start + self.range.len())
     }
 }

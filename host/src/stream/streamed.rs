@@ -1,6 +1,9 @@
 //! Layers streamed from pinned RAM through two slots of device memory: while one layer is computed, the next is copied.
 
-use super::{Compute, Layers, Progress, layer_in, resident::place_layer};
+use super::{
+    Compute, Layers,
+    place::{Progress, Views, place},
+};
 use crate::{
     device::{Device, DeviceError, Layer, Transfer, Weight},
     model::Model,
@@ -10,7 +13,7 @@ use crate::{
 /// Where a layer is.
 enum Place<D: Device> {
     /// On the device, always.
-    Resident(Layer<Weight<D>>),
+    Resident(Box<Layer<Weight<D>>>),
     /// In pinned RAM. `views` are its weights as they lie in each slot.
     Pinned { ram: D::Pinned, image: Image, views: [Layer<Weight<D>>; SLOTS] },
 }
@@ -57,17 +60,16 @@ impl<D: Device> Streamed<D> {
         let (mut places, mut resident_bytes) = (Vec::with_capacity(images.len()), 0);
         for (id, image) in images.iter().enumerate() {
             places.push(if id < resident {
-                let placed = place_layer(dev, model, id, image, progress).map_err(|e| e.in_layer(id))?;
-                resident_bytes += placed.bytes;
-                Place::Resident(placed.weights)
+                let views = place(dev, &model.gguf, image, progress).map_err(|e| e.in_layer(id))?;
+                resident_bytes += views.bytes;
+                Place::Resident(Box::new(views.layer(model, id)))
             } else {
                 let mut ram = dev.pinned(image.name(), image.bytes()).map_err(|e| e.in_layer(id))?;
-                image.fill(&model.gguf, |offset, bytes| {
-                    ram.as_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
-                    progress(bytes.len() as u64);
-                    Ok::<_, DeviceError>(())
-                })?;
-                let views = [0, 1].map(|slot: usize| layer_in::<D>(model, id, image, &slots[slot].buf));
+                for placed in image.tensors() {
+                    ram.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
+                    progress(placed.range.len() as u64);
+                }
+                let views = [0, 1].map(|slot: usize| Views::of_image(image, &slots[slot].buf).layer(model, id));
                 Place::Pinned { ram, image: image.clone(), views }
             });
         }
