@@ -29,6 +29,17 @@ pub trait Format {
     /// The result is bit for bit that of `gguf.quants.dequantize` (PyPI `gguf`), where multiplication and addition are
     /// not contracted.
     fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4];
+
+    /// Encodes `ELEMS` finite values into the `BYTES` bytes of `block`; others give a block of unspecified values.
+    ///
+    /// # Panics
+    /// If a slice is too short. [`crate::encode_row`] checks.
+    fn encode(x: &[f32], block: &mut [u8]);
+
+    /// Makes a block of random bytes into a valid one whose values have mean zero and a standard deviation of about
+    /// `sigma`: it keeps the bits of the values and forces those of the scales into a range. See
+    /// [`crate::fill_random`].
+    fn tame(block: &mut [u8], sigma: f32);
 }
 
 /// Decodes one block into `F::ELEMS` values.
