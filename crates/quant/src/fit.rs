@@ -9,16 +9,19 @@ use crate::{f16_to_f32, f32_to_f16};
 /// Values in a block of a K-quant.
 const BLOCK: usize = 256;
 
+/// Sums run in this many lanes, so that the compiler can vectorise them.
+const LANES: usize = 8;
+
 /// How far a trial's step may be off, in levels: the range is spread over this many more or fewer.
 fn trials() -> impl Iterator<Item = f32> {
-    (-12..=12).map(|t| t as f32 / 10.0)
+    (-8..=8).map(|t| t as f32 / 6.0)
 }
 
-/// The nearest integer, halves away from zero, as C's `roundf`; `core` has no rounding of floats.
-pub(crate) fn round(x: f32) -> i32 {
-    let whole = x as i32;
-    let rest = x - whole as f32;
-    whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)
+/// The nearest integer, of a number below 2^22 in magnitude: the sum has no room for a fraction, and `core` has no
+/// rounding of floats.
+fn nearest(x: f32) -> f32 {
+    const NO_FRACTION: f32 = 12_582_912.0; // 1.5 * 2^23
+    (x + NO_FRACTION) - NO_FRACTION
 }
 
 /// `1 / x`, or 0 for 0: a scale of 0 makes every quotient 0.
@@ -52,16 +55,16 @@ impl<const SUBS: usize> Affine<SUBS> {
             let inverse = reciprocal(f16_to_f32(d) * f32::from(scales[j]));
             let min = f16_to_f32(dmin) * f32::from(mins[j]);
             for (q, &x) in q.iter_mut().zip(sub) {
-                *q = level(x + min, inverse, top);
+                *q = level(x + min, inverse, top) as u8;
             }
         }
         Self { d, dmin, scales, mins, q }
     }
 }
 
-/// `x` in steps, clamped to `0..=top`.
-fn level(x: f32, inverse: f32, top: u8) -> u8 {
-    round(x * inverse).clamp(0, i32::from(top)) as u8
+/// `x` in steps, rounded and clamped to `0..=top`.
+fn level(x: f32, inverse: f32, top: u8) -> f32 {
+    nearest((x * inverse).clamp(0.0, f32::from(top)))
 }
 
 /// The `scale` and `min`, neither negative, for which `scale * q - min` with `q` in `0..=top` comes nearest to `x`.
@@ -73,32 +76,35 @@ fn affine_step(x: &[f32], top: u8) -> (f32, f32) {
         return best;
     }
     for trial in trials() {
-        let inverse = (f32::from(top) + trial) / range;
-        let (mut scale, mut min) = (1.0 / inverse, -low);
-        // The regression moves the levels' limits, so that a second look may round some values elsewhere.
-        for _ in 0..2 {
-            let inverse = reciprocal(scale);
-            (scale, min) = regression(x.iter().map(|&x| (f32::from(level(x + min, inverse, top)), x)));
-            let error = x.iter().map(|&x| x + min - scale * f32::from(level(x + min, reciprocal(scale), top)));
-            let error = error.map(|e| e * e).sum();
-            if error < least {
-                (best, least) = ((scale, min), error);
-            }
+        let (scale, min) = regression(x, (f32::from(top) + trial) / range, -low, top);
+        let inverse = reciprocal(scale);
+        let error = |x: f32| x + min - scale * level(x + min, inverse, top);
+        let error = lane_sum(x, |x| error(x) * error(x));
+        if error < least {
+            (best, least) = ((scale, min), error);
         }
     }
     best
 }
 
-/// The `scale` and `min`, neither negative, that minimise the squares of `x - (scale * q - min)` over pairs `(q, x)`.
-fn regression(pairs: impl Iterator<Item = (f32, f32)>) -> (f32, f32) {
-    let (mut n, mut q1, mut q2, mut x1, mut qx) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
-    for (q, x) in pairs {
-        n += 1.0;
-        q1 += q;
-        q2 += q * q;
-        x1 += x;
-        qx += q * x;
+/// The sum of `f` over `x`, whose length is a multiple of `LANES`.
+fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    for x in x.chunks_exact(LANES) {
+        for (sum, &x) in sums.iter_mut().zip(x) {
+            *sum += f(x);
+        }
     }
+    sums.iter().sum()
+}
+
+/// Rounds `x` to levels `q`, then finds the `scale` and `min`, neither negative, that minimise the squares of
+/// `x - (scale * q - min)`.
+fn regression(x: &[f32], inverse: f32, min: f32, top: u8) -> (f32, f32) {
+    let n = x.len() as f32;
+    let q = |x: f32| level(x + min, inverse, top);
+    let (q1, q2) = (lane_sum(x, q), lane_sum(x, |x| q(x) * q(x)));
+    let (x1, qx) = (lane_sum(x, |x| x), lane_sum(x, |x| q(x) * x));
     let determinant = n * q2 - q1 * q1;
     if determinant > 0.0 {
         let scale = (n * qx - q1 * x1) / determinant;
@@ -114,7 +120,7 @@ fn regression(pairs: impl Iterator<Item = (f32, f32)>) -> (f32, f32) {
 fn quantise_scales<const SUBS: usize>(scales: &[f32; SUBS], top: u8) -> (u16, [u8; SUBS]) {
     let d = f32_to_f16(scales.iter().copied().fold(0.0, f32::max) / f32::from(top));
     let inverse = reciprocal(f16_to_f32(d));
-    (d, scales.map(|scale| level(scale, inverse, top)))
+    (d, scales.map(|scale| level(scale, inverse, top) as u8))
 }
 
 /// A block of sixteen sub-blocks whose values are `d * scale * q` with signed integers.
@@ -127,13 +133,13 @@ pub(crate) struct Symmetric {
 
 impl Symmetric {
     /// Fits 256 values with `q` in `-levels..levels` and scales in `-scale_levels..scale_levels`.
-    pub(crate) fn fit(x: &[f32], levels: i32, scale_levels: i32) -> Self {
+    pub(crate) fn fit(x: &[f32], levels: f32, scale_levels: f32) -> Self {
         let mut scales = [0.0f32; 16];
         for (scale, sub) in scales.iter_mut().zip(x.chunks_exact(16)) {
             *scale = symmetric_step(sub, levels);
         }
         // The largest scale becomes the most negative integer, which has no positive counterpart.
-        let d = f32_to_f16(largest(&scales) / -(scale_levels as f32));
+        let d = f32_to_f16(largest(&scales) / -scale_levels);
         let inverse = reciprocal(f16_to_f32(d));
         let scales = scales.map(|scale| signed_level(scale, inverse, scale_levels) as i8);
         let mut q = [0; BLOCK];
@@ -147,9 +153,9 @@ impl Symmetric {
     }
 }
 
-/// `x` in steps, clamped to `-levels..levels`.
-fn signed_level(x: f32, inverse: f32, levels: i32) -> i32 {
-    round(x * inverse).clamp(-levels, levels - 1)
+/// `x` in steps, rounded and clamped to `-levels..levels`.
+fn signed_level(x: f32, inverse: f32, levels: f32) -> f32 {
+    nearest((x * inverse).clamp(-levels, levels - 1.0))
 }
 
 /// The number of the largest magnitude, with its sign.
@@ -158,21 +164,16 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 /// The scale, of either sign, for which `scale * q` with `q` in `-levels..levels` comes nearest to `x`.
-fn symmetric_step(x: &[f32], levels: i32) -> f32 {
+fn symmetric_step(x: &[f32], levels: f32) -> f32 {
     let extreme = largest(x);
     let (mut best, mut most) = (0.0, 0.0);
     if extreme == 0.0 {
         return best;
     }
     for trial in trials() {
-        for end in [-levels as f32 + trial, (levels - 1) as f32 + trial] {
-            let inverse = end / extreme;
-            let (mut qx, mut q2) = (0.0, 0.0);
-            for &x in x {
-                let q = signed_level(x, inverse, levels) as f32;
-                qx += q * x;
-                q2 += q * q;
-            }
+        for end in [-levels + trial, levels - 1.0 + trial] {
+            let q = |x: f32| signed_level(x, end / extreme, levels);
+            let (qx, q2) = (lane_sum(x, |x| q(x) * x), lane_sum(x, |x| q(x) * q(x)));
             // With the best scale for these q, qx / q2, the squared error is the sum of x^2 less this.
             let explained = qx * qx * reciprocal(q2);
             if explained > most {

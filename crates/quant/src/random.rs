@@ -3,8 +3,8 @@
 use crate::row::check_bytes;
 use crate::{Format, LengthError, TensorType, Visitor, f16_to_f32, f32_to_f16};
 
-/// Blocks that are made at a time: few enough for the L1 cache, and a multiple of 8, so that they take whole words.
-const BATCH: usize = 64;
+/// Bytes that are made at a time, about: few enough for the L1 cache.
+const BATCH: usize = 8192;
 
 /// Fills `out` with random valid blocks of type `ty` from the random words of `rng`. The decoded values have mean zero
 /// and a standard deviation of about `sigma` (within a few per cent); they are uniform rather than Gaussian within a
@@ -18,26 +18,34 @@ pub fn fill_random(
     sigma: f32,
     out: &mut [u8],
 ) -> Result<(), LengthError> {
-    struct Fill<'a, R>(&'a mut R, f32, &'a mut [u8]);
+    check_bytes(ty, out.len())?;
+    // A multiple of eight blocks is whole random words.
+    for batch in out.chunks_mut(BATCH.next_multiple_of(8 * ty.block_bytes())) {
+        let mut words = batch.chunks_exact_mut(8);
+        words.by_ref().for_each(|word| word.copy_from_slice(&rng().to_le_bytes()));
+        let rest = words.into_remainder();
+        if !rest.is_empty() {
+            rest.copy_from_slice(&rng().to_le_bytes()[..rest.len()]);
+        }
+        tame(ty, sigma, batch);
+    }
+    Ok(())
+}
 
-    impl<R: FnMut() -> u64> Visitor for Fill<'_, R> {
+/// Makes random bytes into blocks. Not generic, so that it is compiled here, with all that it inlines.
+fn tame(ty: TensorType, sigma: f32, blocks: &mut [u8]) {
+    struct Tame<'a>(f32, &'a mut [u8]);
+
+    impl Visitor for Tame<'_> {
         type Out = ();
 
         fn visit<F: Format>(self) {
-            let Self(rng, sigma, out) = self;
-            for batch in out.chunks_mut(BATCH * F::BYTES) {
-                let mut words = batch.chunks_exact_mut(8);
-                words.by_ref().for_each(|word| word.copy_from_slice(&rng().to_le_bytes()));
-                let rest = words.into_remainder();
-                rest.copy_from_slice(&rng().to_le_bytes()[..rest.len()]);
-                batch.chunks_exact_mut(F::BYTES).for_each(|block| F::tame(block, sigma));
-            }
+            let Self(sigma, blocks) = self;
+            blocks.chunks_exact_mut(F::BYTES).for_each(|block| F::tame(block, sigma));
         }
     }
 
-    check_bytes(ty, out.len())?;
-    ty.visit(Fill(rng, sigma, out));
-    Ok(())
+    ty.visit(Tame(sigma, blocks));
 }
 
 /// Makes the random 16 bits at `at` into a half-precision scale within a quarter of `d`, of either sign.

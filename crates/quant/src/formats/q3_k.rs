@@ -47,7 +47,7 @@ impl Format for Q3_K {
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
-        let fit = Symmetric::fit(x, 4, 32);
+        let fit = Symmetric::fit(x, 4.0, 32.0);
         block.fill(0);
         for (j, &scale) in fit.scales.iter().enumerate() {
             let scale = (scale + 32) as u8;

@@ -46,7 +46,7 @@ impl Format for Q6_K {
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
-        let fit = Symmetric::fit(x, 32, 128);
+        let fit = Symmetric::fit(x, 32.0, 128.0);
         block[QL..SCALES].fill(0);
         for slice in 0..Self::SLICES {
             let (half, word) = (slice / 16, slice % 16);

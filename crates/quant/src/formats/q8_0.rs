@@ -2,7 +2,7 @@
 //!
 //! Bytes: `d` (half precision), then `q[32]`.
 
-use crate::fit::{reciprocal, round};
+use crate::fit::reciprocal;
 use crate::random::tame_signed;
 use crate::{Bytes, Format, TensorType, f32_to_f16};
 
@@ -14,6 +14,13 @@ const QS: usize = 2;
 
 /// Root mean square of a random `q`.
 const RANDOM_RMS: f32 = 73.90;
+
+/// The nearest integer, halves away from zero, as C's `roundf`; `core` has no rounding of floats.
+fn round(x: f32) -> i32 {
+    let whole = x as i32;
+    let rest = x - whole as f32;
+    whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)
+}
 
 impl Format for Q8_0 {
     const TYPE: TensorType = TensorType::Q8_0;
