@@ -6,7 +6,7 @@ use data::{bytes, floats};
 use quant::{LengthError, TensorType, decode_row, encode_row, fill_random};
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
 
-/// Largest root mean square error, relative to that of the values, after encoding Gaussian values. Measured, plus 3 %.
+/// Largest root mean square error, relative to that of the values, after encoding Gaussian values: as measured, plus 3 %.
 const BUDGETS: [(TensorType, f64); 9] = [
     (TensorType::F32, 0.0),
     (TensorType::F16, 0.000_22),
@@ -111,7 +111,7 @@ fn random_blocks_have_the_asked_deviation_and_no_mean() {
             let mean = x.iter().copied().map(f64::from).sum::<f64>() / n as f64 / f64::from(sigma);
             let rms = (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64).sqrt() / f64::from(sigma);
             assert!((rms - 1.0).abs() < 0.03, "{ty}, sigma {sigma}: rms {rms}");
-            assert!(mean.abs() < 0.01, "{ty}, sigma {sigma}: mean {mean}");
+            assert!(mean.abs() < 0.005, "{ty}, sigma {sigma}: mean {mean}");
         }
     }
 }
@@ -126,7 +126,9 @@ fn random_blocks_depend_on_the_seed_alone() {
     };
     for &ty in TensorType::ALL {
         assert_eq!(fill(ty, 5), fill(ty, 5), "{ty}");
-        assert_ne!(fill(ty, 5), fill(ty, 6), "{ty}");
+        let (blocks, others) = (fill(ty, 5), fill(ty, 6));
+        assert_ne!(blocks[..8], others[..8], "{ty}: first bytes");
+        assert_ne!(blocks[blocks.len() - 2..], others[blocks.len() - 2..], "{ty}: last bytes");
     }
 }
 
