@@ -1,0 +1,3 @@
+//! The CUDA device: launches kernels through a driver.
+
+pub mod driver;
