@@ -1,0 +1,13 @@
+//! From text to text: sessions, sampling, generation, perplexity.
+
+mod error;
+mod generate;
+mod perplexity;
+mod sampler;
+mod session;
+
+pub use error::EngineError;
+pub use generate::{Event, Generated, Stop, Timing, generate};
+pub use perplexity::{Perplexity, perplexity};
+pub use sampler::{Sampler, Sampling};
+pub use session::{LoadOptions, MemoryReport, Runner, Session, open};
