@@ -4,7 +4,7 @@ use bytesize::ByteSize;
 
 use super::EngineError;
 use crate::{
-    device::{Device, Head, Transfer, Weight},
+    device::{Device, Head, Weight},
     model::{Config, Embedding, Model, State, forward},
     pack::Image,
     stream::{Layers, Progress, Resident, Streamed, place_head},
@@ -147,12 +147,15 @@ impl Needs {
 }
 
 /// Bytes that loading the model will report to its progress.
+///
+/// # Errors
+/// When a tensor's type is not supported.
 pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
     let needs = Needs::new(model, 1, 1)?;
     Ok(needs.layers() + needs.head.bytes() as u64)
 }
 
-impl<D: Device> Session<D> {
+impl<D: Device + 'static> Session<D> {
     /// Places the model on `dev`. Without `streaming`, all of it or an error; with it, as many layers as fit and the others
     /// in pinned RAM.
     ///
