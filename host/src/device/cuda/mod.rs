@@ -1,3 +1,5 @@
 //! The CUDA device: launches kernels through a driver.
 
+pub mod cust;
 pub mod driver;
+mod ptx;
