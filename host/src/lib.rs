@@ -1,3 +1,9 @@
 //! ntransformer: runs GGUF language models that are bigger than the GPU's memory.
 
+pub mod cli;
 pub mod device;
+pub mod gguf;
+pub mod model;
+pub mod pack;
+pub mod platform;
+pub mod stream;

@@ -20,6 +20,22 @@ pub trait Kernel {
     unsafe fn run(args: Self::Args);
 }
 
+/// A launch's geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks along x, y, z.
+    pub blocks: [u32; 3],
+    /// Threads of a block along x, y, z.
+    pub threads: [u32; 3],
+}
+
+impl Grid {
+    /// `x` by `y` blocks of `threads` threads.
+    pub const fn new(x: u32, y: u32, threads: u32) -> Self {
+        Grid { blocks: [x, y, 1], threads: [threads, 1, 1] }
+    }
+}
+
 /// A value that can be a kernel parameter as it is: plain bits, same size and alignment on host and device.
 pub trait Param: Copy {}
 impl<T> Param for *const T {}

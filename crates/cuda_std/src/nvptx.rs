@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-unsafe extern "C" {
+unsafe extern "unadjusted" {
     #[link_name = "llvm.nvvm.shfl.sync.bfly.i32"]
     fn llvm_shfl_bfly(mask: u32, value: u32, lane_mask: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]

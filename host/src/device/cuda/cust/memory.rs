@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    fs,
     rc::Rc,
 };
 
@@ -12,7 +11,7 @@ use memmap2::{MmapMut, MmapOptions};
 use rayon::prelude::*;
 
 use super::{Event, gpu::Gpu};
-use crate::device::DeviceError;
+use crate::{device::DeviceError, platform};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -82,7 +81,8 @@ impl Pinned {
             advice: "close other programs or use a smaller model",
         };
         // Page-locking makes every page real, so a mapping that only overcommits would end in the OOM killer.
-        let available = available_memory().unwrap_or(u64::MAX);
+        // Where the system doesn't tell, the driver decides.
+        let available = platform::memory().map_or(u64::MAX, |memory| memory.free);
         if len as u64 > available {
             return Err(out_of_memory(available));
         }
@@ -136,13 +136,6 @@ fn check_range(what: &'static str, start: usize, end: Option<usize>, len: usize)
         Some(end) if start <= end && end <= len => Ok(()),
         _ => Err(DeviceError::OutOfRange { what, start, end: end.unwrap_or(usize::MAX), len }),
     }
-}
-
-/// Bytes that programs can still have without swapping, by Linux's own estimate (proc(5), `MemAvailable`).
-fn available_memory() -> Option<u64> {
-    let table = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Size of a staging buffer: copies of 16 MiB run at the link's full speed.

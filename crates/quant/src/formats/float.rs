@@ -1,0 +1,69 @@
+//! F32, F16 and BF16: numbers without a block structure, or blocks of one.
+
+use crate::{Bytes, Format, TensorType, bf16_to_f32};
+
+/// IEEE single precision.
+pub struct F32;
+
+/// IEEE half precision.
+pub struct F16;
+
+/// The upper half of a single.
+pub struct BF16;
+
+impl Format for F32 {
+    const TYPE: TensorType = TensorType::F32;
+    const ELEMS: usize = 1;
+    const BYTES: usize = 4;
+    const SLICES: usize = 1;
+    const RUNS: usize = 1;
+    const RUN: usize = 1;
+
+    #[inline(always)]
+    fn at(_slice: usize, _run: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    fn run<B: Bytes>(block: B, _slice: usize, _run: usize) -> [f32; 4] {
+        [f32::from_bits(block.u32_aligned(0)), 0.0, 0.0, 0.0]
+    }
+}
+
+impl Format for F16 {
+    const TYPE: TensorType = TensorType::F16;
+    const ELEMS: usize = 1;
+    const BYTES: usize = 2;
+    const SLICES: usize = 1;
+    const RUNS: usize = 1;
+    const RUN: usize = 1;
+
+    #[inline(always)]
+    fn at(_slice: usize, _run: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    fn run<B: Bytes>(block: B, _slice: usize, _run: usize) -> [f32; 4] {
+        [block.f16(0), 0.0, 0.0, 0.0]
+    }
+}
+
+impl Format for BF16 {
+    const TYPE: TensorType = TensorType::BF16;
+    const ELEMS: usize = 1;
+    const BYTES: usize = 2;
+    const SLICES: usize = 1;
+    const RUNS: usize = 1;
+    const RUN: usize = 1;
+
+    #[inline(always)]
+    fn at(_slice: usize, _run: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    fn run<B: Bytes>(block: B, _slice: usize, _run: usize) -> [f32; 4] {
+        [bf16_to_f32(block.u16(0)), 0.0, 0.0, 0.0]
+    }
+}

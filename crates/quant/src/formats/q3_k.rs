@@ -1,0 +1,40 @@
+//! Q3_K: 256 values in sixteen sub-blocks of 16, `d * (scale - 32) * (q - 4)` with 3-bit `q` and 6-bit `scale`.
+//!
+//! Bytes: the third bits (bit `b` of byte `i` belongs to value `32 b + i`), the low two bits as in Q2_K, twelve bytes
+//! of scales, then `d` (half precision). Of scale `j` the low four bits are nibble `j / 8` of byte `j % 8`, the upper
+//! two are bit pair `j / 4` of byte `8 + j % 4`.
+
+use crate::{Bytes, Format, TensorType};
+
+/// 3-bit integers, a 6-bit scale for 16.
+pub struct Q3_K;
+
+const HMASK: usize = 0;
+const QS: usize = HMASK + 32;
+const SCALES: usize = QS + 64;
+const D: usize = SCALES + 12;
+
+impl Format for Q3_K {
+    const TYPE: TensorType = TensorType::Q3_K;
+    const ELEMS: usize = 256;
+    const BYTES: usize = D + 2;
+    const SLICES: usize = 16;
+    const RUNS: usize = 4;
+
+    #[inline(always)]
+    fn at(slice: usize, run: usize) -> usize {
+        128 * (slice / 8) + 32 * run + 4 * (slice % 8)
+    }
+
+    #[inline(always)]
+    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
+        let (half, word) = (slice / 8, slice % 8);
+        let j = Self::at(slice, run) / 16;
+        let scale_low = block.u8(SCALES + j % 8) >> (4 * (j / 8)) & 0xf;
+        let scale_high = block.u8(SCALES + 8 + j % 4) >> (2 * (j / 4)) & 3;
+        let d = block.f16(D) * (f32::from(scale_low | scale_high << 4) - 32.0);
+        let low = block.u32(QS + 4 * slice) >> (2 * run) & 0x0303_0303;
+        let high = block.u32(HMASK + 4 * word) >> (4 * half + run) & 0x0101_0101;
+        (low | high << 2).to_le_bytes().map(|q| d * (f32::from(q) - 4.0))
+    }
+}

@@ -1,0 +1,39 @@
+//! Q6_K: 256 values in sixteen sub-blocks of 16, `d * scale * (q - 32)` with 6-bit `q` and 8-bit signed `scale`.
+//!
+//! Bytes: the low four bits (`ql`), the high two (`qh`), the scales, then `d` (half precision). Each half of the block,
+//! 128 values, has 64 bytes of `ql` and 32 of `qh`: nibble `n` of `ql[i]` belongs to value `64 n + i`, bit pair `p` of
+//! `qh[i]` to value `32 p + i`.
+
+use crate::{Bytes, Format, TensorType};
+
+/// 6-bit integers, an 8-bit scale for 16.
+pub struct Q6_K;
+
+const QL: usize = 0;
+const QH: usize = QL + 128;
+const SCALES: usize = QH + 64;
+const D: usize = SCALES + 16;
+
+impl Format for Q6_K {
+    const TYPE: TensorType = TensorType::Q6_K;
+    const ELEMS: usize = 256;
+    const BYTES: usize = D + 2;
+    const SLICES: usize = 32;
+    const RUNS: usize = 2;
+
+    #[inline(always)]
+    fn at(slice: usize, run: usize) -> usize {
+        128 * (slice / 16) + 64 * run + 4 * (slice % 16)
+    }
+
+    #[inline(always)]
+    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
+        let (half, word) = (slice / 16, slice % 16);
+        let scale = block.u8(SCALES + Self::at(slice, run) / 16) as i8;
+        let d = block.f16(D) * f32::from(scale);
+        let low = block.u32(QL + 4 * slice) >> (4 * run) & 0x0f0f_0f0f;
+        let pair = 2 * run + word / 8;
+        let high = block.u32(QH + 32 * half + 4 * (word % 8)) >> (2 * pair) & 0x0303_0303;
+        (low | high << 4).to_le_bytes().map(|q| d * (f32::from(q) - 32.0))
+    }
+}
