@@ -200,10 +200,7 @@ pub trait Device: Transfer + Sized {
 }
 
 /// Lends the scratch to a stage's body, which also needs the device.
-fn with_scratch<D: Device>(
-    dev: &mut D,
-    f: impl FnOnce(&mut D, &mut Scratch<D::Act>) -> Result<()>,
-) -> Result<()> {
+fn with_scratch<D: Device>(dev: &mut D, f: impl FnOnce(&mut D, &mut Scratch<D::Act>) -> Result<()>) -> Result<()> {
     let mut scratch = dev.scratch().take().expect("prepare() makes the scratch before the first stage");
     let result = f(dev, &mut scratch);
     *dev.scratch() = Some(scratch);

@@ -101,23 +101,15 @@ impl Config {
         if context == 0 || context > trained_context {
             return Err(keys.bad(
                 "context_length",
-                format!("the model was trained for {trained_context} tokens; -c {context} is outside 1..={trained_context}"),
+                format!(
+                    "the model was trained for {trained_context} tokens; -c {context} is outside 1..={trained_context}"
+                ),
             ));
         }
         let vocab = gguf.require("token_embd.weight")?.rows() as usize;
 
-        let dims = Dims {
-            hidden,
-            heads,
-            kv_heads,
-            head_dim,
-            ffn,
-            vocab,
-            rope_dims,
-            pairing: arch.pairing(),
-            eps,
-            context,
-        };
+        let dims =
+            Dims { hidden, heads, kv_heads, head_dim, ffn, vocab, rope_dims, pairing: arch.pairing(), eps, context };
         Ok(Config {
             arch,
             name: gguf.metadata().str("general.name")?.map(str::to_owned),
@@ -149,7 +141,11 @@ impl Keys<'_> {
     }
 
     fn within(&self, key: &str, value: usize, min: usize, max: usize) -> Result<usize, ModelError> {
-        if (min..=max).contains(&value) { Ok(value) } else { Err(self.bad(key, format!("{value} is outside {min}..={max}"))) }
+        if (min..=max).contains(&value) {
+            Ok(value)
+        } else {
+            Err(self.bad(key, format!("{value} is outside {min}..={max}")))
+        }
     }
 
     fn bad(&self, key: &str, why: String) -> ModelError {

@@ -18,9 +18,14 @@ impl Rope {
     /// Another kind of scaling, or factors that are not positive numbers.
     pub fn new(gguf: &Gguf, arch: &str, dims: usize) -> Result<Self, ModelError> {
         let meta = gguf.metadata();
-        let bad = |key: &str, why: String| ModelError::Metadata { file: gguf.name().to_owned(), key: key.to_owned(), why };
+        let bad =
+            |key: &str, why: String| ModelError::Metadata { file: gguf.name().to_owned(), key: key.to_owned(), why };
         let positive = |key: &str, value: f64| {
-            if value.is_finite() && value > 0.0 { Ok(value) } else { Err(bad(key, format!("{value} is not a positive number"))) }
+            if value.is_finite() && value > 0.0 {
+                Ok(value)
+            } else {
+                Err(bad(key, format!("{value} is not a positive number")))
+            }
         };
         let key = format!("{arch}.rope.freq_base");
         let base = positive(&key, f64::from(meta.f32(&key)?.unwrap_or(10_000.0)))?;

@@ -33,7 +33,8 @@ impl Tensors {
             output: Linear { weight: output, bias: finder.optional("output.bias", 1, d.vocab)? },
         };
         let layer = |i: usize| {
-            let linear = |name: &str, outputs: usize, inputs: usize| finder.linear(&format!("blk.{i}.{name}"), outputs, inputs);
+            let linear =
+                |name: &str, outputs: usize, inputs: usize| finder.linear(&format!("blk.{i}.{name}"), outputs, inputs);
             let norm = |name: &str| finder.vector(&format!("blk.{i}.{name}.weight"), d.hidden);
             Ok::<_, ModelError>(Layer {
                 attn: Attn {

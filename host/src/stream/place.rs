@@ -48,7 +48,8 @@ pub(super) fn place<D: Transfer>(
     image: &Image,
     progress: Progress<'_>,
 ) -> Result<Views<D::Buf>, DeviceError> {
-    let shared = image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<Option<Vec<_>>, _>>()?;
+    let shared =
+        image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<Option<Vec<_>>, _>>()?;
     if let Some(tensors) = shared {
         progress(image.bytes() as u64);
         return Ok(Views { tensors, bytes: 0 });

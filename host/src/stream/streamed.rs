@@ -131,7 +131,8 @@ impl<D: Device> Layers<D> for Streamed<D> {
     }
 
     fn device_bytes(&self) -> u64 {
-        let slot = self.places.iter().map(|p| if let Place::Pinned { image, .. } = p { image.bytes() } else { 0 }).max();
+        let slot =
+            self.places.iter().map(|p| if let Place::Pinned { image, .. } = p { image.bytes() } else { 0 }).max();
         self.resident_bytes + SLOTS as u64 * slot.unwrap_or(0) as u64
     }
 

@@ -11,8 +11,8 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::{
-    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor, Transfer,
-    Weight, new_scratch,
+    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
+    Transfer, Weight, new_scratch,
 };
 
 /// Memory of the CPU device.
@@ -115,7 +115,8 @@ impl Transfer for CpuDevice {
     }
 
     fn memory(&self) -> Result<MemoryInfo> {
-        crate::platform::memory().map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
+        crate::platform::memory()
+            .map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<CpuBuf> {
@@ -134,7 +135,14 @@ impl Transfer for CpuDevice {
         dst.write(offset, bytes)
     }
 
-    fn upload(&self, src: &Vec<u8>, range: Range<usize>, dst: &CpuBuf, offset: usize, _after: Option<&()>) -> Result<()> {
+    fn upload(
+        &self,
+        src: &Vec<u8>,
+        range: Range<usize>,
+        dst: &CpuBuf,
+        offset: usize,
+        _after: Option<&()>,
+    ) -> Result<()> {
         let (Range { start, end }, len) = (range.clone(), src.len());
         dst.write(offset, src.get(range).ok_or(DeviceError::OutOfRange { what: "upload", start, end, len })?)
     }
@@ -302,13 +310,15 @@ impl Device for CpuDevice {
     fn attention(&mut self, batch: &Batch, q: &CpuAct, kv: &CpuKv, y: &mut CpuAct) -> Result<()> {
         let Dims { heads, kv_heads, head_dim, context, .. } = *self.dims();
         let q = q.rows(batch.len());
-        y.rows_mut(batch.len()).par_chunks_mut(head_dim).zip(q.par_chunks(head_dim)).enumerate().for_each(|(i, (y, q))| {
-            let (t, head) = (i / heads, i % heads);
-            let seen = batch.positions[t] as usize + 1;
-            let cache = (head / (heads / kv_heads)) * context * head_dim;
-            let range = cache..cache + seen * head_dim;
-            math::attend(q, &kv.k[range.clone()], &kv.v[range], y);
-        });
+        y.rows_mut(batch.len()).par_chunks_mut(head_dim).zip(q.par_chunks(head_dim)).enumerate().for_each(
+            |(i, (y, q))| {
+                let (t, head) = (i / heads, i % heads);
+                let seen = batch.positions[t] as usize + 1;
+                let cache = (head / (heads / kv_heads)) * context * head_dim;
+                let range = cache..cache + seen * head_dim;
+                math::attend(q, &kv.k[range.clone()], &kv.v[range], y);
+            },
+        );
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! The CUDA device: launches the kernels of `gpu/` through a [`Driver`], the real one or the emulator.
 
+pub mod cust;
 pub mod driver;
+mod ptx;
 pub mod emulator;
 
 use std::{ops::Range, rc::Rc};
