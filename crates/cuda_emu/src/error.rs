@@ -14,7 +14,9 @@ pub enum LaunchError {
         grid: [u32; 3],
     },
     /// The block has an extent that the driver refuses, or too many threads.
-    #[error("kernel `{kernel}`: a block of {block:?} threads: extents are 1 to 1024, 1 to 1024 and 1 to 64, 1024 in all")]
+    #[error(
+        "kernel `{kernel}`: a block of {block:?} threads: extents are 1 to 1024, 1 to 1024 and 1 to 64, 1024 in all"
+    )]
     Block {
         /// The kernel.
         kernel: &'static str,

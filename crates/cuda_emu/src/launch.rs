@@ -10,7 +10,7 @@ use std::{
 
 use corosensei::{Coroutine, CoroutineResult, stack::DefaultStack};
 use cuda_std::{host::with_machine, kernel::Kernel};
-use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
+use rand::{RngCore, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use crate::{
     block::{Block, Yielder},
@@ -79,7 +79,9 @@ impl Emulator {
         check_shape(K::NAME, grid, block, dynamic_shared)?;
         let blocks = grid.iter().map(|&extent| u64::from(extent)).product::<u64>();
         let threads = block.iter().product::<u32>() as usize;
-        let order = self.launches.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.seed;
+        // The golden ratio's bits keep launch n of one seed apart from launch m of a seed nearby.
+        let launch = self.launches.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let order = SmallRng::seed_from_u64(self.seed.wrapping_add(launch)).next_u64();
         let live = self.memory.snapshot();
         let args = Shareable(args);
         let next = AtomicU64::new(0);

@@ -164,7 +164,7 @@ unsafe fn indices(out: *mut u32, fresh: *mut u32) {
     let number = (block[2] * grid[1] + block[1]) * grid[0] + block[0];
     let all = number * dim.iter().product::<u32>() + linear;
     let (one, two) = (shared_array!(ONE: [u32; 64]), shared_array!(TWO: [u32; 64]));
-    let three = shared::dynamic_shared::<u32>();
+    let three = dynamic_shared!(THREE: [u32]);
     // SAFETY: 64 elements in each array and at least 64 threads in none; `out` and `fresh` have a place for each thread.
     unsafe {
         let arrays = [one, two, three].map(|array| array.add(linear as usize));

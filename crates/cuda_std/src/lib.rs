@@ -23,7 +23,7 @@ pub use float::F16;
 
 /// What a kernel file needs.
 pub mod prelude {
-    pub use crate::{F16, float, kernel, mem, shared, shared_array, thread, warp};
+    pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
 }
 
 /// For [`shared_array!`] alone.
@@ -31,4 +31,11 @@ pub mod prelude {
 #[doc(hidden)]
 pub fn host_shared(key: *const u8, bytes: usize, align: usize) -> *mut u8 {
     host::machine().shared(key, bytes, align)
+}
+
+/// For [`dynamic_shared!`] alone.
+#[cfg(not(target_arch = "nvptx64"))]
+#[doc(hidden)]
+pub fn host_dynamic_shared() -> *mut u8 {
+    host::machine().dynamic_shared()
 }
