@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod device;
+pub mod engine;
 pub mod gguf;
 pub mod model;
 pub mod pack;

@@ -1,0 +1,15 @@
+//! From text to text: sessions, sampling, generation, perplexity.
+
+mod error;
+mod generate;
+mod open;
+mod perplexity;
+mod sampler;
+mod session;
+
+pub use error::EngineError;
+pub use generate::{Event, Generated, Stop, Timing, generate};
+pub use open::{DeviceChoice, open};
+pub use perplexity::{Perplexity, perplexity};
+pub use sampler::{Sampler, Sampling};
+pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
