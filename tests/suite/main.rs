@@ -1,3 +1,5 @@
 //! The engine's tests: one binary, a module per area.
 
 mod gguf;
+mod kernels;
+mod reference;
