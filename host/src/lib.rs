@@ -1,6 +1,7 @@
 //! ntransformer: runs GGUF language models that are bigger than the GPU's memory.
 
 pub mod cli;
+pub mod demo;
 pub mod device;
 pub mod engine;
 pub mod gguf;

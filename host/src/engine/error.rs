@@ -1,5 +1,6 @@
 //! What can go wrong between a text and its continuation.
 
+
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -39,10 +40,15 @@ pub enum EngineError {
         advice: String,
     },
     /// More tokens than the context holds.
-    #[error("{tokens} tokens do not fit into the context of {context}; shorten the text or raise -c (the model allows {trained})")]
+    #[error(
+        "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text, \
+         lower -n, or raise -c (the model allows {trained})"
+    )]
     Context {
-        /// Tokens to be processed.
-        tokens: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens to be generated.
+        max_new: usize,
         /// The context of this run.
         context: usize,
         /// The model's own limit.

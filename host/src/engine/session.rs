@@ -214,9 +214,9 @@ impl<D: Device> Runner for Session<D> {
 
     fn pass(&mut self, tokens: &[u32], start: usize, wanted: usize) -> Result<(), EngineError> {
         let Config { dims, trained_context, .. } = &self.model.config;
-        let end = start + tokens.len();
-        if tokens.len() > self.max_batch || end > dims.context {
-            return Err(EngineError::Context { tokens: end, context: dims.context, trained: *trained_context });
+        if tokens.len() > self.max_batch || start + tokens.len() > dims.context {
+            let (max_new, context, trained) = (tokens.len(), dims.context, *trained_context);
+            return Err(EngineError::Context { prompt: start, max_new, context, trained });
         }
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= dims.vocab) {
             return Err(EngineError::Vocabulary { token, vocab: dims.vocab });
