@@ -1,4 +1,6 @@
 //! The engine's tests: one binary, a module per area.
 
 mod gguf;
+mod kernels;
 mod ptx;
+mod reference;

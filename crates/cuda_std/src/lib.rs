@@ -31,7 +31,7 @@ pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
-    pub use crate::{F16, float, kernel, mem, shared, shared_array, thread, warp};
+    pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
 }
 
 /// For [`shared_array!`] alone.
@@ -52,4 +52,11 @@ pub unsafe fn in_shared_memory<T>(pointer: *mut T) -> *mut T {
 #[doc(hidden)]
 pub fn host_shared(key: *const u8, bytes: usize, align: usize) -> *mut u8 {
     host::machine().shared(key, bytes, align)
+}
+
+/// For [`dynamic_shared!`] alone.
+#[cfg(not(target_arch = "nvptx64"))]
+#[doc(hidden)]
+pub fn host_dynamic_shared() -> *mut u8 {
+    host::machine().dynamic_shared()
 }

@@ -1,0 +1,6 @@
+//! The embedded PTX.
+
+/// The PTX text of the kernel module `name`.
+pub fn module(_name: &str) -> Option<&'static str> {
+    None
+}
