@@ -1,4 +1,5 @@
 //! ntransformer.
 
 pub mod cli;
+pub mod engine;
 pub mod gguf;

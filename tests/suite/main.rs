@@ -1,3 +1,4 @@
 //! The engine's tests: one binary, a module per area.
 
 mod gguf;
+mod tokenizer;

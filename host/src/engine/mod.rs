@@ -1,0 +1,3 @@
+//! From text to text: tokenizer, sampling, generation.
+
+pub mod tokenizer;
