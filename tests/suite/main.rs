@@ -3,3 +3,4 @@
 mod gguf;
 mod kernels;
 mod reference;
+mod tokenizer;

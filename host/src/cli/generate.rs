@@ -148,7 +148,7 @@ impl<'a> Output<'a> {
 
     /// The collected text. A reader that went away (`| head`) is not an error: it has seen enough.
     fn finish(mut self) -> anyhow::Result<String> {
-        let rest = self.utf8.finish();
+        let rest = self.utf8.flush();
         let end = if self.collect { rest } else { format!("{rest}\n") };
         self.print(&end);
         match self.error {
