@@ -4,7 +4,12 @@
 //! is a PTX instruction or two, and for the host, where the same functions ask the [`host::Machine`] that runs the thread
 //! (`crates/cuda_emu`). Code that needs an instruction this crate lacks adds it here, once, for both.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_unadjusted, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_unadjusted, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics),
+    // LLVM's intrinsics are reached no other way; the compiler is pinned by the manifest of the PTX.
+    allow(internal_features)
+)]
 
 #[cfg(target_arch = "nvptx64")]
 mod nvptx;
