@@ -69,7 +69,7 @@ impl Vocabulary {
         Tokenizer::from_gguf(&self.gguf()).unwrap()
     }
     fn error(self) -> String {
-        Tokenizer::from_gguf(&self.gguf()).err().expect("the vocabulary is bad, and was loaded").to_string()
+        Tokenizer::from_gguf(&self.gguf()).expect_err("the vocabulary is bad, and was loaded").to_string()
     }
 }
 
@@ -113,9 +113,9 @@ fn real_vocabularies() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
+#[allow(clippy::explicit_write, reason = "the test harness hides what eprintln! prints when a test passes")]
 fn agrees_with_llama_cpp(name: &str) {
     let Some(folder) = real_vocabularies() else {
-        // Not eprintln!, which the test harness hides when a test passes.
         let hint = "the folder shared/data beside the repository, or NT_TEST_DATA";
         writeln!(std::io::stderr(), "skipped: {name} needs {hint}").unwrap();
         return;
