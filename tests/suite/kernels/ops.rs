@@ -95,7 +95,7 @@ where
 pub fn kv_append<D: Driver>(lab: &mut Lab<D>) {
     const CONTEXT: usize = 9;
     for (kv_heads, head_dim) in [(1, 20), (2, 64), (3, 80), (1, 256)] {
-        for positions in [&[0][..], &[8], &[3, 4, 5, 6], &[8, 0, 7]] {
+        for positions in [&[0u32][..], &[8], &[3, 4, 5, 6], &[8, 0, 7]] {
             let width = kv_heads * head_dim;
             let mut k = lab.floats(positions.len() * width);
             let v = lab.floats(positions.len() * width);
