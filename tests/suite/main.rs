@@ -4,3 +4,4 @@ mod gguf;
 mod kernels;
 mod reference;
 mod tokenizer;
+mod ptx;

@@ -24,16 +24,19 @@ pub enum NvvmArch {
 
 impl NvvmArch {
     /// Flags that core must be compiled with too: compilers refuse a mix of them.
-    fn rustflags(self) -> [&'static str; 3] {
+    fn rustflags(self) -> [&'static str; 4] {
         let (cpu, features) = match self {
             Self::Compute80 => ("-Ctarget-cpu=sm_80", "-Ctarget-feature=+ptx74"),
             Self::Compute86 => ("-Ctarget-cpu=sm_86", "-Ctarget-feature=+ptx74"),
             Self::Compute89 => ("-Ctarget-cpu=sm_89", "-Ctarget-feature=+ptx78"),
             Self::Compute90 => ("-Ctarget-cpu=sm_90", "-Ctarget-feature=+ptx78"),
         };
+        // Right after each crate is compiled, while LLVM still has what cuda_std promises about shared addresses (it drops
+        // such assumptions before its backend would look): accesses become ld.shared instead of generic ones.
+        let spaces = "-Cpasses=infer-address-spaces";
         // This pass copies a barrier between two equal tests into both arms of the first, where the threads of a warp
         // wait for each other for ever. It works on MIR, which does not know what convergent means; LLVM's own does.
-        [cpu, features, "-Zmir-enable-passes=-JumpThreading"]
+        [cpu, features, spaces, "-Zmir-enable-passes=-JumpThreading"]
     }
 }
 

@@ -25,10 +25,26 @@ pub mod warp;
 
 pub use cuda_std_macros::kernel;
 pub use float::F16;
+#[cfg(not(target_arch = "nvptx64"))]
+#[doc(hidden)]
+pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
     pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
+}
+
+/// For [`shared_array!`] alone.
+///
+/// # Safety
+/// `pointer` must be a generic address of shared memory.
+#[cfg(target_arch = "nvptx64")]
+#[doc(hidden)]
+#[inline(always)]
+pub unsafe fn in_shared_memory<T>(pointer: *mut T) -> *mut T {
+    // SAFETY: the caller's promise.
+    unsafe { nvptx::assume_shared(pointer.cast()) };
+    pointer
 }
 
 /// For [`shared_array!`] alone.
