@@ -2,4 +2,3 @@
 
 pub mod cust;
 pub mod driver;
-mod ptx;
