@@ -7,6 +7,19 @@
 
 #[cfg(feature = "ops")]
 pub mod ops;
+#[cfg(feature = "probe")]
+pub mod probe;
+#[cfg(any(
+    feature = "f32",
+    feature = "f16",
+    feature = "bf16",
+    feature = "q8_0",
+    feature = "q2_k",
+    feature = "q3_k",
+    feature = "q4_k",
+    feature = "q5_k",
+    feature = "q6_k"
+))]
 pub mod weights;
 
 /// Kernels have nobody to tell: the launch fails, and the host reports it.

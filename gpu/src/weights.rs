@@ -1,6 +1,6 @@
 //! Kernels that read weights: matrix times vector, matrix times a few vectors, embedding rows.
 //!
-//! One mechanism, generic over [`quant::Format`]; [`weights!`] makes the entry points of each tensor type from it, each type
+//! One mechanism, generic over [`quant::Format`]; the macro below makes the entry points of each tensor type from it, each type
 //! in a PTX module of its own. Matrices are in GGUF's own layout: row after row, each `cols / ELEMS` blocks.
 
 use core::array;
@@ -174,16 +174,22 @@ impl Product {
             block += stride;
         }
 
+        // Result (r, c) is stored by lane r C + c.
+        const { assert!(R * C <= LANES as usize) };
+        let mut result = 0.0;
         for (r, sums) in sums.iter().enumerate() {
+            // SAFETY: the whole warp is here: it returned together or not at all.
+            let sums = unsafe { warp::sums(*sums) };
             for (c, &sum) in sums.iter().enumerate() {
-                // SAFETY: the whole warp is here: it returned together or not at all.
-                let sum = unsafe { warp::sum(sum) };
-                let (row, token) = (first_row + r as u32, first_token + c as u32);
-                if lane == 0 && row < self.rows && token < self.tokens {
-                    // SAFETY: the element is inside y, and this lane alone writes it.
-                    unsafe { self.store(row as usize, token as usize, sum) };
+                if lane == r * C + c {
+                    result = sum;
                 }
             }
+        }
+        let (row, token) = (first_row + (lane / C) as u32, first_token + (lane % C) as u32);
+        if lane < R * C && row < self.rows && token < self.tokens {
+            // SAFETY: the element is inside y, and this lane alone writes it.
+            unsafe { self.store(row as usize, token as usize, result) };
         }
     }
 

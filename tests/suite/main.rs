@@ -1,3 +1,7 @@
 //! The engine's tests: one binary, a module per area.
 
 mod gguf;
+mod kernels;
+mod ptx;
+mod reference;
+mod tokenizer;

@@ -1,4 +1,4 @@
-"""Golden vectors for the block formats, from PyPI `gguf`. Needs: pip install gguf numpy
+"""Golden vectors for the block formats, from PyPI `gguf` (0.19.0). Needs: pip install gguf numpy
 
 Usage: python tools/golden/blocks.py [crates/quant/tests/data]
 

@@ -11,13 +11,34 @@ pub(crate) const K_SCALES: usize = 12;
 /// The scale and the minimum of sub-block `j` (0 to 7), packed from `at` on.
 #[inline(always)]
 pub(crate) fn scale_min<B: Bytes>(block: B, at: usize, j: usize) -> (f32, f32) {
-    // The lanes of a warp read the same few words, and both runs of a slice share them.
-    let byte = |word: usize| block.u32_aligned(at + 4 * word) >> (8 * (j % 4));
-    let (scales, minima, upper) = (byte(0), byte(1), byte(2));
-    let (scale, min) = if j < 4 {
-        (scales & 0x3f, minima & 0x3f)
-    } else {
-        (upper & 0xf | scales >> 2 & 0x30, upper >> 4 & 0xf | minima >> 2 & 0x30)
-    };
+    // No branch, since the lanes of a warp differ in `j`; whole words, since those that agree in `j / 4` share them.
+    let (upper, byte) = (j / 4, 8 * (j % 4));
+    let word = |i: usize| block.u32_aligned(at + 4 * i) >> byte;
+    let top = |i: usize| word(i) >> (4 + 2 * upper) & 3;
+    let scale = word(2 * upper) & 0xf | top(0) << 4;
+    let min = word(1 + upper) >> (4 * upper) & 0xf | top(1) << 4;
     (scale as f32, min as f32)
+}
+
+/// Packs eight scales and eight minima, all below 64.
+pub(crate) fn pack(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; K_SCALES] {
+    let mut packed = [0; K_SCALES];
+    for j in 0..4 {
+        packed[j] = scales[j] | scales[j + 4] >> 4 << 6;
+        packed[4 + j] = mins[j] | mins[j + 4] >> 4 << 6;
+        packed[8 + j] = scales[j + 4] & 0xf | mins[j + 4] << 4;
+    }
+    packed
+}
+
+/// Root mean square of the scales that [`tame`] leaves.
+pub(crate) const TAME_SCALE_RMS: f32 = 48.39;
+
+/// Makes random bytes into scales of 32 to 63 with equal minima.
+pub(crate) fn tame(packed: &mut [u8]) {
+    for j in 0..4 {
+        packed[j] = packed[j] & 0x5f | 0xa0;
+        packed[4 + j] = packed[j];
+        packed[8 + j] = (packed[8 + j] & 0xf) * 0x11;
+    }
 }

@@ -7,9 +7,11 @@
 #![allow(non_camel_case_types, reason = "Q4_K and its like are the formats' standard names")]
 
 mod bytes;
+mod fit;
 mod format;
 mod k_scales;
 mod minifloat;
+mod random;
 mod row;
 mod tensor_type;
 
@@ -35,5 +37,6 @@ pub mod formats {
 pub use bytes::Bytes;
 pub use format::{Format, decode};
 pub use minifloat::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-pub use row::{LengthError, decode_row};
+pub use random::fill_random;
+pub use row::{LengthError, decode_row, encode_row};
 pub use tensor_type::{TensorType, Visitor};

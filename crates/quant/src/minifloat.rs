@@ -25,18 +25,16 @@ pub const fn f32_to_f16(x: f32) -> u16 {
 
     let bits = x.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    let half = if magnitude < NORMAL {
-        // A subnormal counts in units of 2^-24, and so does the mantissa of 0.5: the addition rounds.
-        (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5f32.to_bits()
-    } else if magnitude < OVERFLOW {
-        // Rounding may carry into the exponent, up to infinity, as it should.
-        let rebiased = magnitude - (112 << 23);
-        (rebiased + 0xfff + (rebiased >> 13 & 1)) >> 13
-    } else if magnitude <= INFINITY {
-        0x7c00
-    } else {
-        0x7e00 | magnitude >> 13 & 0x3ff
-    };
+    // All cases are computed and one is selected, so that a loop of conversions vectorises.
+    // A subnormal counts in units of 2^-24, and so does the mantissa of 0.5: the addition rounds.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    // Rounding may carry into the exponent, up to infinity, as it should.
+    let rebiased = magnitude.wrapping_sub(112 << 23);
+    let normal = rebiased.wrapping_add(0xfff + (rebiased >> 13 & 1)) >> 13;
+    let nan = 0x7e00 | magnitude >> 13 & 0x3ff;
+    let small = if magnitude < NORMAL { subnormal } else { normal };
+    let large = if magnitude <= INFINITY { 0x7c00 } else { nan };
+    let half = if magnitude < OVERFLOW { small } else { large };
     (half | bits >> 16 & 0x8000) as u16
 }
 

@@ -74,6 +74,7 @@ macro_rules! tensor_types {
             type F = formats::$name;
             assert!(matches!(F::TYPE, TensorType::$name));
             assert!(F::SLICES * F::RUNS * F::RUN == F::ELEMS && F::RUN <= 4);
+            assert!(F::SLICES < 8 || F::SLICES.is_multiple_of(8), "decode walks eight slices together");
         };)*
     };
 }

@@ -6,13 +6,13 @@ const THREADS: u32 = 256;
 /// Blocks beyond this take more than one turn: enough for any GPU of today to be full.
 const BLOCKS: u32 = 4096;
 
-/// The launch of [`swiglu`] and [`add`] for `n` elements.
+/// The launch of [`swiglu`](fn@swiglu) and [`add`](fn@add) for `n` elements.
 pub const fn elementwise_grid(n: u32) -> Grid {
     let blocks = n.div_ceil(THREADS);
     Grid::new(if blocks < BLOCKS { blocks } else { BLOCKS }, 1, THREADS)
 }
 
-/// The launch of [`gather_rows`] for `rows` rows of the result.
+/// The launch of [`gather_rows`](fn@gather_rows) for `rows` rows of the result.
 pub const fn gather_rows_grid(rows: u32) -> Grid {
     Grid::new(rows, 1, THREADS)
 }

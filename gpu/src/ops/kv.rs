@@ -6,7 +6,7 @@ use core::array;
 
 use cuda_std::{kernel::Grid, prelude::*};
 
-/// The largest head that [`attention`] computes: 4 pairs of dimensions in each lane of a warp.
+/// The largest head that [`attention`](fn@attention) computes: 4 pairs of dimensions in each lane of a warp.
 pub const MAX_HEAD_DIM: u32 = 256;
 
 const LANES: usize = 32;
@@ -15,12 +15,12 @@ const THREADS: u32 = (WARPS * LANES) as u32;
 /// Positions that a warp scores together, so that their loads are in flight at once.
 const TILE: usize = 8;
 
-/// The launch of [`kv_append`] for `tokens` tokens (at most 65535).
+/// The launch of [`kv_append`](fn@kv_append) for `tokens` tokens (at most 65535).
 pub const fn kv_append_grid(tokens: u32, kv_heads: u32, head_dim: u32) -> Grid {
     Grid::new((kv_heads * head_dim).div_ceil(THREADS), tokens, THREADS)
 }
 
-/// The launch of [`attention`] for `tokens` tokens (at most 65535).
+/// The launch of [`attention`](fn@attention) for `tokens` tokens (at most 65535).
 pub const fn attention_grid(tokens: u32, heads: u32) -> Grid {
     Grid::new(heads, tokens, THREADS)
 }
@@ -188,7 +188,7 @@ impl View {
             let positions: [u32; TILE] = array::from_fn(|t| (first + t as u32).min(self.last));
             let keys = positions.map(|position| row(self.k, position));
             let values = positions.map(|position| row(self.v, position));
-            let mut scores = keys.map(|key| {
+            let dots = keys.map(|key| {
                 let mut dot = 0.0;
                 for i in 0..PAIRS {
                     let [a, b] = halves(key[i]);
@@ -197,7 +197,7 @@ impl View {
                 dot
             });
             // SAFETY: `first` and `last` are the warp's, so that all lanes are here.
-            unsafe { warp_sums(&mut scores) };
+            let mut scores = unsafe { warp::sums(dots) };
 
             let mut new_maximum = maximum;
             for (t, score) in scores.iter_mut().enumerate() {
@@ -247,20 +247,4 @@ impl View {
 #[inline(always)]
 fn halves(word: u32) -> [f32; 2] {
     [F16(word as u16).to_f32(), F16((word >> 16) as u16).to_f32()]
-}
-
-/// Replaces each value by its sum over the warp; the exchanges of different values overlap.
-///
-/// # Safety
-/// All lanes must be here.
-#[inline(always)]
-unsafe fn warp_sums<const N: usize>(values: &mut [f32; N]) {
-    let mut step = 16;
-    while step > 0 {
-        for value in values.iter_mut() {
-            // SAFETY: the caller's promise.
-            *value += unsafe { warp::warp_shuffle_xor(warp::FULL_MASK, *value, step) };
-        }
-        step /= 2;
-    }
 }

@@ -6,7 +6,7 @@ use super::block;
 
 const THREADS: u32 = 512;
 
-/// The launch of [`rms_norm`] for `tokens` tokens.
+/// The launch of [`rms_norm`](fn@rms_norm) for `tokens` tokens.
 pub const fn rms_norm_grid(tokens: u32) -> Grid {
     Grid::new(tokens, 1, THREADS)
 }

@@ -4,7 +4,7 @@ use cuda_std::{kernel::Grid, prelude::*};
 
 const THREADS: u32 = 128;
 
-/// The launch of [`rope_adjacent`] and [`rope_half`] for `tokens` tokens (at most 65535) of `heads` heads, of which `rot`
+/// The launch of [`rope_adjacent`](fn@rope_adjacent) and [`rope_half`](fn@rope_half) for `tokens` tokens (at most 65535) of `heads` heads, of which `rot`
 /// dimensions rotate.
 pub const fn rope_grid(tokens: u32, heads: u32, rot: u32) -> Grid {
     Grid::new((heads * (rot / 2)).div_ceil(THREADS), tokens, THREADS)

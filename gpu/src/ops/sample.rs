@@ -5,7 +5,7 @@ use cuda_std::{kernel::Grid, prelude::*};
 const THREADS: u32 = 512;
 const WARPS: usize = (THREADS / 32) as usize;
 
-/// The launch of [`argmax`] for `rows` rows.
+/// The launch of [`argmax`](fn@argmax) for `rows` rows.
 pub const fn argmax_grid(rows: u32) -> Grid {
     Grid::new(rows, 1, THREADS)
 }

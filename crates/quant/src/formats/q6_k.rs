@@ -4,6 +4,8 @@
 //! 128 values, has 64 bytes of `ql` and 32 of `qh`: nibble `n` of `ql[i]` belongs to value `64 n + i`, bit pair `p` of
 //! `qh[i]` to value `32 p + i`.
 
+use crate::fit::Symmetric;
+use crate::random::tame_signed;
 use crate::{Bytes, Format, TensorType};
 
 /// 6-bit integers, an 8-bit scale for 16.
@@ -13,6 +15,12 @@ const QL: usize = 0;
 const QH: usize = QL + 128;
 const SCALES: usize = QH + 64;
 const D: usize = SCALES + 16;
+
+/// Root mean square of a random `q - 32`.
+const RANDOM_RMS: f32 = 18.48;
+
+/// Root mean square of a random scale of 48 to 63.
+const RANDOM_SCALE_RMS: f32 = 55.69;
 
 impl Format for Q6_K {
     const TYPE: TensorType = TensorType::Q6_K;
@@ -35,5 +43,30 @@ impl Format for Q6_K {
         let pair = 2 * run + word / 8;
         let high = block.u32(QH + 32 * half + 4 * (word % 8)) >> (2 * pair) & 0x0303_0303;
         (low | high << 4).to_le_bytes().map(|q| d * (f32::from(q) - 32.0))
+    }
+
+    fn encode(x: &[f32], block: &mut [u8]) {
+        let fit = Symmetric::fit(x, 32.0, 128.0);
+        block[QL..SCALES].fill(0);
+        for slice in 0..Self::SLICES {
+            let (half, word) = (slice / 16, slice % 16);
+            for run in 0..Self::RUNS {
+                for i in 0..4 {
+                    let q = (fit.q[Self::at(slice, run) + i] + 32) as u8;
+                    block[QL + 4 * slice + i] |= (q & 0xf) << (4 * run);
+                    block[QH + 32 * half + 4 * (word % 8) + i] |= q >> 4 << (2 * (2 * run + word / 8));
+                }
+            }
+        }
+        block[SCALES..D].copy_from_slice(&fit.scales.map(|scale| scale as u8));
+        block[D..].copy_from_slice(&fit.d.to_le_bytes());
+    }
+
+    fn tame(block: &mut [u8], sigma: f32) {
+        for scale in &mut block[SCALES..D] {
+            let magnitude = *scale & 0xf | 0x30;
+            *scale = if *scale & 0x80 == 0 { magnitude } else { magnitude.wrapping_neg() };
+        }
+        tame_signed(block, D, sigma / (RANDOM_SCALE_RMS * RANDOM_RMS));
     }
 }

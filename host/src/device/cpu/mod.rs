@@ -124,21 +124,7 @@ impl Transfer for CpuDevice {
     }
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
-        let mut memory = Vec::new();
-        let out_of_memory = |free| DeviceError::OutOfMemory {
-            device: self.name.clone(),
-            what: what.to_owned(),
-            need: bytes as u64,
-            free,
-            advice: "close other programs or use a smaller model or context",
-        };
-        let free = self.memory()?.free;
-        if bytes as u64 > free {
-            return Err(out_of_memory(free));
-        }
-        memory.try_reserve_exact(bytes).map_err(|_| out_of_memory(free))?;
-        memory.resize(bytes, 0);
-        Ok(memory)
+        crate::platform::zeroed(what, bytes)
     }
 
     fn share(&self, bytes: SharedBytes) -> Option<CpuBuf> {
