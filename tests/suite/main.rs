@@ -2,6 +2,6 @@
 
 mod gguf;
 mod kernels;
+mod ptx;
 mod reference;
 mod tokenizer;
-mod ptx;
