@@ -8,10 +8,17 @@
 #[macro_export]
 macro_rules! shared_array {
     ($name:ident: [$ty:ty; $len:expr]) => {{
-        const BYTES: usize = ($len) * ::core::mem::size_of::<$ty>();
         #[cfg(target_arch = "nvptx64")]
         let pointer: *mut $ty = {
-            ::core::arch::global_asm!(concat!(".shared .align 16 .b8 ", stringify!($name), "[{}];"), const BYTES);
+            // `global_asm!` is an item and no statement: it needs a module around it.
+            mod declaration {
+                #[allow(unused_imports)]
+                use super::*;
+                ::core::arch::global_asm!(
+                    concat!(".shared .align 16 .b8 ", stringify!($name), "[{}];"),
+                    const ($len) * ::core::mem::size_of::<$ty>()
+                );
+            }
             let address: u64;
             // SAFETY: reads the address of an array that the line above declares.
             unsafe {
@@ -20,13 +27,14 @@ macro_rules! shared_array {
                     out(reg64) address, options(pure, nomem, nostack)
                 );
             }
-            address as *mut $ty
+            // SAFETY: it is an address of shared memory.
+            unsafe { $crate::in_shared_memory(address as *mut $ty) }
         };
         #[cfg(not(target_arch = "nvptx64"))]
         let pointer: *mut $ty = {
             static KEY: u8 = 0;
             let _ = stringify!($name);
-            $crate::host_shared(&raw const KEY, BYTES, 16).cast()
+            $crate::host_shared(&raw const KEY, ($len) * ::core::mem::size_of::<$ty>(), 16).cast()
         };
         pointer
     }};

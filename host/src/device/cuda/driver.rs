@@ -2,27 +2,12 @@
 
 use std::ops::Range;
 
+pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
 
 use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
-
-/// A launch's geometry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    /// Blocks along x, y, z.
-    pub blocks: [u32; 3],
-    /// Threads of a block along x, y, z.
-    pub threads: [u32; 3],
-}
-
-impl Grid {
-    /// `x` by `y` blocks of `threads` threads.
-    pub fn new(x: u32, y: u32, threads: u32) -> Self {
-        Grid { blocks: [x, y, 1], threads: [threads, 1, 1] }
-    }
-}
 
 /// A driver of one GPU with two queues: kernels, `write` and `read` are ordered on the compute queue; `upload` runs beside
 /// them on the copy queue, ordered by events alone.
