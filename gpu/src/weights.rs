@@ -92,9 +92,9 @@ unsafe fn load_run<F: Format>(x: *const f32) -> [f32; 4] {
         return unsafe { mem::load4(x) };
     }
     let mut run = [0.0; 4];
-    for (i, value) in run.iter_mut().enumerate().take(F::RUN) {
+    for i in 0..F::RUN {
         // SAFETY: the caller's promise.
-        *value = unsafe { mem::load(x.add(i)) };
+        run[i] = unsafe { mem::load(x.add(i)) };
     }
     run
 }
@@ -176,14 +176,13 @@ impl Product {
 
         // Result (r, c) is stored by lane r C + c.
         const { assert!(R * C <= LANES as usize) };
+        let sums = sums.as_flattened_mut();
+        // SAFETY: the whole warp is here: it returned together or not at all.
+        unsafe { warp::sums(sums) };
         let mut result = 0.0;
-        for (r, sums) in sums.iter().enumerate() {
-            // SAFETY: the whole warp is here: it returned together or not at all.
-            let sums = unsafe { warp::sums(*sums) };
-            for (c, &sum) in sums.iter().enumerate() {
-                if lane == r * C + c {
-                    result = sum;
-                }
+        for i in 0..R * C {
+            if lane == i {
+                result = sums[i];
             }
         }
         let (row, token) = (first_row + (lane / C) as u32, first_token + (lane % C) as u32);
@@ -232,8 +231,8 @@ unsafe fn embed<F: Format>(w: *const u8, ids: *const u32, y: *mut f32, cols: u32
             for run in 0..F::RUNS {
                 let values = F::run(DeviceBlock::new(row.add(block * F::BYTES)), slice, run);
                 let y = y.add(block * F::ELEMS + F::at(slice, run));
-                for (k, &value) in values.iter().enumerate().take(F::RUN) {
-                    mem::store(y.add(k), value);
+                for k in 0..F::RUN {
+                    mem::store(y.add(k), values[k]);
                 }
             }
             i += THREADS as usize;
