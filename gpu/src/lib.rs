@@ -1,1 +1,31 @@
 //! The kernels.
+//!
+//! Each feature of this crate is one PTX module (`gpu/ptx/FEATURE.ptx`), named in the `#[kernel("…")]` of the kernels it
+//! holds. Built for the host, the default features bring all of them, for the emulator.
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, stdarch_nvptx))]
+
+#[cfg(feature = "ops")]
+pub mod ops;
+#[cfg(feature = "probe")]
+pub mod probe;
+#[cfg(any(
+    feature = "f32",
+    feature = "f16",
+    feature = "bf16",
+    feature = "q8_0",
+    feature = "q2_k",
+    feature = "q3_k",
+    feature = "q4_k",
+    feature = "q5_k",
+    feature = "q6_k"
+))]
+pub mod weights;
+
+/// Kernels have nobody to tell: the launch fails, and the host reports it.
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // SAFETY: ends the kernel.
+    unsafe { core::arch::nvptx::trap() }
+}

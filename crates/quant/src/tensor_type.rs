@@ -1,25 +1,35 @@
-//! The tensor types that the engine computes with.
+//! The block formats as values.
 
 use core::fmt;
 
-/// One row per type: the enum, its tables and the dispatch all come from this list, so they cannot disagree.
+use crate::{Format, formats};
+
+/// What to do with a tensor type once it is known as a [`Format`]; see [`TensorType::visit`].
+pub trait Visitor {
+    /// The visit's result.
+    type Out;
+
+    /// Called with the format of the visited [`TensorType`].
+    fn visit<F: Format>(self) -> Self::Out;
+}
+
+/// The enum, its tables and its dispatch all come from one list, so they cannot disagree.
 macro_rules! tensor_types {
-    ($($(#[$doc:meta])* $variant:ident = $id:literal, $elems:literal elements in $bytes:literal bytes;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $id:literal,)*) => {
         /// A tensor type of GGUF (`ggml_type`) that the engine computes with.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[allow(non_camel_case_types, reason = "the formats' standard names")]
         pub enum TensorType {
-            $($(#[$doc])* $variant,)*
+            $($(#[$doc])* $name,)*
         }
 
         impl TensorType {
-            /// Every type, in the order of their `ggml_type` ids except that BF16 follows F16.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+            /// Every type.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
             /// The type with this `ggml_type` id, or `None` if the engine does not compute with it.
             pub const fn from_ggml(id: u32) -> Option<Self> {
                 match id {
-                    $($id => Some(Self::$variant),)*
+                    $($id => Some(Self::$name),)*
                     _ => None,
                 }
             }
@@ -27,53 +37,67 @@ macro_rules! tensor_types {
             /// The `ggml_type` id, as GGUF's tensor infos hold it.
             pub const fn ggml_id(self) -> u32 {
                 match self {
-                    $(Self::$variant => $id,)*
+                    $(Self::$name => $id,)*
                 }
             }
 
             /// The usual name, such as `Q4_K`.
             pub const fn name(self) -> &'static str {
                 match self {
-                    $(Self::$variant => stringify!($variant),)*
+                    $(Self::$name => stringify!($name),)*
                 }
             }
 
-            /// Elements in a block.
+            /// Values in a block.
             pub const fn block_elems(self) -> usize {
                 match self {
-                    $(Self::$variant => $elems,)*
+                    $(Self::$name => formats::$name::ELEMS,)*
                 }
             }
 
             /// Bytes of a block.
             pub const fn block_bytes(self) -> usize {
                 match self {
-                    $(Self::$variant => $bytes,)*
+                    $(Self::$name => formats::$name::BYTES,)*
+                }
+            }
+
+            /// Calls the visitor with this type's [`Format`]: the one place where a value becomes a generic parameter.
+            pub fn visit<V: Visitor>(self, visitor: V) -> V::Out {
+                match self {
+                    $(Self::$name => visitor.visit::<formats::$name>(),)*
                 }
             }
         }
+
+        $(const _: () = {
+            type F = formats::$name;
+            assert!(matches!(F::TYPE, TensorType::$name));
+            assert!(F::SLICES * F::RUNS * F::RUN == F::ELEMS && F::RUN <= 4);
+            assert!(F::SLICES < 8 || F::SLICES.is_multiple_of(8), "decode walks eight slices together");
+        };)*
     };
 }
 
 tensor_types! {
     /// IEEE single precision.
-    F32 = 0, 1 elements in 4 bytes;
+    F32 = 0,
     /// IEEE half precision.
-    F16 = 1, 1 elements in 2 bytes;
+    F16 = 1,
     /// The upper half of a single: 8 bits of exponent, 7 of mantissa.
-    BF16 = 30, 1 elements in 2 bytes;
+    BF16 = 30,
     /// 8-bit integers, one scale for 32.
-    Q8_0 = 8, 32 elements in 34 bytes;
+    Q8_0 = 8,
     /// 2-bit integers, a 4-bit scale and minimum for 16.
-    Q2_K = 10, 256 elements in 84 bytes;
+    Q2_K = 10,
     /// 3-bit integers, a 6-bit scale for 16.
-    Q3_K = 11, 256 elements in 110 bytes;
+    Q3_K = 11,
     /// 4-bit integers, a 6-bit scale and minimum for 32.
-    Q4_K = 12, 256 elements in 144 bytes;
+    Q4_K = 12,
     /// 5-bit integers, a 6-bit scale and minimum for 32.
-    Q5_K = 13, 256 elements in 176 bytes;
+    Q5_K = 13,
     /// 6-bit integers, an 8-bit scale for 16.
-    Q6_K = 14, 256 elements in 210 bytes;
+    Q6_K = 14,
 }
 
 impl TensorType {
@@ -82,7 +106,7 @@ impl TensorType {
         Self::ALL.iter().copied().find(|ty| ty.name().eq_ignore_ascii_case(name))
     }
 
-    /// Bytes of a row of `cols` elements; `None` if `cols` is no multiple of the block or the size overflows.
+    /// Bytes of a row of `cols` values; `None` if `cols` is no multiple of the block or the size overflows.
     pub const fn row_bytes(self, cols: usize) -> Option<usize> {
         if cols.is_multiple_of(self.block_elems()) {
             (cols / self.block_elems()).checked_mul(self.block_bytes())

@@ -152,7 +152,12 @@ impl Gguf {
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.index.get(name).map(|&index| &self.tensors[index])
+        self.tensor_index(name).map(|index| &self.tensors[index])
+    }
+
+    /// Where the tensor called `name` is in [`Self::tensors`].
+    pub fn tensor_index(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
     }
 
     /// The tensor called `name`.
@@ -189,6 +194,13 @@ impl Gguf {
     /// Where the tensor's data starts, in bytes from the start of the file.
     pub fn tensor_file_offset(&self, tensor: &TensorInfo) -> u64 {
         self.data_start + tensor.offset
+    }
+}
+
+/// The whole file's bytes.
+impl AsRef<[u8]> for Gguf {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -1,0 +1,62 @@
+//! Q4_K: 256 values in eight sub-blocks of 32, `d * scale * q - dmin * min` with 4-bit `q` and 6-bit `scale`, `min`.
+//!
+//! Bytes: `d`, `dmin` (half precision), the packed scales and minima ([`crate::k_scales`]), then `q` in four groups of
+//! 64 values: a group's 32 bytes hold its first 32 values in the low nibbles, its last 32 in the high ones.
+
+use crate::fit::Affine;
+use crate::k_scales::{K_SCALES, TAME_SCALE_RMS, pack, scale_min, tame};
+use crate::random::tame_affine;
+use crate::{Bytes, Format, TensorType};
+
+/// 4-bit integers, a 6-bit scale and minimum for 32.
+pub struct Q4_K;
+
+const D: usize = 0;
+const DMIN: usize = 2;
+const SCALES: usize = 4;
+const QS: usize = SCALES + K_SCALES;
+
+/// The largest `q`.
+const TOP: u8 = 15;
+
+/// Standard deviation of a random `q`.
+const RANDOM_DEVIATION: f32 = 4.610;
+
+impl Format for Q4_K {
+    const TYPE: TensorType = TensorType::Q4_K;
+    const ELEMS: usize = 256;
+    const BYTES: usize = QS + 128;
+    const SLICES: usize = 32;
+    const RUNS: usize = 2;
+
+    #[inline(always)]
+    fn at(slice: usize, run: usize) -> usize {
+        64 * (slice / 8) + 32 * run + 4 * (slice % 8)
+    }
+
+    #[inline(always)]
+    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
+        let (scale, min) = scale_min(block, SCALES, 2 * (slice / 8) + run);
+        let (d, m) = (block.f16(D) * scale, block.f16(DMIN) * min);
+        let q = block.u32_aligned(QS + 4 * slice) >> (4 * run) & 0x0f0f_0f0f;
+        q.to_le_bytes().map(|q| d * f32::from(q) - m)
+    }
+
+    fn encode(x: &[f32], block: &mut [u8]) {
+        let fit = Affine::fit(x, TOP, 63);
+        block[D..DMIN].copy_from_slice(&fit.d.to_le_bytes());
+        block[DMIN..SCALES].copy_from_slice(&fit.dmin.to_le_bytes());
+        block[SCALES..SCALES + K_SCALES].copy_from_slice(&pack(&fit.scales, &fit.mins));
+        for slice in 0..Self::SLICES {
+            for i in 0..4 {
+                let (low, high) = (fit.q[Self::at(slice, 0) + i], fit.q[Self::at(slice, 1) + i]);
+                block[QS + 4 * slice + i] = low | high << 4;
+            }
+        }
+    }
+
+    fn tame(block: &mut [u8], sigma: f32) {
+        tame(&mut block[SCALES..SCALES + K_SCALES]);
+        tame_affine(block, D, DMIN, sigma / (TAME_SCALE_RMS * RANDOM_DEVIATION), TOP);
+    }
+}

@@ -1,0 +1,79 @@
+//! What one pass computes: tokens, their positions, and which of them need logits.
+
+/// Which elements of a head are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Elements 2i and 2i + 1: GGUF's `llama`, whose q and k rows were permuted at conversion.
+    Adjacent,
+    /// Elements i and i + d/2, as the paper's authors and HF transformers store them: `qwen2`.
+    Half,
+}
+
+/// The sizes of a model that a device computes with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dims {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn: usize,
+    /// Number of tokens in the vocabulary.
+    pub vocab: usize,
+    /// Elements of a head that are rotated; even, at most `head_dim`.
+    pub rope_dims: usize,
+    /// How they pair.
+    pub pairing: Pairing,
+    /// RMSNorm's epsilon.
+    pub eps: f32,
+    /// Positions in the KV cache.
+    pub context: usize,
+}
+
+impl Dims {
+    /// Width of the queries of one token.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of the keys, and of the values, of one token.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Bytes of one layer's K and V caches, F16.
+    pub fn kv_bytes(&self) -> usize {
+        2 * self.context * self.kv_width() * 2
+    }
+}
+
+/// The tokens of one pass. Causal: a token attends to all cached positions up to its own.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids, `[n]`.
+    pub tokens: Vec<u32>,
+    /// Their positions, `[n]`, each below `Dims::context`.
+    pub positions: Vec<u32>,
+    /// Cosines of the rotation, `[n x rope_dims / 2]`.
+    pub cos: Vec<f32>,
+    /// Sines of the rotation, `[n x rope_dims / 2]`.
+    pub sin: Vec<f32>,
+    /// Indices into `tokens` of those whose logits are wanted.
+    pub want: Vec<u32>,
+}
+
+impl Batch {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// No tokens.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}

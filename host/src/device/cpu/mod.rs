@@ -1,0 +1,347 @@
+//! The CPU device: plain Rust over rayon. It computes where the weights are, so a resident model is used in the file's map.
+
+mod math;
+
+use std::{
+    ops::Range,
+    sync::{Arc, RwLock, RwLockReadGuard},
+};
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::{
+    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
+    Transfer, Weight, new_scratch,
+};
+
+/// Memory of the CPU device.
+#[derive(Clone)]
+pub enum CpuBuf {
+    /// Part of a model file's map.
+    Shared(SharedBytes),
+    /// Its own allocation, e.g. a streaming slot. The lock is what orders a copy into it and reads of it.
+    Owned(Arc<RwLock<Vec<u8>>>),
+}
+
+/// A read lock on a buffer, for the duration of one stage.
+enum Bytes<'a> {
+    Shared(&'a SharedBytes),
+    Owned(RwLockReadGuard<'a, Vec<u8>>),
+}
+
+impl CpuBuf {
+    fn bytes(&self) -> Bytes<'_> {
+        match self {
+            CpuBuf::Shared(bytes) => Bytes::Shared(bytes),
+            CpuBuf::Owned(lock) => Bytes::Owned(lock.read().unwrap_or_else(|poisoned| poisoned.into_inner())),
+        }
+    }
+
+    /// Copies `bytes` to `self[offset..]`.
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let CpuBuf::Owned(lock) = self else {
+            return Err(DeviceError::Unsupported("a mapped model file is read-only".into()));
+        };
+        let mut memory = lock.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (end, len) = (offset.saturating_add(bytes.len()), memory.len());
+        let target = memory.get_mut(offset..end);
+        target.ok_or(DeviceError::OutOfRange { what: "write", start: offset, end, len })?.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl std::ops::Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Shared(bytes) => bytes,
+            Bytes::Owned(guard) => guard,
+        }
+    }
+}
+
+/// Activations, `[rows x width]`.
+pub struct CpuAct {
+    data: Vec<f32>,
+    width: usize,
+}
+
+impl CpuAct {
+    /// The first `n` rows.
+    fn rows(&self, n: usize) -> &[f32] {
+        &self.data[..n * self.width]
+    }
+
+    fn rows_mut(&mut self, n: usize) -> &mut [f32] {
+        &mut self.data[..n * self.width]
+    }
+}
+
+/// One layer's caches, `[kv_heads x context x head_dim]` each.
+pub struct CpuKv {
+    k: Vec<f16>,
+    v: Vec<f16>,
+}
+
+/// The CPU device. Uses the global rayon pool.
+pub struct CpuDevice {
+    name: String,
+    dims: Option<Dims>,
+    scratch: Option<Scratch<CpuAct>>,
+}
+
+impl CpuDevice {
+    /// The CPU, with as many threads as the global rayon pool has.
+    pub fn new() -> Self {
+        CpuDevice { name: format!("cpu ({} threads)", rayon::current_num_threads()), dims: None, scratch: None }
+    }
+}
+
+impl Default for CpuDevice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Transfer for CpuDevice {
+    type Buf = CpuBuf;
+    type Pinned = Vec<u8>;
+    type Event = ();
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn memory(&self) -> Result<MemoryInfo> {
+        crate::platform::memory()
+            .map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
+    }
+
+    fn alloc(&self, what: &str, bytes: usize) -> Result<CpuBuf> {
+        Ok(CpuBuf::Owned(Arc::new(RwLock::new(self.pinned(what, bytes)?))))
+    }
+
+    fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
+        crate::platform::zeroed(what, bytes)
+    }
+
+    fn share(&self, bytes: SharedBytes) -> Option<CpuBuf> {
+        Some(CpuBuf::Shared(bytes))
+    }
+
+    fn write(&self, dst: &CpuBuf, offset: usize, bytes: &[u8]) -> Result<()> {
+        dst.write(offset, bytes)
+    }
+
+    fn upload(
+        &self,
+        src: &Vec<u8>,
+        range: Range<usize>,
+        dst: &CpuBuf,
+        offset: usize,
+        _after: Option<&()>,
+    ) -> Result<()> {
+        let (Range { start, end }, len) = (range.clone(), src.len());
+        dst.write(offset, src.get(range).ok_or(DeviceError::OutOfRange { what: "upload", start, end, len })?)
+    }
+
+    fn mark(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn compute_waits(&self, _event: &()) -> Result<()> {
+        Ok(())
+    }
+
+    fn host_waits(&self, _event: &()) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl CpuDevice {
+    /// The bytes of a tensor: `rows` rows of `row_bytes` bytes.
+    fn weight<'a>(bytes: &'a [u8], w: &Tensor<CpuBuf>) -> Result<(&'a [u8], usize)> {
+        let row_bytes = w.ty.row_bytes(w.cols).ok_or_else(|| {
+            DeviceError::Unsupported(format!("a {} tensor cannot have rows of {} elements", w.ty, w.cols))
+        })?;
+        let (start, end) = (w.offset, w.offset + w.rows * row_bytes);
+        let len = bytes.len();
+        let data = bytes.get(start..end).ok_or(DeviceError::OutOfRange { what: "weights", start, end, len })?;
+        Ok((data, row_bytes))
+    }
+
+    /// A vector of F32 weights.
+    fn vector(w: &Tensor<CpuBuf>) -> Result<Vec<f32>> {
+        let bytes = w.buf.bytes();
+        let (data, _) = Self::weight(&bytes, w)?;
+        let mut out = vec![0.0; w.cols];
+        decode(w.ty, data, &mut out);
+        Ok(out)
+    }
+}
+
+/// Decodes a row whose length was checked against its tensor's shape.
+fn decode(ty: quant::TensorType, row: &[u8], out: &mut [f32]) {
+    quant::decode_row(ty, row, out).expect("the row's length follows from its shape");
+}
+
+impl Device for CpuDevice {
+    type Act = CpuAct;
+    type Kv = CpuKv;
+
+    fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()> {
+        self.scratch = Some(new_scratch(self, dims, max_tokens)?);
+        self.dims = Some(dims.clone());
+        Ok(())
+    }
+
+    fn dims(&self) -> &Dims {
+        self.dims.as_ref().expect("prepare() comes first")
+    }
+
+    fn act(&self, rows: usize, width: usize) -> Result<CpuAct> {
+        Ok(CpuAct { data: vec![0.0; rows * width], width })
+    }
+
+    fn kv(&self) -> Result<CpuKv> {
+        let elements = self.dims().context * self.dims().kv_width();
+        Ok(CpuKv { k: vec![f16::ZERO; elements], v: vec![f16::ZERO; elements] })
+    }
+
+    fn scratch(&mut self) -> &mut Option<Scratch<CpuAct>> {
+        &mut self.scratch
+    }
+
+    fn begin(&mut self, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CpuAct) -> Result<()> {
+        let bytes = table.buf.bytes();
+        let (data, row_bytes) = Self::weight(&bytes, table)?;
+        for (&token, out) in batch.tokens.iter().zip(x.rows_mut(batch.len()).chunks_exact_mut(table.cols)) {
+            decode(table.ty, &data[token as usize * row_bytes..][..row_bytes], out);
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, values: &[f32], x: &mut CpuAct) -> Result<()> {
+        x.data[..values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &CpuAct, y: &mut CpuAct) -> Result<()> {
+        let (weight, eps) = (Self::vector(w)?, self.dims().eps);
+        for (x, y) in x.rows(n).chunks_exact(w.cols).zip(y.rows_mut(n).chunks_exact_mut(w.cols)) {
+            math::rms_norm(x, &weight, eps, y);
+        }
+        Ok(())
+    }
+
+    fn matmul(
+        &mut self,
+        w: &Linear<Weight<Self>>,
+        n: usize,
+        x: &CpuAct,
+        y: &mut CpuAct,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let (weight, bias) = (&w.weight, w.bias.as_ref().map(Self::vector).transpose()?);
+        let bytes = weight.buf.bytes();
+        let (data, row_bytes) = Self::weight(&bytes, weight)?;
+        let (rows, cols, x) = (weight.rows, weight.cols, x.rows(n));
+        // One row of W serves all tokens, so it is decoded once; `columns` is y transposed, written row by row.
+        let mut columns = vec![0.0f32; rows * n];
+        columns.par_chunks_mut(n).zip(data.par_chunks_exact(row_bytes)).enumerate().for_each_init(
+            || vec![0.0f32; cols],
+            |decoded, (r, (out, row))| {
+                decode(weight.ty, row, decoded);
+                let b = bias.as_ref().map_or(0.0, |b| b[r]);
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(cols)) {
+                    *out = math::dot(decoded, x) + b;
+                }
+            },
+        );
+        for (t, y) in y.rows_mut(n).chunks_exact_mut(rows).enumerate() {
+            for (r, y) in y.iter_mut().enumerate() {
+                let value = columns[r * n + t];
+                *y = if epilogue == Epilogue::Residual { *y + value } else { value };
+            }
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self, batch: &Batch, heads: usize, x: &mut CpuAct) -> Result<()> {
+        let Dims { head_dim, rope_dims, pairing, .. } = *self.dims();
+        let half = rope_dims / 2;
+        for (t, row) in x.rows_mut(batch.len()).chunks_exact_mut(heads * head_dim).enumerate() {
+            let (cos, sin) = (&batch.cos[t * half..][..half], &batch.sin[t * half..][..half]);
+            for head in row.chunks_exact_mut(head_dim) {
+                for i in 0..half {
+                    let (a, b) = match pairing {
+                        Pairing::Adjacent => (2 * i, 2 * i + 1),
+                        Pairing::Half => (i, i + half),
+                    };
+                    (head[a], head[b]) = (head[a] * cos[i] - head[b] * sin[i], head[a] * sin[i] + head[b] * cos[i]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, batch: &Batch, k: &CpuAct, v: &CpuAct, kv: &mut CpuKv) -> Result<()> {
+        let Dims { kv_heads, head_dim, context, .. } = *self.dims();
+        for (t, &position) in batch.positions.iter().enumerate() {
+            for (cache, new) in [(&mut kv.k, k), (&mut kv.v, v)] {
+                for head in 0..kv_heads {
+                    let from = &new.data[(t * kv_heads + head) * head_dim..][..head_dim];
+                    let at = (head * context + position as usize) * head_dim;
+                    for (slot, &value) in cache[at..at + head_dim].iter_mut().zip(from) {
+                        *slot = f16::from_f32(value);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(&mut self, batch: &Batch, q: &CpuAct, kv: &CpuKv, y: &mut CpuAct) -> Result<()> {
+        let Dims { heads, kv_heads, head_dim, context, .. } = *self.dims();
+        let q = q.rows(batch.len());
+        y.rows_mut(batch.len()).par_chunks_mut(head_dim).zip(q.par_chunks(head_dim)).enumerate().for_each(
+            |(i, (y, q))| {
+                let (t, head) = (i / heads, i % heads);
+                let seen = batch.positions[t] as usize + 1;
+                let cache = (head / (heads / kv_heads)) * context * head_dim;
+                let range = cache..cache + seen * head_dim;
+                math::attend(q, &kv.k[range.clone()], &kv.v[range], y);
+            },
+        );
+        Ok(())
+    }
+
+    fn swiglu(&mut self, n: usize, gate: &mut CpuAct, up: &CpuAct) -> Result<()> {
+        for (g, u) in gate.rows_mut(n).iter_mut().zip(up.rows(n)) {
+            *g = *g / (1.0 + (-*g).exp()) * u;
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self, batch: &Batch, x: &CpuAct, y: &mut CpuAct) -> Result<()> {
+        let width = x.width;
+        for (&row, y) in batch.want.iter().zip(y.data.chunks_exact_mut(width)) {
+            y.copy_from_slice(&x.data[row as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, x: &CpuAct, rows: usize, width: usize) -> Result<Vec<f32>> {
+        Ok(x.data[..rows * width].to_vec())
+    }
+
+    fn argmax(&mut self, x: &CpuAct, rows: usize, width: usize) -> Result<Vec<u32>> {
+        Ok(x.data.chunks_exact(width).take(rows).map(math::argmax).collect())
+    }
+}

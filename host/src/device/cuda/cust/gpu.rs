@@ -1,0 +1,165 @@
+//! Finding and opening a GPU, and what the driver's errors mean.
+
+use std::cell::Cell;
+
+use cuda_dlopen::{Code, raw};
+use cust::{
+    context::{Context, CurrentContext},
+    device::{Device, DeviceAttribute},
+    error::CudaError,
+    stream::{Stream, StreamFlags},
+};
+
+use crate::device::{DeviceError, MemoryInfo};
+
+type Result<T> = std::result::Result<T, DeviceError>;
+
+/// The least driver, as `cuDriverGetVersion` counts: the kernels are PTX 7.4, which came with CUDA 11.4 (PTX ISA, "Release
+/// Notes").
+const MIN_DRIVER: i32 = 11040;
+/// The least compute capability: the kernels are compiled for sm_80.
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
+/// The end of every message about a GPU that cannot be used.
+const WAY_OUT: &str = "--device cpu runs without a GPU";
+
+/// An open GPU: its primary context and the two queues. Every handle holds it through an `Rc`, so the context outlives
+/// them all; that also keeps them on the thread that opened it.
+pub(super) struct Gpu {
+    // Dropped in this order: a stream belongs to the context. cust never makes a stream non-blocking, which only matters
+    // beside work on the legacy default stream, and nothing here uses that.
+    pub compute: Stream,
+    pub copy: Stream,
+    context: Context,
+    /// `cuda:0 NVIDIA H200`.
+    pub name: String,
+    /// The kernel launched last: a fault in it surfaces at a later call.
+    pub last_kernel: Cell<Option<&'static str>>,
+}
+
+impl Gpu {
+    pub fn open(index: usize) -> Result<Gpu> {
+        let count = count()?;
+        if index >= count {
+            let have = if count == 1 { "cuda:0 is the only one".into() } else { format!("{count} are visible") };
+            return Err(unavailable(format!("there is no cuda:{index}, {have}")));
+        }
+        // `count` came from the driver as an i32, so `index` fits.
+        let device = Device::get_device(index as u32).map_err(|e| refused("cuDeviceGet", code(e)))?;
+        let model = device.name().map_err(|e| refused("cuDeviceGetName", code(e)))?;
+        let name = format!("cuda:{index} {model}");
+        let attribute = |a| device.get_attribute(a).map_err(|e| refused("cuDeviceGetAttribute", code(e)));
+        let capability =
+            (attribute(DeviceAttribute::ComputeCapabilityMajor)?, attribute(DeviceAttribute::ComputeCapabilityMinor)?);
+        if capability < MIN_CAPABILITY {
+            return Err(unavailable(format!(
+                "{name} has compute capability {}.{}, and the kernels need {}.{} or newer (Ampere)",
+                capability.0, capability.1, MIN_CAPABILITY.0, MIN_CAPABILITY.1
+            )));
+        }
+        let opening = |call, e| unavailable(format!("{name} cannot be opened: {call} failed: {}", code(e)));
+        let context = Context::new(device).map_err(|e| opening("cuDevicePrimaryCtxRetain", e))?;
+        let stream = || Stream::new(StreamFlags::DEFAULT, None).map_err(|e| opening("cuStreamCreate", e));
+        Ok(Gpu { compute: stream()?, copy: stream()?, context, name: name.clone(), last_kernel: Cell::new(None) })
+    }
+
+    /// Makes this GPU's context the calling thread's, where every driver call works. Another GPU of the same thread may
+    /// have set its own; setting takes some 20 ns.
+    pub fn activate(&self) -> Result<()> {
+        CurrentContext::set_current(&self.context).map_err(|e| self.error("cuCtxSetCurrent", code(e)))
+    }
+
+    pub fn check(&self, call: &'static str, result: std::result::Result<(), Code>) -> Result<()> {
+        result.map_err(|code| self.error(call, code))
+    }
+
+    /// Waits until everything in `queue` is done. `call` is named in the error.
+    pub fn wait(&self, queue: &Stream) -> Result<()> {
+        queue.synchronize().map_err(|e| self.error("cuStreamSynchronize", code(e)))
+    }
+
+    pub fn memory(&self) -> Result<MemoryInfo> {
+        self.activate()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the driver writes two sizes to locals.
+        self.check("cuMemGetInfo", unsafe { raw::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(MemoryInfo { free: free as u64, total: total as u64 })
+    }
+
+    /// The error of a driver call. Kernels run asynchronously, so a fault in one is the result of whichever call comes
+    /// next: then the message names the kernel rather than that call.
+    pub fn error(&self, call: &'static str, code: Code) -> DeviceError {
+        match self.last_kernel.get() {
+            Some(kernel) if is_fault(code) => DeviceError::Kernel {
+                kernel,
+                message: format!(
+                    "{code}, in this kernel or in one launched before it (seen by {call} on {})",
+                    self.name
+                ),
+            },
+            _ => DeviceError::Driver { call, message: format!("{code} ({})", self.name) },
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // The streams are destroyed next, in their own context. There is nobody to tell of a failure.
+        let _ = self.activate();
+    }
+}
+
+/// How many GPUs the driver shows, at least one.
+pub(super) fn count() -> Result<usize> {
+    if let Some(reason) = cuda_dlopen::why_absent() {
+        return Err(unavailable(format!("the NVIDIA driver is not installed or not visible ({reason})")));
+    }
+    let version = cuda_dlopen::driver_version().map_err(|e| refused("cuDriverGetVersion", e))?;
+    if version < MIN_DRIVER {
+        return Err(unavailable(format!(
+            "the NVIDIA driver is too old: it supports CUDA {}, and the kernels (PTX 7.4) need CUDA {} or newer; update \
+             the driver",
+            Version(version),
+            Version(MIN_DRIVER)
+        )));
+    }
+    // SAFETY: cuInit takes no pointers and may be called any number of times.
+    match unsafe { raw::cuInit(0) } {
+        Err(Code::NO_DEVICE) => return Err(unavailable("the NVIDIA driver sees no GPU".into())),
+        result => result.map_err(|e| refused("cuInit", e))?,
+    }
+    match Device::num_devices().map_err(|e| refused("cuDeviceGetCount", code(e)))? {
+        0 => Err(unavailable("the NVIDIA driver sees no GPU".into())),
+        count => Ok(count as usize),
+    }
+}
+
+/// A CUDA version in the driver's way of counting.
+struct Version(i32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+fn unavailable(why: String) -> DeviceError {
+    DeviceError::Unavailable { why: format!("{why}; {WAY_OUT}") }
+}
+
+fn refused(call: &str, code: Code) -> DeviceError {
+    unavailable(format!("{call} failed: {code}"))
+}
+
+/// The driver's code behind an error of cust's, which knows fewer.
+fn code(error: CudaError) -> Code {
+    match error {
+        CudaError::UnknownError => cuda_dlopen::last_error().unwrap_or(Code::UNKNOWN),
+        known => Code::new(known as u32).unwrap_or(Code::UNKNOWN),
+    }
+}
+
+/// Whether the code is a running kernel's fault (CUDA Driver API, `CUresult`): illegal address, timeout, assertion,
+/// hardware stack, instruction, alignment, address space, program counter, or launch failure.
+fn is_fault(code: Code) -> bool {
+    matches!(code.value(), 700 | 702 | 710 | 714..=719)
+}

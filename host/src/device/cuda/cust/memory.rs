@@ -1,0 +1,211 @@
+//! Device memory, page-locked host memory, and the staging through which bytes get from one to the other.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use cuda_dlopen::{Code, raw};
+use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr};
+use memmap2::{MmapMut, MmapOptions};
+use rayon::prelude::*;
+
+use super::{Event, gpu::Gpu};
+use crate::{device::DeviceError, platform};
+
+type Result<T> = std::result::Result<T, DeviceError>;
+
+/// A device allocation.
+pub struct Mem {
+    gpu: Rc<Gpu>,
+    pub(super) address: CUdeviceptr,
+    pub(super) len: usize,
+}
+
+impl Mem {
+    pub(super) fn new(gpu: &Rc<Gpu>, what: &str, len: usize) -> Result<Mem> {
+        gpu.activate()?;
+        let mut address = 0;
+        // An empty allocation is an error to the driver, so it gets a byte. The driver aligns to 256 bytes or more.
+        // SAFETY: the driver writes the address to a local.
+        match unsafe { raw::cuMemAlloc_v2(&mut address, len.max(1)) } {
+            Err(Code::OUT_OF_MEMORY) => Err(DeviceError::OutOfMemory {
+                device: gpu.name.clone(),
+                what: what.into(),
+                need: len as u64,
+                free: gpu.memory()?.free,
+                advice: "close other programs that use the GPU, or give the model less: a smaller -c or --vram-budget, \
+                         --streaming, or --device cpu",
+            }),
+            result => {
+                gpu.check("cuMemAlloc", result)?;
+                Ok(Mem { gpu: gpu.clone(), address, len })
+            }
+        }
+    }
+
+    /// The address of `self[start..end]`.
+    pub(super) fn range(&self, what: &'static str, start: usize, len: usize) -> Result<CUdeviceptr> {
+        check_range(what, start, start.checked_add(len), self.len)?;
+        Ok(self.address + start as u64)
+    }
+}
+
+impl Drop for Mem {
+    fn drop(&mut self) {
+        // Waiting first keeps the promise that queued work may still use the memory; cuMemFree gives no such promise.
+        // Errors have nowhere to go: they are those of earlier work, and the next call returns them again.
+        let _ = self.gpu.activate();
+        let _ = self.gpu.wait(&self.gpu.compute);
+        let _ = self.gpu.wait(&self.gpu.copy);
+        // SAFETY: allocated by `new`, freed once, and no queued work is left that uses it.
+        let _ = unsafe { raw::cuMemFree_v2(self.address) };
+    }
+}
+
+/// Page-locked host memory: an anonymous mapping, in huge pages where the system has them.
+pub struct Pinned {
+    gpu: Rc<Gpu>,
+    map: MmapMut,
+    len: usize,
+}
+
+impl Pinned {
+    pub(super) fn new(gpu: &Rc<Gpu>, what: &str, len: usize) -> Result<Pinned> {
+        gpu.activate()?;
+        let out_of_memory = |free| DeviceError::OutOfMemory {
+            device: "page-locked host memory".into(),
+            what: what.into(),
+            need: len as u64,
+            free,
+            advice: "close other programs or use a smaller model",
+        };
+        // Page-locking makes every page real, so a mapping that only overcommits would end in the OOM killer.
+        // Where the system doesn't tell, the driver decides.
+        let available = platform::memory().map_or(u64::MAX, |memory| memory.free);
+        if len as u64 > available {
+            return Err(out_of_memory(available));
+        }
+        let mut map = MmapOptions::new().len(len.max(1)).map_anon().map_err(|_| out_of_memory(available))?;
+        // Advice only: without transparent huge pages the mapping works as well, if a little slower to pin.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+        // SAFETY: the mapping is live, and `drop` unregisters it before it ends.
+        match unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) } {
+            Err(Code::OUT_OF_MEMORY) => Err(out_of_memory(available)),
+            result => {
+                gpu.check("cuMemHostRegister", result)?;
+                Ok(Pinned { gpu: gpu.clone(), map, len })
+            }
+        }
+    }
+
+    /// The bytes `start..end`.
+    pub(super) fn range(&self, what: &'static str, start: usize, end: usize) -> Result<&[u8]> {
+        check_range(what, start, Some(end), self.len)?;
+        Ok(&self.map[start..end])
+    }
+}
+
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[..self.len]
+    }
+}
+
+impl AsMut<[u8]> for Pinned {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.map[..self.len]
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // Copies out of it, on the copy queue or (staging) on the compute queue, must have ended before the pages go.
+        let _ = self.gpu.activate();
+        let _ = self.gpu.wait(&self.gpu.copy);
+        let _ = self.gpu.wait(&self.gpu.compute);
+        // SAFETY: registered by `new`; unregistered once.
+        let _ = unsafe { raw::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
+    }
+}
+
+fn check_range(what: &'static str, start: usize, end: Option<usize>, len: usize) -> Result<()> {
+    match end {
+        Some(end) if start <= end && end <= len => Ok(()),
+        _ => Err(DeviceError::OutOfRange { what, start, end: end.unwrap_or(usize::MAX), len }),
+    }
+}
+
+/// Size of a staging buffer: copies of 16 MiB run at the link's full speed.
+pub(super) const STAGE: usize = 16 << 20;
+/// What one thread copies into staging at a time.
+const PIECE: usize = 1 << 20;
+
+/// Two page-locked buffers between ordinary host memory and the device, filled in turn: one takes new bytes while the link
+/// reads the other.
+///
+/// Every `write` goes this way, whatever its size, because it alone makes the source reusable on return without waiting
+/// for the queue. What `cuMemcpyHtoDAsync` does with pageable memory is not fixed ("might be synchronous", says "API
+/// synchronization behavior" of the CUDA Driver API), is a fifth as fast, and a source that happens to be page-locked
+/// would be read after the return.
+pub(super) struct Staging {
+    buffers: RefCell<[Stage; 2]>,
+    current: Cell<usize>,
+}
+
+struct Stage {
+    memory: Pinned,
+    /// Bytes of it in use since it was last empty.
+    used: usize,
+    /// The end of the copies out of it, once it was full.
+    busy: Option<Event>,
+}
+
+impl Staging {
+    pub fn new(gpu: &Rc<Gpu>) -> Result<Staging> {
+        let stage =
+            || Ok(Stage { memory: Pinned::new(gpu, "the staging buffers for transfers", STAGE)?, used: 0, busy: None });
+        Ok(Staging { buffers: RefCell::new([stage()?, stage()?]), current: Cell::new(0) })
+    }
+
+    /// Copies `bytes` to the device address `dst`, in the compute queue's order.
+    pub fn write(&self, gpu: &Rc<Gpu>, mut dst: CUdeviceptr, mut bytes: &[u8]) -> Result<()> {
+        let mut buffers = self.buffers.borrow_mut();
+        while !bytes.is_empty() {
+            let mut stage = &mut buffers[self.current.get()];
+            if stage.used == STAGE {
+                stage.busy = Some(Event::record(gpu, &gpu.compute, false)?);
+                self.current.set(1 - self.current.get());
+                stage = &mut buffers[self.current.get()];
+                if let Some(event) = stage.busy.take() {
+                    event.wait(gpu)?;
+                }
+                stage.used = 0;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(STAGE - stage.used));
+            let slot = &mut stage.memory.as_mut()[stage.used..][..now.len()];
+            copy(now, slot);
+            // SAFETY: `dst` has room (the caller's check); `slot` is page-locked, and stays as it is until the event that
+            // is recorded behind this copy has been waited for.
+            let queued =
+                unsafe { raw::cuMemcpyHtoDAsync_v2(dst, slot.as_ptr().cast(), now.len(), gpu.compute.as_inner()) };
+            gpu.check("cuMemcpyHtoDAsync", queued)?;
+            // The next slot starts at a cache line, which the link likes.
+            stage.used = (stage.used + now.len()).next_multiple_of(64).min(STAGE);
+            dst += now.len() as u64;
+            bytes = later;
+        }
+        Ok(())
+    }
+}
+
+/// Copies with several threads where that pays: one thread moves some 10 GB/s, the link five times that.
+fn copy(from: &[u8], to: &mut [u8]) {
+    if from.len() <= PIECE {
+        to.copy_from_slice(from);
+    } else {
+        to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
+    }
+}

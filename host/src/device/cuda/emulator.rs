@@ -1,0 +1,120 @@
+//! The driver that runs kernels on the host (`crates/cuda_emu`): the same kernels and the same device code as on a GPU,
+//! on machines without one. Slow; for tests. Every call completes before it returns.
+
+use std::{ops::Range, time::Instant};
+
+use cuda_emu::{Allocation, Emulator, MemoryError};
+use cuda_std::kernel::Kernel;
+
+use super::driver::{Driver, Grid};
+use crate::device::{DeviceError, MemoryInfo};
+
+type Result<T> = std::result::Result<T, DeviceError>;
+
+/// An emulated GPU.
+pub struct EmulatorDriver {
+    emulator: Emulator,
+}
+
+impl EmulatorDriver {
+    /// A GPU whose threads run in orders drawn from `seed`.
+    pub fn new(seed: u64) -> Self {
+        EmulatorDriver { emulator: Emulator::new(seed) }
+    }
+}
+
+fn memory_error(call: &'static str) -> impl Fn(MemoryError) -> DeviceError {
+    move |e| DeviceError::Driver { call, message: e.to_string() }
+}
+
+impl Driver for EmulatorDriver {
+    type Mem = Allocation;
+    type Pinned = Vec<u8>;
+    type Event = Instant;
+
+    fn name(&self) -> &str {
+        "emulator"
+    }
+
+    fn memory(&self) -> Result<MemoryInfo> {
+        crate::platform::memory()
+            .map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
+    }
+
+    fn alloc(&self, what: &str, bytes: usize) -> Result<Allocation> {
+        let free = self.memory()?.free;
+        let out_of_memory = || DeviceError::OutOfMemory {
+            device: self.name().to_owned(),
+            what: what.to_owned(),
+            need: bytes as u64,
+            free,
+            advice: "use a smaller model or context",
+        };
+        if bytes as u64 > free {
+            return Err(out_of_memory());
+        }
+        self.emulator.alloc(bytes).map_err(|_| out_of_memory())
+    }
+
+    fn address(mem: &Allocation) -> u64 {
+        mem.address()
+    }
+
+    fn len(mem: &Allocation) -> usize {
+        mem.len()
+    }
+
+    fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
+        crate::platform::zeroed(what, bytes)
+    }
+
+    fn write(&self, dst: &Allocation, offset: usize, bytes: &[u8]) -> Result<()> {
+        dst.write(offset, bytes).map_err(memory_error("write"))
+    }
+
+    fn read(&self, src: &Allocation, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        src.read(offset, bytes).map_err(memory_error("read"))
+    }
+
+    fn copy(&self, src: &Allocation, dst: &Allocation, len: usize) -> Result<()> {
+        let mut bytes = vec![0; len];
+        self.read(src, 0, &mut bytes)?;
+        self.write(dst, 0, &bytes)
+    }
+
+    fn upload(
+        &self,
+        src: &Vec<u8>,
+        range: Range<usize>,
+        dst: &Allocation,
+        offset: usize,
+        _after: Option<&Instant>,
+    ) -> Result<Instant> {
+        let (Range { start, end }, len) = (range.clone(), src.len());
+        let bytes = src.get(range).ok_or(DeviceError::OutOfRange { what: "upload", start, end, len })?;
+        self.write(dst, offset, bytes)?;
+        self.mark()
+    }
+
+    unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
+        // SAFETY: the caller's promise; this driver is used from one thread, and every call waits for its end.
+        let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, 0, args) };
+        result.map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })
+    }
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn compute_waits(&self, _event: &Instant) -> Result<()> {
+        Ok(())
+    }
+
+    fn host_waits(&self, _event: &Instant) -> Result<()> {
+        Ok(())
+    }
+
+    fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64())
+    }
+}

@@ -1,0 +1,398 @@
+//! The CUDA device: launches the kernels of `gpu/` through a [`Driver`], the real one or the emulator.
+
+pub mod cust;
+pub mod driver;
+pub mod emulator;
+
+use std::{ops::Range, rc::Rc};
+
+use gpu::{
+    ops,
+    weights::{self, WeightKernels, WeightVisitor},
+};
+
+use self::driver::Driver;
+use super::{
+    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
+    Transfer, Weight, new_scratch,
+};
+
+/// A device whose kernels `D` runs.
+pub struct CudaDevice<D: Driver> {
+    driver: D,
+    name: String,
+    pass: Option<Pass<D::Mem>>,
+    scratch: Option<Scratch<CudaAct<D>>>,
+}
+
+/// What a pass needs beside activations.
+struct Pass<M> {
+    dims: Dims,
+    /// `[max_tokens]` u32 each.
+    tokens: M,
+    positions: M,
+    want: M,
+    /// `[max_tokens x rope_dims / 2]` f32 each.
+    cos: M,
+    sin: M,
+    /// `[max_tokens]` u32: argmax's results.
+    best: M,
+}
+
+/// Activations: F32, `[rows x width]`.
+pub struct CudaAct<D: Driver> {
+    mem: D::Mem,
+}
+
+/// One layer's caches: F16, `[kv_heads x context x head_dim]` each.
+pub struct CudaKv<D: Driver> {
+    k: D::Mem,
+    v: D::Mem,
+}
+
+impl<D: Driver> CudaAct<D> {
+    /// The device address, after checking that `elements` fit: kernels trust it.
+    fn ptr(&self, what: &'static str, elements: usize) -> Result<*mut f32> {
+        in_range(what, 0, elements * size_of::<f32>(), D::len(&self.mem))?;
+        Ok(D::address(&self.mem) as *mut f32)
+    }
+}
+
+fn in_range(what: &'static str, start: usize, bytes: usize, len: usize) -> Result<()> {
+    let end = start.saturating_add(bytes);
+    if end <= len { Ok(()) } else { Err(DeviceError::OutOfRange { what, start, end, len }) }
+}
+
+/// Native memory as little-endian bytes.
+fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: `Plain` types have no padding, and u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as in `bytes_of`, and every bit pattern is a value of a `Plain` type.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+/// Numbers: no padding, every bit pattern valid.
+trait Plain: Copy {}
+impl Plain for u32 {}
+impl Plain for f32 {}
+
+impl<D: Driver> CudaDevice<D> {
+    /// A device over `driver`.
+    pub fn new(driver: D) -> Self {
+        let name = driver.name().to_owned();
+        CudaDevice { driver, name, pass: None, scratch: None }
+    }
+
+    fn pass(&self) -> &Pass<D::Mem> {
+        self.pass.as_ref().expect("prepare() comes first")
+    }
+
+    /// The address of a tensor's first byte, after checking that all of it is inside its buffer.
+    fn weight(w: &Tensor<Rc<D::Mem>>) -> Result<*const u8> {
+        let row_bytes = w.ty.row_bytes(w.cols).ok_or_else(|| {
+            DeviceError::Unsupported(format!("a {} tensor cannot have rows of {} elements", w.ty, w.cols))
+        })?;
+        in_range("weights", w.offset, w.rows * row_bytes, D::len(&w.buf))?;
+        Ok((D::address(&w.buf) + w.offset as u64) as *const u8)
+    }
+}
+
+impl<D: Driver> Transfer for CudaDevice<D> {
+    type Buf = Rc<D::Mem>;
+    type Pinned = D::Pinned;
+    type Event = D::Event;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn memory(&self) -> Result<MemoryInfo> {
+        self.driver.memory()
+    }
+
+    fn alloc(&self, what: &str, bytes: usize) -> Result<Rc<D::Mem>> {
+        self.driver.alloc(what, bytes).map(Rc::new)
+    }
+
+    fn pinned(&self, what: &str, bytes: usize) -> Result<D::Pinned> {
+        self.driver.pinned(what, bytes)
+    }
+
+    fn share(&self, _bytes: SharedBytes) -> Option<Rc<D::Mem>> {
+        None
+    }
+
+    fn write(&self, dst: &Rc<D::Mem>, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.driver.write(dst, offset, bytes)
+    }
+
+    fn upload(
+        &self,
+        src: &D::Pinned,
+        range: Range<usize>,
+        dst: &Rc<D::Mem>,
+        offset: usize,
+        after: Option<&D::Event>,
+    ) -> Result<D::Event> {
+        self.driver.upload(src, range, dst, offset, after)
+    }
+
+    fn mark(&self) -> Result<D::Event> {
+        self.driver.mark()
+    }
+
+    fn compute_waits(&self, event: &D::Event) -> Result<()> {
+        self.driver.compute_waits(event)
+    }
+
+    fn host_waits(&self, event: &D::Event) -> Result<()> {
+        self.driver.host_waits(event)
+    }
+}
+
+/// Launches the matrix kernel of a tensor's type.
+struct Matmul<'a, D> {
+    driver: &'a D,
+    w: *const u8,
+    x: *const f32,
+    bias: *const f32,
+    y: *mut f32,
+    rows: u32,
+    cols: u32,
+    tokens: u32,
+    accumulate: u32,
+}
+
+impl<D: Driver> WeightVisitor for Matmul<'_, D> {
+    type Out = Result<()>;
+
+    fn visit<F: WeightKernels>(self) -> Result<()> {
+        let Matmul { driver, w, x, bias, y, rows, cols, tokens, accumulate } = self;
+        // SAFETY: `matmul` checked every extent against its buffer.
+        unsafe {
+            if tokens == 1 {
+                driver.launch::<F::Gemv>(weights::gemv_grid(rows), (w, x, bias, y, rows, cols, accumulate))
+            } else {
+                let grid = weights::gemm_grid(rows, tokens);
+                driver.launch::<F::Gemm>(grid, (w, x, bias, y, rows, cols, tokens, accumulate))
+            }
+        }
+    }
+}
+
+/// Launches the embedding kernel of a table's type.
+struct Embed<'a, D> {
+    driver: &'a D,
+    table: *const u8,
+    ids: *const u32,
+    y: *mut f32,
+    cols: u32,
+    tokens: u32,
+}
+
+impl<D: Driver> WeightVisitor for Embed<'_, D> {
+    type Out = Result<()>;
+
+    fn visit<F: WeightKernels>(self) -> Result<()> {
+        let Embed { driver, table, ids, y, cols, tokens } = self;
+        // SAFETY: `embed` checked every extent against its buffer, and the ids are below the table's rows.
+        unsafe { driver.launch::<F::Embed>(weights::embed_grid(tokens), (table, ids, y, cols)) }
+    }
+}
+
+impl<D: Driver> Device for CudaDevice<D> {
+    type Act = CudaAct<D>;
+    type Kv = CudaKv<D>;
+
+    fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()> {
+        let alloc = |width: usize| self.driver.alloc("a pass's tokens and positions", (max_tokens * width * 4).max(4));
+        self.pass = Some(Pass {
+            dims: dims.clone(),
+            tokens: alloc(1)?,
+            positions: alloc(1)?,
+            want: alloc(1)?,
+            cos: alloc(dims.rope_dims / 2)?,
+            sin: alloc(dims.rope_dims / 2)?,
+            best: alloc(1)?,
+        });
+        self.scratch = Some(new_scratch(self, dims, max_tokens)?);
+        Ok(())
+    }
+
+    fn dims(&self) -> &Dims {
+        &self.pass().dims
+    }
+
+    fn act(&self, rows: usize, width: usize) -> Result<CudaAct<D>> {
+        Ok(CudaAct { mem: self.driver.alloc("activations", rows * width * size_of::<f32>())? })
+    }
+
+    fn kv(&self) -> Result<CudaKv<D>> {
+        let bytes = self.dims().kv_bytes() / 2;
+        Ok(CudaKv { k: self.driver.alloc("the KV cache", bytes)?, v: self.driver.alloc("the KV cache", bytes)? })
+    }
+
+    fn scratch(&mut self) -> &mut Option<Scratch<CudaAct<D>>> {
+        &mut self.scratch
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<()> {
+        let (pass, write) = (self.pass(), |mem, bytes: &[u8]| self.driver.write(mem, 0, bytes));
+        write(&pass.tokens, bytes_of(&batch.tokens))?;
+        write(&pass.positions, bytes_of(&batch.positions))?;
+        write(&pass.cos, bytes_of(&batch.cos))?;
+        write(&pass.sin, bytes_of(&batch.sin))?;
+        if batch.want.is_empty() { Ok(()) } else { write(&pass.want, bytes_of(&batch.want)) }
+    }
+
+    fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CudaAct<D>) -> Result<()> {
+        let launch = Embed {
+            driver: &self.driver,
+            table: Self::weight(table)?,
+            ids: D::address(&self.pass().tokens) as *const u32,
+            y: x.ptr("embeddings", batch.len() * table.cols)?,
+            cols: table.cols as u32,
+            tokens: batch.len() as u32,
+        };
+        weights::visit(table.ty, launch)
+    }
+
+    fn load(&mut self, values: &[f32], x: &mut CudaAct<D>) -> Result<()> {
+        self.driver.write(&x.mem, 0, bytes_of(values))
+    }
+
+    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &CudaAct<D>, y: &mut CudaAct<D>) -> Result<()> {
+        let (width, eps) = (w.cols, self.dims().eps);
+        let args = (
+            x.ptr("RMSNorm's input", n * width)?.cast_const(),
+            Self::weight(w)?.cast::<f32>(),
+            y.ptr("RMSNorm's output", n * width)?,
+            width as u32,
+            eps,
+        );
+        // SAFETY: every extent was checked against its buffer; vectors are F32 in every image.
+        unsafe { self.driver.launch::<ops::rms_norm>(ops::rms_norm_grid(n as u32), args) }
+    }
+
+    fn matmul(
+        &mut self,
+        w: &Linear<Weight<Self>>,
+        n: usize,
+        x: &CudaAct<D>,
+        y: &mut CudaAct<D>,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let launch = Matmul {
+            driver: &self.driver,
+            w: Self::weight(&w.weight)?,
+            x: x.ptr("a matrix's input", n * w.weight.cols)?,
+            bias: w.bias.as_ref().map_or(Ok(std::ptr::null()), |b| Self::weight(b).map(<*const u8>::cast))?,
+            y: y.ptr("a matrix's output", n * w.weight.rows)?,
+            rows: w.weight.rows as u32,
+            cols: w.weight.cols as u32,
+            tokens: n as u32,
+            accumulate: u32::from(epilogue == Epilogue::Residual),
+        };
+        weights::visit(w.weight.ty, launch)
+    }
+
+    fn rope(&mut self, batch: &Batch, heads: usize, x: &mut CudaAct<D>) -> Result<()> {
+        let pass = self.pass();
+        let Dims { head_dim, rope_dims, pairing, .. } = pass.dims;
+        let grid = ops::rope_grid(batch.len() as u32, heads as u32, rope_dims as u32);
+        let args = (
+            x.ptr("rotated heads", batch.len() * heads * head_dim)?,
+            D::address(&pass.cos) as *const f32,
+            D::address(&pass.sin) as *const f32,
+            heads as u32,
+            head_dim as u32,
+            rope_dims as u32,
+        );
+        // SAFETY: `begin` wrote the batch's angles; x was checked.
+        unsafe {
+            match pairing {
+                Pairing::Adjacent => self.driver.launch::<ops::rope_adjacent>(grid, args),
+                Pairing::Half => self.driver.launch::<ops::rope_half>(grid, args),
+            }
+        }
+    }
+
+    fn append(&mut self, batch: &Batch, k: &CudaAct<D>, v: &CudaAct<D>, kv: &mut CudaKv<D>) -> Result<()> {
+        let pass = self.pass();
+        let elements = batch.len() * pass.dims.kv_width();
+        let Dims { kv_heads, head_dim, context, .. } = pass.dims;
+        let args = (
+            k.ptr("keys", elements)?.cast_const(),
+            v.ptr("values", elements)?.cast_const(),
+            D::address(&kv.k) as *mut cuda_std::F16,
+            D::address(&kv.v) as *mut cuda_std::F16,
+            D::address(&pass.positions) as *const u32,
+            kv_heads as u32,
+            head_dim as u32,
+            context as u32,
+        );
+        let grid = ops::kv_append_grid(batch.len() as u32, kv_heads as u32, head_dim as u32);
+        // SAFETY: k and v were checked; the batch's positions are below the context that the caches were made for.
+        unsafe { self.driver.launch::<ops::kv_append>(grid, args) }
+    }
+
+    fn attention(&mut self, batch: &Batch, q: &CudaAct<D>, kv: &CudaKv<D>, y: &mut CudaAct<D>) -> Result<()> {
+        let pass = self.pass();
+        let elements = batch.len() * pass.dims.q_width();
+        let Dims { heads, kv_heads, head_dim, context, .. } = pass.dims;
+        let args = (
+            q.ptr("queries", elements)?.cast_const(),
+            D::address(&kv.k) as *const cuda_std::F16,
+            D::address(&kv.v) as *const cuda_std::F16,
+            D::address(&pass.positions) as *const u32,
+            y.ptr("attention's output", elements)?,
+            heads as u32,
+            kv_heads as u32,
+            head_dim as u32,
+            context as u32,
+            1.0 / (head_dim as f32).sqrt(),
+        );
+        let grid = ops::attention_grid(batch.len() as u32, heads as u32);
+        // SAFETY: q and y were checked; the batch's positions are below the context that the caches were made for.
+        unsafe { self.driver.launch::<ops::attention>(grid, args) }
+    }
+
+    fn swiglu(&mut self, n: usize, gate: &mut CudaAct<D>, up: &CudaAct<D>) -> Result<()> {
+        let elements = n * self.dims().ffn;
+        let args = (gate.ptr("gate", elements)?, up.ptr("up", elements)?.cast_const(), elements as u32);
+        // SAFETY: both were checked.
+        unsafe { self.driver.launch::<ops::swiglu>(ops::elementwise_grid(elements as u32), args) }
+    }
+
+    fn gather(&mut self, batch: &Batch, x: &CudaAct<D>, y: &mut CudaAct<D>) -> Result<()> {
+        let (pass, rows) = (self.pass(), batch.want.len());
+        let args = (
+            x.ptr("hidden states", batch.len() * pass.dims.hidden)?.cast_const(),
+            D::address(&pass.want) as *const u32,
+            y.ptr("wanted rows", rows * pass.dims.hidden)?,
+            pass.dims.hidden as u32,
+        );
+        // SAFETY: x and y were checked; `want` holds indices below the batch's length.
+        unsafe { self.driver.launch::<ops::gather_rows>(ops::gather_rows_grid(rows as u32), args) }
+    }
+
+    fn fetch(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; rows * width];
+        self.driver.read(&x.mem, 0, bytes_of_mut(&mut out))?;
+        Ok(out)
+    }
+
+    fn argmax(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<u32>> {
+        let best = &self.pass().best;
+        in_range("argmax's output", 0, rows * 4, D::len(best))?;
+        let args = (x.ptr("logits", rows * width)?.cast_const(), D::address(best) as *mut u32, width as u32);
+        // SAFETY: both were checked.
+        unsafe { self.driver.launch::<ops::argmax>(ops::argmax_grid(rows as u32), args)? };
+        let mut out = vec![0u32; rows];
+        self.driver.read(best, 0, bytes_of_mut(&mut out))?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,73 @@
+//! What can go wrong on a device.
+
+/// An error of a device or its driver. Each message names the call, kernel or buffer, and what to do where that is known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// There is no such device, or its driver cannot be used.
+    #[error("no CUDA device: {why}")]
+    Unavailable {
+        /// The reason, and the way out.
+        why: String,
+    },
+    /// An allocation did not fit.
+    #[error("{device}: not enough memory for {what}: it needs {need} bytes and {free} are free; {advice}")]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// What was to be stored.
+        what: String,
+        /// Bytes asked for.
+        need: u64,
+        /// Bytes available.
+        free: u64,
+        /// The way out.
+        advice: &'static str,
+    },
+    /// A driver call failed.
+    #[error("{call} failed: {message}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// The driver's own words for its error code.
+        message: String,
+    },
+    /// A kernel could not be loaded, launched or finished.
+    #[error("kernel {kernel}: {message}")]
+    Kernel {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// What happened.
+        message: String,
+    },
+    /// A range lies outside its buffer: a bug in the caller, reported instead of executed.
+    #[error("{what}: bytes {start}..{end} are outside a buffer of {len} bytes")]
+    OutOfRange {
+        /// The operation.
+        what: &'static str,
+        /// First byte.
+        start: usize,
+        /// One past the last byte.
+        end: usize,
+        /// The buffer's length.
+        len: usize,
+    },
+    /// The model needs something that the device's kernels do not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// An error while a certain layer was computed or transferred.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// The layer's index.
+        layer: usize,
+        /// The error itself.
+        source: Box<DeviceError>,
+    },
+}
+
+impl DeviceError {
+    /// The same error, naming the layer it happened in.
+    pub fn in_layer(self, layer: usize) -> Self {
+        DeviceError::Layer { layer, source: Box::new(self) }
+    }
+}

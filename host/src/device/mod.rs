@@ -1,0 +1,219 @@
+//! The stages a forward pass needs of a device, and the transfers the streamer needs.
+
+mod batch;
+pub mod cpu;
+pub mod cuda;
+mod error;
+mod shared;
+mod weights;
+
+use std::ops::Range;
+
+pub use batch::{Batch, Dims, Pairing};
+pub use error::DeviceError;
+pub use shared::SharedBytes;
+pub use weights::{Attn, Ffn, Head, Layer, Linear, Tensor};
+
+type Result<T> = std::result::Result<T, DeviceError>;
+
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// Not in use by anyone.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
+}
+
+/// All that the streamer sees of a device: memory, copies into it, and the order between copies and computing.
+pub trait Transfer {
+    /// Device memory; clones are handles of the same memory.
+    type Buf: Clone;
+    /// Host memory that copies start from.
+    type Pinned: AsRef<[u8]> + AsMut<[u8]>;
+    /// A point in time of one of the device's queues.
+    type Event: Clone;
+
+    /// The device's name, e.g. `cuda:0 NVIDIA H200`.
+    fn name(&self) -> &str;
+    /// Free and total memory.
+    fn memory(&self) -> Result<MemoryInfo>;
+    /// `bytes` bytes of device memory. `what` names them in an error.
+    fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Buf>;
+    /// Page-locked host memory.
+    fn pinned(&self, what: &str, bytes: usize) -> Result<Self::Pinned>;
+    /// A buffer that is `bytes` itself, on devices that compute in host memory.
+    fn share(&self, bytes: SharedBytes) -> Option<Self::Buf>;
+    /// Copies `bytes` to `dst[offset..]` before anything that is queued later; `bytes` may be reused on return.
+    fn write(&self, dst: &Self::Buf, offset: usize, bytes: &[u8]) -> Result<()>;
+    /// Starts copying `src[range]` to `dst[offset..]`, beside the computation, once `after` has passed. The event is the
+    /// copy's end.
+    fn upload(
+        &self,
+        src: &Self::Pinned,
+        range: Range<usize>,
+        dst: &Self::Buf,
+        offset: usize,
+        after: Option<&Self::Event>,
+    ) -> Result<Self::Event>;
+    /// The end of what has been asked to be computed so far.
+    fn mark(&self) -> Result<Self::Event>;
+    /// What is computed from now on waits for `event`.
+    fn compute_waits(&self, event: &Self::Event) -> Result<()>;
+    /// The calling thread waits for `event`.
+    fn host_waits(&self, event: &Self::Event) -> Result<()>;
+}
+
+/// A tensor on device `D`.
+pub type Weight<D> = Tensor<<D as Transfer>::Buf>;
+
+/// What a linear stage does with its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// y = W x + b
+    Store,
+    /// y += W x + b
+    Residual,
+}
+
+/// Activations that live only inside a stage, `[max_tokens x width]` each.
+pub struct Scratch<A> {
+    norm: A,
+    k: A,
+    v: A,
+    rows: A,
+    up: A,
+}
+
+/// The stages of a forward pass, and the primitives they are made of. A device implements the primitives and gets the
+/// stages; it may implement a stage itself to fuse them.
+///
+/// Activations (`Act`) are F32, row-major, one row per token of the batch; each has room for the tokens that
+/// [`Device::prepare`] was told of, and a pass uses the first `batch.len()` rows.
+pub trait Device: Transfer + Sized {
+    /// Activations, `[tokens x width]`.
+    type Act;
+    /// One layer's K and V caches: F16, `[kv_heads x context x head_dim]` each.
+    type Kv;
+
+    /// Sets the model's sizes and makes the scratch for passes of up to `max_tokens` tokens.
+    fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()>;
+    /// The sizes that [`Device::prepare`] set.
+    fn dims(&self) -> &Dims;
+    /// Room for `rows x width` activations.
+    fn act(&self, rows: usize, width: usize) -> Result<Self::Act>;
+    /// An empty KV cache of one layer.
+    fn kv(&self) -> Result<Self::Kv>;
+    /// Where the scratch is kept between stages.
+    fn scratch(&mut self) -> &mut Option<Scratch<Self::Act>>;
+
+    /// Makes the batch's tokens, positions and rotations known to the device, before the first stage of a pass.
+    fn begin(&mut self, batch: &Batch) -> Result<()>;
+    /// x\[t\] = row `tokens[t]` of `table`, for a table in device memory.
+    fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut Self::Act) -> Result<()>;
+    /// x = `values`, `[n x width]`: embeddings that the host looked up.
+    fn load(&mut self, values: &[f32], x: &mut Self::Act) -> Result<()>;
+    /// y\[t\] = RMSNorm(x\[t\]) * w for `n` tokens (Zhang and Sennrich 2019).
+    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &Self::Act, y: &mut Self::Act) -> Result<()>;
+    /// y\[t\] = W x\[t\] + b, or added to y\[t\].
+    fn matmul(
+        &mut self,
+        w: &Linear<Weight<Self>>,
+        n: usize,
+        x: &Self::Act,
+        y: &mut Self::Act,
+        epilogue: Epilogue,
+    ) -> Result<()>;
+    /// Rotates each of `heads` heads of x\[t\] by the batch's angles (Su et al. 2021).
+    fn rope(&mut self, batch: &Batch, heads: usize, x: &mut Self::Act) -> Result<()>;
+    /// Stores k\[t\] and v\[t\] at the batch's positions.
+    fn append(&mut self, batch: &Batch, k: &Self::Act, v: &Self::Act, kv: &mut Self::Kv) -> Result<()>;
+    /// y\[t\] = softmax(q\[t\] K^T / sqrt(head_dim)) V over the positions up to t's own, grouped-query (Ainslie et al. 2023).
+    fn attention(&mut self, batch: &Batch, q: &Self::Act, kv: &Self::Kv, y: &mut Self::Act) -> Result<()>;
+    /// gate = silu(gate) * up (Shazeer 2020).
+    fn swiglu(&mut self, n: usize, gate: &mut Self::Act, up: &Self::Act) -> Result<()>;
+    /// y\[i\] = x\[batch.want\[i\]\], rows of the hidden width.
+    fn gather(&mut self, batch: &Batch, x: &Self::Act, y: &mut Self::Act) -> Result<()>;
+    /// The first `rows` rows of x, `width` wide, on the host. Waits for what was asked for before.
+    fn fetch(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<f32>>;
+    /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie.
+    fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<u32>>;
+
+    /// Norm, projections, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
+    fn qkv(
+        &mut self,
+        w: &Attn<Weight<Self>>,
+        x: &Self::Act,
+        batch: &Batch,
+        kv: &mut Self::Kv,
+        q: &mut Self::Act,
+    ) -> Result<()> {
+        let (n, heads, kv_heads) = (batch.len(), self.dims().heads, self.dims().kv_heads);
+        with_scratch(self, |dev, s| {
+            dev.rms_norm(&w.norm, n, x, &mut s.norm)?;
+            dev.matmul(&w.q, n, &s.norm, q, Epilogue::Store)?;
+            dev.matmul(&w.k, n, &s.norm, &mut s.k, Epilogue::Store)?;
+            dev.matmul(&w.v, n, &s.norm, &mut s.v, Epilogue::Store)?;
+            dev.rope(batch, heads, q)?;
+            dev.rope(batch, kv_heads, &mut s.k)?;
+            dev.append(batch, &s.k, &s.v, kv)
+        })
+    }
+
+    /// Attention of q over the cache: y `[n x heads * head_dim]`.
+    fn attend(&mut self, q: &Self::Act, kv: &Self::Kv, batch: &Batch, y: &mut Self::Act) -> Result<()> {
+        self.attention(batch, q, kv, y)
+    }
+
+    /// A linear map with its epilogue.
+    fn linear(
+        &mut self,
+        w: &Linear<Weight<Self>>,
+        batch: &Batch,
+        x: &Self::Act,
+        y: &mut Self::Act,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        self.matmul(w, batch.len(), x, y, epilogue)
+    }
+
+    /// Norm, gate and up projections, SwiGLU: x `[n x hidden]` to h `[n x ffn]`.
+    fn gate_up(&mut self, w: &Ffn<Weight<Self>>, x: &Self::Act, batch: &Batch, h: &mut Self::Act) -> Result<()> {
+        let n = batch.len();
+        with_scratch(self, |dev, s| {
+            dev.rms_norm(&w.norm, n, x, &mut s.norm)?;
+            dev.matmul(&w.gate, n, &s.norm, h, Epilogue::Store)?;
+            dev.matmul(&w.up, n, &s.norm, &mut s.up, Epilogue::Store)?;
+            dev.swiglu(n, h, &s.up)
+        })
+    }
+
+    /// Norm and output projection of the wanted rows: x `[n x hidden]` to logits `[want x vocab]`.
+    fn head(&mut self, w: &Head<Weight<Self>>, x: &Self::Act, batch: &Batch, logits: &mut Self::Act) -> Result<()> {
+        let rows = batch.want.len();
+        with_scratch(self, |dev, s| {
+            dev.gather(batch, x, &mut s.rows)?;
+            dev.rms_norm(&w.norm, rows, &s.rows, &mut s.norm)?;
+            dev.matmul(&w.output, rows, &s.norm, logits, Epilogue::Store)
+        })
+    }
+}
+
+/// Lends the scratch to a stage's body, which also needs the device.
+fn with_scratch<D: Device>(dev: &mut D, f: impl FnOnce(&mut D, &mut Scratch<D::Act>) -> Result<()>) -> Result<()> {
+    let mut scratch = dev.scratch().take().expect("prepare() makes the scratch before the first stage");
+    let result = f(dev, &mut scratch);
+    *dev.scratch() = Some(scratch);
+    result
+}
+
+/// Scratch for passes of up to `max_tokens` tokens.
+fn new_scratch<D: Device>(dev: &D, dims: &Dims, max_tokens: usize) -> Result<Scratch<D::Act>> {
+    Ok(Scratch {
+        norm: dev.act(max_tokens, dims.hidden)?,
+        k: dev.act(max_tokens, dims.kv_width())?,
+        v: dev.act(max_tokens, dims.kv_width())?,
+        rows: dev.act(max_tokens, dims.hidden)?,
+        up: dev.act(max_tokens, dims.ffn)?,
+    })
+}

@@ -1,0 +1,83 @@
+//! What can go wrong between a text and its continuation.
+
+use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
+
+/// An error of the engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The device or its driver.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The model file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// What the file holds.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model does not fit on the device.
+    #[error(
+        "{device}: the model needs {need} and {limit} are available ({weights} of weights, {kv} of KV cache for {context} \
+         tokens, {activations} of activations); {advice}"
+    )]
+    DoesNotFit {
+        /// The device's name.
+        device: String,
+        /// All that has to be on the device at once.
+        need: bytesize::ByteSize,
+        /// What is free there, or the budget.
+        limit: bytesize::ByteSize,
+        /// Its weights.
+        weights: bytesize::ByteSize,
+        /// Its KV cache.
+        kv: bytesize::ByteSize,
+        /// Its activations.
+        activations: bytesize::ByteSize,
+        /// Positions in the cache.
+        context: usize,
+        /// The way out.
+        advice: String,
+    },
+    /// More tokens than the context holds.
+    #[error(
+        "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text, \
+         lower -n, or raise -c (the model allows {trained})"
+    )]
+    Context {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens to be generated.
+        max_new: usize,
+        /// The context of this run.
+        context: usize,
+        /// The model's own limit.
+        trained: usize,
+    },
+    /// Nothing to continue.
+    #[error("the prompt is empty: give a text with -p or -f (this model adds no BOS token)")]
+    EmptyPrompt,
+    /// A token that the model has no row for.
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match"
+    )]
+    Vocabulary {
+        /// The token's id.
+        token: u32,
+        /// Rows of the embedding table.
+        vocab: usize,
+    },
+    /// Infinite or undefined logits.
+    #[error("the model's logits at position {position} are not numbers: its weights are damaged")]
+    NotANumber {
+        /// Position of the token they follow.
+        position: usize,
+    },
+    /// A text too short to measure.
+    #[error("the text has {tokens} tokens and one window takes {window}: give a longer text or a smaller -c")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
+}

@@ -1,0 +1,92 @@
+//! A model: its configuration, its weights' names, and the forward pass.
+
+mod config;
+mod error;
+mod forward;
+mod rope;
+mod weights;
+
+use std::sync::Arc;
+
+pub use config::{Architecture, Config};
+pub use error::ModelError;
+pub use forward::{Embedding, State, forward};
+pub use rope::Rope;
+pub use weights::Tensors;
+
+use crate::{
+    device::Batch,
+    gguf::{Gguf, GgufError},
+    pack::{Image, TensorId},
+};
+
+/// A model file that was found to be complete and consistent.
+pub struct Model {
+    /// The file.
+    pub gguf: Arc<Gguf>,
+    /// Its sizes.
+    pub config: Config,
+    /// Its tensors by role.
+    pub tensors: Tensors,
+}
+
+impl Model {
+    /// Reads the configuration and finds all tensors. No weight is read yet.
+    ///
+    /// # Errors
+    /// What is missing, contradictory or not supported, by name.
+    pub fn new(gguf: Arc<Gguf>, context: Option<usize>, default_context: usize) -> Result<Self, ModelError> {
+        let config = Config::new(&gguf, context, default_context)?;
+        let tensors = Tensors::new(&gguf, &config)?;
+        Ok(Model { gguf, config, tensors })
+    }
+
+    /// The output matrix is the embedding table.
+    pub fn tied(&self) -> bool {
+        self.tensors.head.output.weight == self.tensors.embedding
+    }
+
+    /// The layout of layer `i` in memory.
+    ///
+    /// # Errors
+    /// When a tensor's type is not supported.
+    pub fn layer_image(&self, i: usize) -> Result<Image, GgufError> {
+        let mut ids = Vec::new();
+        let _ = self.tensors.layers[i].map(|&id| ids.push(id));
+        Image::new(format!("layer {i}"), &self.gguf, &ids)
+    }
+
+    /// The layout of the head in memory.
+    ///
+    /// # Errors
+    /// When a tensor's type is not supported.
+    pub fn head_image(&self) -> Result<Image, GgufError> {
+        let mut ids = Vec::new();
+        let _ = self.tensors.head.map(|&id| ids.push(id));
+        Image::new("the output head".into(), &self.gguf, &ids)
+    }
+
+    /// The embeddings of `tokens`, `[tokens x hidden]`, decoded from the file.
+    ///
+    /// # Panics
+    /// When a token is outside the vocabulary: callers check.
+    pub fn embed(&self, tokens: &[u32]) -> Vec<f32> {
+        let TensorId(index) = self.tensors.embedding;
+        let info = &self.gguf.tensors()[index];
+        let (ty, bytes) = (self.gguf.supported_type(info).expect("checked when found"), self.gguf.bytes(info));
+        let row_bytes = bytes.len() / self.config.dims.vocab;
+        let mut out = vec![0.0; tokens.len() * self.config.dims.hidden];
+        for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(self.config.dims.hidden)) {
+            let row = &bytes[token as usize * row_bytes..][..row_bytes];
+            quant::decode_row(ty, row, out).expect("the reader checked the tensor's length");
+        }
+        out
+    }
+
+    /// A pass over `tokens` at the positions from `start` on, with logits of the tokens `want`.
+    pub fn batch(&self, tokens: &[u32], start: usize, want: Vec<u32>) -> Batch {
+        let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
+        let (cos, sin) = self.config.rope.angles(&positions);
+        Batch { tokens: tokens.to_vec(), positions, cos, sin, want }
+    }
+}

@@ -1,0 +1,110 @@
+//! How weights lie in memory.
+//!
+//! An [`Image`] is a group of tensors (a layer, the head) as one run of bytes, cut into segments. It is what a device
+//! buffer, a RAM tier or a drive holds; only this module and the kernels know what is inside. Today the layout of a matrix
+//! is GGUF's own: rows of blocks, one after the other.
+
+use std::{borrow::Cow, ops::Range};
+
+use quant::TensorType;
+
+use crate::gguf::{Gguf, GgufError};
+
+/// Where tensors start in an image: a multiple of this, in bytes. It suits 16-byte loads and a GPU's 128-byte lines.
+pub const TENSOR_ALIGN: usize = 256;
+
+/// What a segment's length is a multiple of: a page, so that any of them can be the target of a direct read.
+pub const SEGMENT_ALIGN: usize = 4096;
+
+/// The longest segment. Copies of 16 MiB already run at the link's full speed; 64 keeps the number of copies small.
+pub const SEGMENT_BYTES: usize = 64 << 20;
+
+/// A tensor of a model file, by its index in `Gguf::tensors()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TensorId(pub usize);
+
+/// A tensor's place in an image.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// Which tensor.
+    pub id: TensorId,
+    /// Its type in the image.
+    pub ty: TensorType,
+    /// Number of rows; 1 for a vector.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Its bytes in the image.
+    pub range: Range<usize>,
+    /// Its type in the file.
+    stored: TensorType,
+}
+
+/// A group of tensors as one run of bytes.
+#[derive(Clone, Debug)]
+pub struct Image {
+    name: String,
+    tensors: Vec<Placed>,
+    bytes: usize,
+}
+
+impl Image {
+    /// Lays the tensors `ids` of `gguf` out one after the other. Vectors become F32, the type that every kernel reads them
+    /// in; matrices keep their type.
+    ///
+    /// # Errors
+    /// When a tensor's type is not one that this engine computes with.
+    pub fn new(name: String, gguf: &Gguf, ids: &[TensorId]) -> Result<Self, GgufError> {
+        let (mut tensors, mut bytes) = (Vec::<Placed>::with_capacity(ids.len()), 0usize);
+        for &id in ids {
+            let info = &gguf.tensors()[id.0];
+            let stored = gguf.supported_type(info)?;
+            let (rows, cols) = (info.rows() as usize, info.cols() as usize);
+            let ty = if rows == 1 { TensorType::F32 } else { stored };
+            let len = if ty == stored { info.bytes as usize } else { cols * size_of::<f32>() };
+            let start = bytes.next_multiple_of(TENSOR_ALIGN);
+            bytes = start + len;
+            tensors.push(Placed { id, ty, rows, cols, range: start..bytes, stored });
+        }
+        Ok(Image { name, tensors, bytes: bytes.next_multiple_of(SEGMENT_ALIGN) })
+    }
+
+    /// For messages, e.g. `layer 3`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Length in bytes, a multiple of [`SEGMENT_ALIGN`].
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The tensors in the order of their places.
+    pub fn tensors(&self) -> &[Placed] {
+        &self.tensors
+    }
+
+    /// The image's segments in order, each a multiple of [`SEGMENT_ALIGN`] long.
+    pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.bytes).step_by(SEGMENT_BYTES).map(|start| start..self.bytes.min(start + SEGMENT_BYTES))
+    }
+}
+
+impl Placed {
+    /// The tensor's bytes as its image holds them.
+    pub fn data<'a>(&self, gguf: &'a Gguf) -> Cow<'a, [u8]> {
+        let bytes = gguf.bytes(&gguf.tensors()[self.id.0]);
+        if self.ty == self.stored {
+            return Cow::Borrowed(bytes);
+        }
+        let mut floats = vec![0.0f32; self.cols];
+        quant::decode_row(self.stored, bytes, &mut floats).expect("the reader checked the tensor's length");
+        Cow::Owned(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
+    }
+
+    /// Where the file holds these very bytes, if it does.
+    pub fn file_range(&self, gguf: &Gguf) -> Option<Range<usize>> {
+        let start = gguf.tensor_file_offset(&gguf.tensors()[self.id.0]) as usize;
+        (self.ty == self.stored).then(|| start..start + self.range.len())
+    }
+}

@@ -1,0 +1,94 @@
+//! From images to weights on a device.
+
+use std::sync::Arc;
+
+use crate::{
+    device::{DeviceError, Head, Layer, SharedBytes, Tensor, Transfer, Weight},
+    gguf::Gguf,
+    model::Model,
+    pack::{Image, Placed, TensorId},
+};
+
+/// Told of the bytes loaded so far.
+pub type Progress<'a> = &'a mut dyn FnMut(u64);
+
+/// The tensors of one image on a device.
+pub(super) struct Views<B> {
+    tensors: Vec<(TensorId, Tensor<B>)>,
+    /// Device memory that was taken for them.
+    pub bytes: u64,
+}
+
+impl<B: Clone> Views<B> {
+    /// As they lie in `buf`, which holds the image at its start.
+    pub fn of_image(image: &Image, buf: &B) -> Self {
+        let tensors = image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))).collect();
+        Views { tensors, bytes: image.bytes() as u64 }
+    }
+
+    fn get(&self, id: TensorId) -> Tensor<B> {
+        let found = self.tensors.iter().find(|(tensor, _)| *tensor == id);
+        found.expect("an image is asked for its own tensors").1.clone()
+    }
+
+    /// The weights of layer `id`.
+    pub fn layer(&self, model: &Model, id: usize) -> Layer<Tensor<B>> {
+        model.tensors.layers[id].map(|&tensor| self.get(tensor))
+    }
+}
+
+fn view<B>(placed: &Placed, buf: B, offset: usize) -> Tensor<B> {
+    Tensor { buf, offset, ty: placed.ty, rows: placed.rows, cols: placed.cols }
+}
+
+/// Puts `image` on the device to stay: in the model file's map where the device computes there, else in memory of its own.
+pub(super) fn place<D: Transfer>(
+    dev: &D,
+    gguf: &Arc<Gguf>,
+    image: &Image,
+    progress: Progress<'_>,
+) -> Result<Views<D::Buf>, DeviceError> {
+    let shared =
+        image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<Option<Vec<_>>, _>>()?;
+    if let Some(tensors) = shared {
+        progress(image.bytes() as u64);
+        return Ok(Views { tensors, bytes: 0 });
+    }
+    let buf = dev.alloc(image.name(), image.bytes())?;
+    for placed in image.tensors() {
+        let data = placed.data(gguf);
+        dev.write(&buf, placed.range.start, &data)?;
+        progress(data.len() as u64);
+    }
+    Ok(Views::of_image(image, &buf))
+}
+
+/// A tensor where the file's map has it. One that needs converting gets memory of its own: those are a few vectors.
+fn share<D: Transfer>(
+    dev: &D,
+    gguf: &Arc<Gguf>,
+    placed: &Placed,
+) -> Result<Option<(TensorId, Weight<D>)>, DeviceError> {
+    let Some(range) = placed.file_range(gguf) else {
+        let data = placed.data(gguf);
+        let buf = dev.alloc("a converted tensor", data.len())?;
+        dev.write(&buf, 0, &data)?;
+        return Ok(Some((placed.id, view(placed, buf, 0))));
+    };
+    let bytes = SharedBytes::new(gguf.clone(), range.start, range.end).expect("the reader checked the tensor's place");
+    Ok(dev.share(bytes).map(|buf| (placed.id, view(placed, buf, 0))))
+}
+
+/// The head's weights, to stay on the device, and the device memory they took.
+///
+/// # Errors
+/// The device's.
+pub fn place_head<D: Transfer>(
+    dev: &D,
+    model: &Model,
+    image: &Image,
+    progress: Progress<'_>,
+) -> Result<(Head<Weight<D>>, u64), DeviceError> {
+    let views = place(dev, &model.gguf, image, progress)?;
+    Ok((model.tensors.head.map(|&tensor| views.get(tensor)), views.bytes))
+}

@@ -1,0 +1,314 @@
+//! Kernels on activations.
+
+use cuda_std::{F16, kernel::Kernel};
+use gpu::ops;
+use half::f16;
+use ntransformer::device::cuda::driver::Driver;
+use rand::{Rng, seq::SliceRandom};
+
+use super::{Lab, Number, assert_close, pointer};
+use crate::reference;
+
+/// Relative: `rsqrt.approx` has 2^-22, the mean of squares about as much.
+const RMS_NORM_BUDGET: f64 = 1e-6;
+/// Relative to the pair's length: two products and a sum.
+const ROPE_BUDGET: f64 = 2e-7;
+/// Relative to sum p |v|, and to 1 + the largest sum |q| |k| of a score: e^x turns a score's absolute error into a
+/// relative one.
+const ATTENTION_BUDGET: f64 = 5e-7;
+/// Relative, and to 1 + |gate|, for the same reason.
+const SWIGLU_BUDGET: f64 = 5e-7;
+
+/// y = weight x / rms(x), also in place.
+pub fn rms_norm<D: Driver>(lab: &mut Lab<D>) {
+    const EPS: f32 = 1e-5;
+    for n in [1, 20, 32, 511, 512, 513, 4096] {
+        for tokens in [1, 3] {
+            let (x, weight) = (lab.floats(tokens * n), lab.floats(n));
+            let (x_mem, weight_mem) = (lab.input(&x), lab.input(&weight));
+            let (apart, in_place) = (lab.poisoned::<f32>(tokens * n), lab.output(&x));
+            for (x, y) in [(pointer::<D, _>(&x_mem), &apart), (in_place.pointer::<f32>().cast_const(), &in_place)] {
+                let args = (x, pointer::<D, _>(&weight_mem), y.pointer(), n as u32, EPS);
+                lab.launch::<ops::rms_norm>(ops::rms_norm_grid(tokens as u32), args);
+            }
+            let expected: Vec<f64> = x.chunks_exact(n).flat_map(|x| reference::rms_norm(x, &weight, EPS)).collect();
+            for (place, y) in [("apart", apart), ("in place", in_place)] {
+                for (i, (&found, &expected)) in lab.read::<f32>(&y).iter().zip(&expected).enumerate() {
+                    let what = || format!("{place}, token {}, element {} of {n}", i / n, i % n);
+                    assert_close(found, expected, RMS_NORM_BUDGET * expected.abs(), what);
+                }
+            }
+        }
+    }
+}
+
+/// Pairs (2i, 2i + 1).
+pub fn rope_adjacent<D: Driver>(lab: &mut Lab<D>) {
+    rope::<ops::rope_adjacent, D>(lab, |pair, _| (2 * pair, 2 * pair + 1));
+}
+
+/// Pairs (i, i + rot / 2).
+pub fn rope_half<D: Driver>(lab: &mut Lab<D>) {
+    rope::<ops::rope_half, D>(lab, |pair, rot| (pair, pair + rot / 2));
+}
+
+fn rope<K, D: Driver>(lab: &mut Lab<D>, pair: fn(usize, usize) -> (usize, usize))
+where
+    K: Kernel<Args = (*mut f32, *const f32, *const f32, u32, u32, u32)>,
+{
+    for (head_dim, rot) in [(2, 2), (20, 20), (64, 64), (80, 32), (128, 128), (256, 64)] {
+        for (heads, tokens) in [(1, 1), (3, 5), (8, 2)] {
+            let width = heads * head_dim;
+            let x = lab.floats(tokens * width);
+            let angles: Vec<f32> = (0..tokens * rot / 2).map(|_| lab.rng.random_range(-4.0..4.0)).collect();
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|angle| (angle.cos(), angle.sin())).unzip();
+            let (cos_mem, sin_mem, y) = (lab.input(&cos), lab.input(&sin), lab.output(&x));
+            lab.launch::<K>(
+                ops::rope_grid(tokens as u32, heads as u32, rot as u32),
+                (
+                    y.pointer(),
+                    pointer::<D, _>(&cos_mem),
+                    pointer::<D, _>(&sin_mem),
+                    heads as u32,
+                    head_dim as u32,
+                    rot as u32,
+                ),
+            );
+            let found = lab.read::<f32>(&y);
+            for (i, (x, found)) in x.chunks_exact(head_dim).zip(found.chunks_exact(head_dim)).enumerate() {
+                let (token, head) = (i / heads, i % heads);
+                let angles = token * rot / 2..(token + 1) * rot / 2;
+                let expected = reference::rope(x, &cos[angles.clone()], &sin[angles], |i| pair(i, rot));
+                for dim in 0..head_dim {
+                    let what =
+                        || format!("head_dim {head_dim}, rot {rot}, token {token}, head {head}, dimension {dim}");
+                    // What does not rotate stays as it is.
+                    let error = if dim < rot { ROPE_BUDGET * 2f64.sqrt() } else { 0.0 };
+                    assert_close(found[dim], expected[dim], error, what);
+                }
+            }
+        }
+    }
+}
+
+/// Tokens arrive at their positions, rounded to nearest even, and nothing else changes.
+pub fn kv_append<D: Driver>(lab: &mut Lab<D>) {
+    const CONTEXT: usize = 9;
+    for (kv_heads, head_dim) in [(1, 20), (2, 64), (3, 80), (1, 256)] {
+        for positions in [&[0u32][..], &[8], &[3, 4, 5, 6], &[8, 0, 7]] {
+            let width = kv_heads * head_dim;
+            let mut k = lab.floats(positions.len() * width);
+            let v = lab.floats(positions.len() * width);
+            // Too large, the largest, below the smallest subnormal, a tie.
+            k[..4].copy_from_slice(&[1e6, -65504.0, 1e-9, 1.0 + 1.0 / 2048.0]);
+            let len = kv_heads * CONTEXT * head_dim;
+            let (k_cache, v_cache) = (lab.poisoned::<u16>(len), lab.poisoned::<u16>(len));
+            let (k_mem, v_mem, positions_mem) = (lab.input(&k), lab.input(&v), lab.input(positions));
+            lab.launch::<ops::kv_append>(
+                ops::kv_append_grid(positions.len() as u32, kv_heads as u32, head_dim as u32),
+                (
+                    pointer::<D, _>(&k_mem),
+                    pointer::<D, _>(&v_mem),
+                    k_cache.pointer::<F16>(),
+                    v_cache.pointer::<F16>(),
+                    pointer::<D, _>(&positions_mem),
+                    kv_heads as u32,
+                    head_dim as u32,
+                    CONTEXT as u32,
+                ),
+            );
+            for (name, new, cache) in [("k", &k, &k_cache), ("v", &v, &v_cache)] {
+                let mut expected = vec![u16::POISON; len];
+                for (token, &position) in positions.iter().enumerate() {
+                    for (i, &value) in new[token * width..][..width].iter().enumerate() {
+                        let (head, dim) = (i / head_dim, i % head_dim);
+                        expected[(head * CONTEXT + position as usize) * head_dim + dim] =
+                            f16::from_f32(value).to_bits();
+                    }
+                }
+                let what = format!("{name}, {kv_heads} heads of {head_dim}, positions {positions:?}");
+                assert_eq!(lab.read::<u16>(cache), expected, "{what}");
+            }
+        }
+    }
+}
+
+/// A shape of attention.
+struct Attention {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    context: usize,
+    scale: f32,
+}
+
+impl Attention {
+    fn check<D: Driver>(&self, lab: &mut Lab<D>, positions: &[u32]) {
+        let &Attention { heads, kv_heads, head_dim, context, scale } = self;
+        let q = lab.floats(positions.len() * heads * head_dim);
+        let len = kv_heads * context * head_dim;
+        let cache = |lab: &mut Lab<D>| -> Vec<f16> { lab.floats(len).into_iter().map(f16::from_f32).collect() };
+        let (keys, values) = (cache(lab), cache(lab));
+        // What no token sees is NaN.
+        let seen = *positions.iter().max().unwrap() as usize;
+        let bits = |cache: &[f16]| -> Vec<u16> {
+            let visible = |i: usize| i / head_dim % context <= seen;
+            cache.iter().enumerate().map(|(i, x)| if visible(i) { x.to_bits() } else { u16::POISON }).collect()
+        };
+        let (q_mem, k_mem, v_mem) = (lab.input(&q), lab.input(&bits(&keys)), lab.input(&bits(&values)));
+        let (positions_mem, y) = (lab.input(positions), lab.poisoned::<f32>(q.len()));
+        lab.launch::<ops::attention>(
+            ops::attention_grid(positions.len() as u32, heads as u32),
+            (
+                pointer::<D, _>(&q_mem),
+                pointer::<D, F16>(&k_mem),
+                pointer::<D, F16>(&v_mem),
+                pointer::<D, _>(&positions_mem),
+                y.pointer(),
+                heads as u32,
+                kv_heads as u32,
+                head_dim as u32,
+                context as u32,
+                scale,
+            ),
+        );
+        let to_f32 = |cache: Vec<f16>| -> Vec<f32> { cache.into_iter().map(f16::to_f32).collect() };
+        let (keys, values) = (to_f32(keys), to_f32(values));
+        let found = lab.read::<f32>(&y);
+        for (i, (q, found)) in q.chunks_exact(head_dim).zip(found.chunks_exact(head_dim)).enumerate() {
+            let (token, head) = (i / heads, i % heads);
+            let kv_head = head / (heads / kv_heads);
+            let rows = kv_head * context..kv_head * context + positions[token] as usize + 1;
+            let keys: Vec<&[f32]> = rows.clone().map(|row| &keys[row * head_dim..][..head_dim]).collect();
+            let values: Vec<&[f32]> = rows.map(|row| &values[row * head_dim..][..head_dim]).collect();
+            let (expected, score) = reference::attention(q, &keys, &values, scale);
+            for (dim, (&found, expected)) in found.iter().zip(expected).enumerate() {
+                assert_close(found, expected.value, ATTENTION_BUDGET * (1.0 + score) * expected.magnitude, || {
+                    format!(
+                        "{heads} heads on {kv_heads}, head_dim {head_dim}, context {context}, scale {scale}: \
+                         token {token} at {}, head {head}, dimension {dim}",
+                        positions[token]
+                    )
+                });
+            }
+        }
+    }
+}
+
+const HEAD_DIMS: [usize; 7] = [2, 20, 64, 80, 96, 128, 256];
+/// Heads and KV heads: groups of 1, 3, 4, 8.
+const GROUPS: [(usize, usize); 4] = [(2, 2), (3, 1), (8, 2), (8, 1)];
+
+/// One token, at the first and the last position and around the edges of the kernel's tiles.
+pub fn attention_decode<D: Driver>(lab: &mut Lab<D>) {
+    const CONTEXT: usize = 67;
+    for (i, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+        let (heads, kv_heads) = GROUPS[i % GROUPS.len()];
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for position in [0, 1, 7, 8, 31, 32, 33, CONTEXT as u32 - 1] {
+            Attention { heads, kv_heads, head_dim, context: CONTEXT, scale }.check(lab, &[position]);
+        }
+    }
+}
+
+/// Several tokens, each of which sees no further than itself.
+pub fn attention_prefill<D: Driver>(lab: &mut Lab<D>) {
+    for (heads, kv_heads) in GROUPS {
+        for (head_dim, context) in [(20, 40), (128, 40), (64, 9)] {
+            // Scores of up to +-100, whose exponentials overflow unless the largest is taken off first.
+            for scale in [0.1, 100.0 / (head_dim as f32).sqrt()] {
+                let attention = Attention { heads, kv_heads, head_dim, context, scale };
+                attention.check(lab, &(0..9).collect::<Vec<_>>());
+                attention.check(lab, &[context as u32 - 1, 0, 3]);
+            }
+        }
+    }
+}
+
+/// Many tiles for each warp.
+pub fn attention_long<D: Driver>(lab: &mut Lab<D>) {
+    Attention { heads: 2, kv_heads: 1, head_dim: 64, context: 1500, scale: 0.5 }.check(lab, &[1499, 1000]);
+}
+
+/// gate = silu(gate) up
+pub fn swiglu<D: Driver>(lab: &mut Lab<D>) {
+    for n in [1, 255, 256, 257, 11008] {
+        let up = lab.floats(n);
+        let mut gate: Vec<f32> = (0..n).map(|_| lab.rng.random_range(-20.0..20.0)).collect();
+        gate[n / 2] = -200.0;
+        gate[n - 1] = 100.0;
+        let (up_mem, y) = (lab.input(&up), lab.output(&gate));
+        lab.launch::<ops::swiglu>(ops::elementwise_grid(n as u32), (y.pointer(), pointer::<D, _>(&up_mem), n as u32));
+        for (i, &found) in lab.read::<f32>(&y).iter().enumerate() {
+            let expected = reference::swiglu(gate[i], up[i]);
+            let error = SWIGLU_BUDGET * (1.0 + f64::from(gate[i].abs())) * expected.abs();
+            assert_close(found, expected, error + f64::from(f32::MIN_POSITIVE), || {
+                format!("gate {}, {i} of {n}", gate[i])
+            });
+        }
+    }
+}
+
+/// y += x, also where a thread has more than one element.
+pub fn add<D: Driver>(lab: &mut Lab<D>) {
+    for n in [1, 255, 257, 4096 * 256 + 300] {
+        let (x, y) = (lab.floats(n), lab.floats(n));
+        let (x_mem, y_mem) = (lab.input(&x), lab.output(&y));
+        lab.launch::<ops::add>(ops::elementwise_grid(n as u32), (pointer::<D, _>(&x_mem), y_mem.pointer(), n as u32));
+        let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| y + x).collect();
+        assert!(lab.read::<f32>(&y_mem) == expected, "{n} elements");
+    }
+}
+
+/// Rows in any order, also repeated.
+pub fn gather_rows<D: Driver>(lab: &mut Lab<D>) {
+    for n in [1, 32, 255, 300] {
+        for rows in [&[4][..], &[0, 4, 1, 1]] {
+            let x = lab.floats(5 * n);
+            let (x_mem, rows_mem, y) = (lab.input(&x), lab.input(rows), lab.poisoned::<f32>(rows.len() * n));
+            let args = (pointer::<D, _>(&x_mem), pointer::<D, _>(&rows_mem), y.pointer(), n as u32);
+            lab.launch::<ops::gather_rows>(ops::gather_rows_grid(rows.len() as u32), args);
+            let expected: Vec<f32> = rows.iter().flat_map(|&row: &u32| x[row as usize * n..][..n].to_vec()).collect();
+            assert_eq!(lab.read::<f32>(&y), expected, "rows {rows:?} of {n} elements");
+        }
+    }
+}
+
+/// Ties, infinities and NaN among the numbers.
+pub fn argmax<D: Driver>(lab: &mut Lab<D>) {
+    for n in [1, 2, 31, 33, 511, 513, 3000] {
+        let random = lab.floats(n);
+        let mut shuffled: Vec<f32> = (0..n).map(|i| (i / 3) as f32).collect();
+        shuffled.shuffle(&mut lab.rng);
+        let with = |at: usize, value: f32| {
+            let mut row = random.clone();
+            row[at] = value;
+            row
+        };
+        let mut mostly_nan = vec![f32::NAN; n];
+        mostly_nan[n - 1] = f32::NEG_INFINITY;
+        let rows = [
+            ("random", random.clone()),
+            ("first", with(0, 2.0)),
+            ("last", with(n - 1, 2.0)),
+            ("ties", shuffled),
+            ("equal", vec![0.5; n]),
+            ("zeros of both signs", (0..n).map(|i| if i % 2 == 0 { -0.0 } else { 0.0 }).collect()),
+            ("infinite", with(n / 2, f32::INFINITY)),
+            ("minus infinity", vec![f32::NEG_INFINITY; n]),
+            ("a NaN", with(n / 3, f32::NAN)),
+            ("a negative NaN", with(n / 3, -f32::NAN)),
+            ("NaN but one", mostly_nan),
+            ("NaN", vec![f32::NAN; n]),
+        ];
+        let x: Vec<f32> = rows.iter().flat_map(|(_, row)| row.clone()).collect();
+        let (x_mem, out) = (lab.input(&x), lab.poisoned::<u32>(rows.len()));
+        lab.launch::<ops::argmax>(
+            ops::argmax_grid(rows.len() as u32),
+            (pointer::<D, _>(&x_mem), out.pointer(), n as u32),
+        );
+        for ((name, row), found) in rows.iter().zip(lab.read::<u32>(&out)) {
+            assert_eq!(found, reference::argmax(row), "{name}, {n} elements");
+        }
+    }
+}
