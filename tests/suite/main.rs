@@ -2,6 +2,8 @@
 
 mod gguf;
 mod kernels;
-mod reference;
-mod tokenizer;
 mod ptx;
+mod readme;
+mod reference;
+mod setup;
+mod tokenizer;
