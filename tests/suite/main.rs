@@ -4,5 +4,7 @@ mod commands;
 mod gguf;
 mod kernels;
 mod ptx;
+mod readme;
 mod reference;
+mod setup;
 mod tokenizer;
