@@ -8,4 +8,5 @@ pub mod gguf;
 pub mod model;
 pub mod pack;
 pub mod platform;
+pub mod ptx;
 pub mod stream;

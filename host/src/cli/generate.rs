@@ -11,7 +11,8 @@ use serde_json::json;
 
 use super::{interrupt, open::ModelArgs};
 use crate::engine::{
-    EncodeOptions, Event, Generated, Runner, Sampler, Sampling, Stop, Timing, Tokenizer, Utf8Stream, check_length, generate,
+    EncodeOptions, Event, Generated, Runner, Sampler, Sampling, Stop, Timing, Tokenizer, Utf8Stream, check_length,
+    generate,
 };
 
 /// New tokens when -n is not given, unless the context holds fewer.
@@ -148,7 +149,7 @@ impl<'a> Output<'a> {
 
     /// The collected text. A reader that went away (`| head`) is not an error: it has seen enough.
     fn finish(mut self) -> anyhow::Result<String> {
-        let rest = self.utf8.finish();
+        let rest = self.utf8.flush();
         let end = if self.collect { rest } else { format!("{rest}\n") };
         self.print(&end);
         match self.error {
@@ -164,7 +165,12 @@ fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
     say(String::new());
     let row = |name: &str, t: &Timing| {
         let gbs = t.passes as f64 * memory.read_per_pass as f64 / t.time.as_secs_f64().max(1e-9) / 1e9;
-        format!("{name}: {} tokens in {:.2} s, {:.2} tok/s, {gbs:.1} GB/s of weights", t.tokens, t.time.as_secs_f64(), t.rate())
+        format!(
+            "{name}: {} tokens in {:.2} s, {:.2} tok/s, {gbs:.1} GB/s of weights",
+            t.tokens,
+            t.time.as_secs_f64(),
+            t.rate()
+        )
     };
     say(row("prompt", &generated.prompt));
     if generated.decode.tokens > 0 {

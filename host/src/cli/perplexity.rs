@@ -41,7 +41,12 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     bar.finish_and_clear();
     args.model.say(&format!("{} windows of {}, {} tokens scored", result.windows, args.context, result.scored));
     if result.windows < result.of {
-        args.model.say(&format!("interrupted after {:.4} over {} windows of {}", result.value(), result.windows, result.of));
+        args.model.say(&format!(
+            "interrupted after {:.4} over {} windows of {}",
+            result.value(),
+            result.windows,
+            result.of
+        ));
         return Ok(interrupt::EXIT_CODE);
     }
     println!("perplexity: {:.4}", result.value());

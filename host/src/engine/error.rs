@@ -1,6 +1,5 @@
 //! What can go wrong between a text and its continuation.
 
-
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -58,7 +57,9 @@ pub enum EngineError {
     #[error("the prompt is empty: give a text with -p or -f (this model adds no BOS token)")]
     EmptyPrompt,
     /// A token that the model has no row for.
-    #[error("token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match")]
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match"
+    )]
     Vocabulary {
         /// The token's id.
         token: u32,

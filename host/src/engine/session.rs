@@ -179,8 +179,7 @@ impl<D: Device + 'static> Session<D> {
         } else {
             Box::new(Streamed::load(&dev, &model, &needs.images, resident, progress)?)
         };
-        let embedding =
-            if model.tied() { Embedding::Device(head.output.weight.clone()) } else { Embedding::Host };
+        let embedding = if model.tied() { Embedding::Device(head.output.weight.clone()) } else { Embedding::Host };
         let memory = MemoryReport {
             device_weights: layers.device_bytes() + head_bytes,
             kv: needs.kv,
