@@ -116,21 +116,20 @@ pub unsafe fn sum(mut value: f32) -> f32 {
     value
 }
 
-/// [`sum`] of each value, with the same bits; the exchanges of different values overlap.
+/// Replaces each value by its [`sum`], with the same bits; the exchanges of different values overlap.
 ///
 /// # Safety
-/// All 32 lanes must be running this very call.
+/// All 32 lanes must be running this very call, with as many values.
 #[inline(always)]
-pub unsafe fn sums<const N: usize>(mut values: [f32; N]) -> [f32; N] {
+pub unsafe fn sums(values: &mut [f32]) {
     let mut step = 16;
     while step > 0 {
-        for value in &mut values {
+        for value in values.iter_mut() {
             // SAFETY: the caller's promise.
             *value += unsafe { warp_shuffle_xor(FULL_MASK, *value, step) };
         }
         step /= 2;
     }
-    values
 }
 
 /// The largest value over all 32 lanes, in every lane.
