@@ -93,9 +93,9 @@ unsafe fn load_run<F: Format>(x: *const f32) -> [f32; 4] {
         return unsafe { mem::load4(x) };
     }
     let mut run = [0.0; 4];
-    for (i, value) in run.iter_mut().enumerate().take(F::RUN) {
+    for i in 0..F::RUN {
         // SAFETY: the caller's promise.
-        *value = unsafe { mem::load(x.add(i)) };
+        run[i] = unsafe { mem::load(x.add(i)) };
     }
     run
 }
@@ -178,9 +178,9 @@ impl Product {
         // SAFETY: all threads are here.
         unsafe { warp::sums(sums) };
         let mut result = 0.0;
-        for (i, &sum) in sums.iter().enumerate() {
+        for i in 0..R * C {
             if warp::lane_id() as usize == i {
-                result = sum;
+                result = sums[i];
             }
         }
         let partial = shared_array!(PARTIAL_RESULTS: [f32; MAX_RESULTS * WARPS]);
@@ -239,8 +239,8 @@ unsafe fn embed<F: Format>(w: *const u8, ids: *const u32, y: *mut f32, cols: u32
             for run in 0..F::RUNS {
                 let values = F::run(DeviceBlock::new(row.add(block * F::BYTES)), slice, run);
                 let y = y.add(block * F::ELEMS + F::at(slice, run));
-                for (k, &value) in values.iter().enumerate().take(F::RUN) {
-                    mem::store(y.add(k), value);
+                for k in 0..F::RUN {
+                    mem::store(y.add(k), values[k]);
                 }
             }
             i += THREADS as usize;

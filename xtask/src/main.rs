@@ -1,6 +1,7 @@
 //! Development commands.
 
 mod ptx;
+mod ptxas;
 
 use std::path::PathBuf;
 
@@ -25,7 +26,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Ptx(args) => ptx::run(&args),
-        Command::Ptxas => Ok(()),
+        Command::Ptxas => ptxas::run(),
     }
 }
 

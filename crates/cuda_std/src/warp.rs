@@ -119,12 +119,12 @@ pub unsafe fn sum(mut value: f32) -> f32 {
 /// Replaces each value by its [`sum`], with the same bits; the exchanges of different values overlap.
 ///
 /// # Safety
-/// All 32 lanes must be running this very call, with as many values.
+/// All 32 lanes must be running this very call.
 #[inline(always)]
 pub unsafe fn sums(values: &mut [f32]) {
     let mut step = 16;
     while step > 0 {
-        for value in values.iter_mut() {
+        for value in &mut *values {
             // SAFETY: the caller's promise.
             *value += unsafe { warp_shuffle_xor(FULL_MASK, *value, step) };
         }
