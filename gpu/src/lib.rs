@@ -7,6 +7,8 @@
 
 #[cfg(feature = "ops")]
 pub mod ops;
+#[cfg(feature = "probe")]
+pub mod probe;
 #[cfg(any(
     feature = "f32",
     feature = "f16",

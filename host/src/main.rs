@@ -1,16 +1,16 @@
 //! The command.
 
+use std::process::ExitCode;
+
 use clap::Parser;
-use ntransformer::cli::inspect;
+use ntransformer::cli::Cli;
 
-#[derive(Parser)]
-enum Command {
-    /// Show what is in a GGUF file.
-    Inspect(inspect::InspectArgs),
-}
-
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
-        Command::Inspect(args) => inspect::run(&args),
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
     }
 }

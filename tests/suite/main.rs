@@ -3,3 +3,5 @@
 mod gguf;
 mod kernels;
 mod reference;
+mod tokenizer;
+mod ptx;

@@ -20,6 +20,35 @@ pub trait Kernel {
     unsafe fn run(args: Self::Args);
 }
 
+/// A kernel as a value: every `#[kernel]` of the program is in [`all`].
+#[cfg(not(target_arch = "nvptx64"))]
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// [`Kernel::NAME`].
+    pub name: &'static str,
+    /// [`Kernel::MODULE`].
+    pub module: &'static str,
+    /// [`Args::PTX`].
+    pub params: &'static [&'static str],
+}
+
+#[cfg(not(target_arch = "nvptx64"))]
+impl Entry {
+    /// The entry of `K`.
+    pub const fn of<K: Kernel>() -> Self {
+        Entry { name: K::NAME, module: K::MODULE, params: <K::Args as Args>::PTX }
+    }
+}
+
+#[cfg(not(target_arch = "nvptx64"))]
+inventory::collect!(Entry);
+
+/// Every kernel of the crates that this program is linked from, in no particular order.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn all() -> impl Iterator<Item = &'static Entry> {
+    inventory::iter::<Entry>()
+}
+
 /// A launch's geometry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -37,16 +66,34 @@ impl Grid {
 }
 
 /// A value that can be a kernel parameter as it is: plain bits, same size and alignment on host and device.
-pub trait Param: Copy {}
-impl<T> Param for *const T {}
-impl<T> Param for *mut T {}
-impl Param for u32 {}
-impl Param for i32 {}
-impl Param for u64 {}
-impl Param for f32 {}
+pub trait Param: Copy {
+    /// What PTX declares the parameter as.
+    const PTX: &'static str;
+}
+impl<T> Param for *const T {
+    const PTX: &'static str = ".u64 .ptr";
+}
+impl<T> Param for *mut T {
+    const PTX: &'static str = ".u64 .ptr";
+}
+impl Param for u32 {
+    const PTX: &'static str = ".u32";
+}
+impl Param for i32 {
+    const PTX: &'static str = ".u32";
+}
+impl Param for u64 {
+    const PTX: &'static str = ".u64";
+}
+impl Param for f32 {
+    const PTX: &'static str = ".f32";
+}
 
 /// A tuple of [`Param`]s.
 pub trait Args: Copy {
+    /// [`Param::PTX`] of each, in order.
+    const PTX: &'static [&'static str];
+
     /// Calls `f` with the address of each parameter in order, as `cuLaunchKernel` wants them.
     fn each(&self, f: &mut dyn FnMut(*const core::ffi::c_void));
 }
@@ -54,6 +101,8 @@ pub trait Args: Copy {
 macro_rules! args {
     ($($name:ident)*) => {
         impl<$($name: Param),*> Args for ($($name,)*) {
+            const PTX: &'static [&'static str] = &[$($name::PTX),*];
+
             #[allow(non_snake_case, unused_variables)]
             fn each(&self, f: &mut dyn FnMut(*const core::ffi::c_void)) {
                 let ($($name,)*) = self;

@@ -4,7 +4,12 @@
 //! is a PTX instruction or two, and for the host, where the same functions ask the [`host::Machine`] that runs the thread
 //! (`crates/cuda_emu`). Code that needs an instruction this crate lacks adds it here, once, for both.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_unadjusted, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_unadjusted, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics),
+    // LLVM's intrinsics are reached no other way; the compiler is pinned by the manifest of the PTX.
+    allow(internal_features)
+)]
 
 #[cfg(target_arch = "nvptx64")]
 mod nvptx;
@@ -20,10 +25,26 @@ pub mod warp;
 
 pub use cuda_std_macros::kernel;
 pub use float::F16;
+#[cfg(not(target_arch = "nvptx64"))]
+#[doc(hidden)]
+pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
     pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
+}
+
+/// For [`shared_array!`] alone.
+///
+/// # Safety
+/// `pointer` must be a generic address of shared memory.
+#[cfg(target_arch = "nvptx64")]
+#[doc(hidden)]
+#[inline(always)]
+pub unsafe fn in_shared_memory<T>(pointer: *mut T) -> *mut T {
+    // SAFETY: the caller's promise.
+    unsafe { nvptx::assume_shared(pointer.cast()) };
+    pointer
 }
 
 /// For [`shared_array!`] alone.

@@ -9,6 +9,8 @@ unsafe extern "unadjusted" {
     fn llvm_shfl_idx(mask: u32, value: u32, source: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     fn llvm_vote_ballot(mask: u32, predicate: bool) -> u32;
+    #[link_name = "llvm.nvvm.isspacep.shared"]
+    fn llvm_isspacep_shared(pointer: *const u8) -> bool;
     #[link_name = "llvm.fma.f32"]
     fn llvm_fma(a: f32, b: f32, c: f32) -> f32;
 }
@@ -32,6 +34,13 @@ pub unsafe fn shfl_idx(mask: u32, value: u32, source: u32) -> u32 {
 pub unsafe fn vote_ballot(mask: u32, predicate: bool) -> u32 {
     // SAFETY: the caller's promise that the lanes of `mask` are all here.
     unsafe { llvm_vote_ballot(mask, predicate) }
+}
+
+/// Tells the compiler that `pointer` points into shared memory, so that accesses become `ld.shared` and `st.shared`.
+#[inline(always)]
+pub unsafe fn assume_shared(pointer: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe { core::hint::assert_unchecked(llvm_isspacep_shared(pointer)) }
 }
 
 #[inline(always)]

@@ -27,7 +27,8 @@ macro_rules! shared_array {
                     out(reg64) address, options(pure, nomem, nostack)
                 );
             }
-            address as *mut $ty
+            // SAFETY: it is an address of shared memory.
+            unsafe { $crate::in_shared_memory(address as *mut $ty) }
         };
         #[cfg(not(target_arch = "nvptx64"))]
         let pointer: *mut $ty = {

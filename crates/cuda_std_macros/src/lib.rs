@@ -65,5 +65,8 @@ fn expand(module: LitStr, function: ItemFn) -> Result<proc_macro2::TokenStream, 
                 unsafe { #name(#(#names),*) }
             }
         }
+
+        #[cfg(not(target_arch = "nvptx64"))]
+        ::cuda_std::inventory::submit! { ::cuda_std::kernel::Entry::of::<#name>() }
     })
 }

@@ -1,3 +1,52 @@
 //! The command line.
 
+mod generate;
 pub mod inspect;
+mod interrupt;
+mod open;
+mod perplexity;
+pub mod synth;
+mod tokenize;
+
+use clap::{Parser, Subcommand};
+
+/// Runs GGUF language models that are bigger than the GPU's memory.
+///
+/// Without a subcommand, continues a prompt: `ntransformer -m model.gguf -p "Once upon a time"`. Without -m, a small
+/// built-in model tells a story.
+#[derive(Debug, Parser)]
+#[command(name = "ntransformer", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    generate: generate::GenerateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what is in a GGUF file.
+    Inspect(inspect::InspectArgs),
+    /// Turn text into token ids.
+    Tokenize(tokenize::TokenizeArgs),
+    /// Measure how well a model predicts a text.
+    Perplexity(perplexity::PerplexityArgs),
+    /// Write a model with random weights and the shape of a real one, to measure speed with.
+    Synth(synth::SynthArgs),
+}
+
+impl Cli {
+    /// Runs what was asked for, and gives the exit code of a run that worked.
+    ///
+    /// # Errors
+    /// What the user is to be told, once.
+    pub fn run(self) -> anyhow::Result<u8> {
+        match self.command {
+            None => generate::run(&self.generate),
+            Some(Command::Inspect(args)) => inspect::run(&args).map(|()| 0),
+            Some(Command::Tokenize(args)) => tokenize::run(&args).map(|()| 0),
+            Some(Command::Perplexity(args)) => perplexity::run(&args),
+            Some(Command::Synth(args)) => synth::run(&args).map(|()| 0),
+        }
+    }
+}

@@ -21,7 +21,10 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use shape::{Fill, Planned, Sizes};
 
-use crate::gguf::{DataWriter, Gguf, Writer};
+use crate::{
+    demo,
+    gguf::{DataWriter, Gguf, Writer},
+};
 
 /// RMSNorm's epsilon of all these models.
 const EPSILON: f32 = 1e-5;
@@ -47,9 +50,9 @@ pub struct SynthArgs {
     /// The same seed gives the same bytes.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// A GGUF file whose tokenizer to take.
+    /// A GGUF file whose tokenizer to take; that of the built-in demo model if absent.
     #[arg(long, value_name = "FILE")]
-    pub tokenizer: PathBuf,
+    pub tokenizer: Option<PathBuf>,
     /// Replace OUT if it exists.
     #[arg(long)]
     pub force: bool,
@@ -66,7 +69,7 @@ pub fn run(args: &SynthArgs) -> anyhow::Result<()> {
     let out = &args.out;
     ensure!(args.force || !out.exists(), "{} exists already; --force replaces it", out.display());
     let quant = if args.pure { Quant::pure(args.quant.base()) } else { args.quant };
-    let tokenizer = Gguf::open(&args.tokenizer)?;
+    let tokenizer = args.tokenizer.as_deref().map_or_else(demo::gguf, Gguf::open)?;
     // Hides itself where standard error is no terminal.
     let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
         "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",

@@ -39,10 +39,15 @@ pub enum EngineError {
         advice: String,
     },
     /// More tokens than the context holds.
-    #[error("{tokens} tokens do not fit into the context of {context}; shorten the text or raise -c (the model allows {trained})")]
+    #[error(
+        "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text, \
+         lower -n, or raise -c (the model allows {trained})"
+    )]
     Context {
-        /// Tokens to be processed.
-        tokens: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens to be generated.
+        max_new: usize,
         /// The context of this run.
         context: usize,
         /// The model's own limit.
@@ -52,7 +57,9 @@ pub enum EngineError {
     #[error("the prompt is empty: give a text with -p or -f (this model adds no BOS token)")]
     EmptyPrompt,
     /// A token that the model has no row for.
-    #[error("token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match")]
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match"
+    )]
     Vocabulary {
         /// The token's id.
         token: u32,

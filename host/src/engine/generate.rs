@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{EngineError, Runner, Sampler};
+use crate::model::Config;
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,21 @@ pub struct Generated {
     pub decode: Timing,
 }
 
+/// Whether `prompt` can be continued by `max_new` tokens; to be asked before the weights are loaded.
+///
+/// # Errors
+/// An empty prompt, or more tokens than the context holds.
+pub fn check_length(config: &Config, prompt: &[u32], max_new: usize) -> Result<(), EngineError> {
+    let (tokens, context) = (prompt.len().saturating_add(max_new), config.dims.context);
+    if prompt.is_empty() {
+        return Err(EngineError::EmptyPrompt);
+    }
+    if tokens > context {
+        return Err(EngineError::Context { prompt: prompt.len(), max_new, context, trained: config.trained_context });
+    }
+    Ok(())
+}
+
 /// Continues `prompt` by up to `max_new` tokens, until `is_end` accepts one.
 ///
 /// # Errors
@@ -68,13 +84,7 @@ pub fn generate(
     is_end: &dyn Fn(u32) -> bool,
     go_on: &mut dyn FnMut(Event) -> bool,
 ) -> Result<Generated, EngineError> {
-    let (context, trained) = (runner.config().dims.context, runner.config().trained_context);
-    if prompt.is_empty() {
-        return Err(EngineError::EmptyPrompt);
-    }
-    if prompt.len() + max_new > context {
-        return Err(EngineError::Context { tokens: prompt.len() + max_new, context, trained });
-    }
+    check_length(runner.config(), prompt, max_new)?;
     let mut out =
         Generated { tokens: Vec::new(), stop: Stop::Length, prompt: Timing::default(), decode: Timing::default() };
 

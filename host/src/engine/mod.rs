@@ -6,10 +6,12 @@ mod open;
 mod perplexity;
 mod sampler;
 mod session;
+pub mod tokenizer;
 
 pub use error::EngineError;
-pub use generate::{Event, Generated, Stop, Timing, generate};
+pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
 pub use open::{DeviceChoice, open};
 pub use perplexity::{Perplexity, perplexity};
 pub use sampler::{Sampler, Sampling};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
+pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};

@@ -152,6 +152,10 @@ mod tests {
         let mut sampler = Sampler::new(ALL);
         assert_eq!(sampler.sample(&[f32::NAN, f32::INFINITY]), None);
         assert_eq!(sampler.sample(&[f32::NAN, 0.0, f32::NEG_INFINITY]), Some(1));
-        assert_eq!(Sampler::new(Sampling { temperature: 0.0, ..ALL }).sample(&[1.0, 1.0]), Some(0), "ties: the lower id");
+        assert_eq!(
+            Sampler::new(Sampling { temperature: 0.0, ..ALL }).sample(&[1.0, 1.0]),
+            Some(0),
+            "ties: the lower id"
+        );
     }
 }

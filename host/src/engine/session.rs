@@ -179,8 +179,7 @@ impl<D: Device + 'static> Session<D> {
         } else {
             Box::new(Streamed::load(&dev, &model, &needs.images, resident, progress)?)
         };
-        let embedding =
-            if model.tied() { Embedding::Device(head.output.weight.clone()) } else { Embedding::Host };
+        let embedding = if model.tied() { Embedding::Device(head.output.weight.clone()) } else { Embedding::Host };
         let memory = MemoryReport {
             device_weights: layers.device_bytes() + head_bytes,
             kv: needs.kv,
@@ -214,9 +213,9 @@ impl<D: Device> Runner for Session<D> {
 
     fn pass(&mut self, tokens: &[u32], start: usize, wanted: usize) -> Result<(), EngineError> {
         let Config { dims, trained_context, .. } = &self.model.config;
-        let end = start + tokens.len();
-        if tokens.len() > self.max_batch || end > dims.context {
-            return Err(EngineError::Context { tokens: end, context: dims.context, trained: *trained_context });
+        if tokens.len() > self.max_batch || start + tokens.len() > dims.context {
+            let (max_new, context, trained) = (tokens.len(), dims.context, *trained_context);
+            return Err(EngineError::Context { prompt: start, max_new, context, trained });
         }
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= dims.vocab) {
             return Err(EngineError::Vocabulary { token, vocab: dims.vocab });

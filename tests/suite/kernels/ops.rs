@@ -80,7 +80,8 @@ where
                 let angles = token * rot / 2..(token + 1) * rot / 2;
                 let expected = reference::rope(x, &cos[angles.clone()], &sin[angles], |i| pair(i, rot));
                 for dim in 0..head_dim {
-                    let what = || format!("head_dim {head_dim}, rot {rot}, token {token}, head {head}, dimension {dim}");
+                    let what =
+                        || format!("head_dim {head_dim}, rot {rot}, token {token}, head {head}, dimension {dim}");
                     // What does not rotate stays as it is.
                     let error = if dim < rot { ROPE_BUDGET * 2f64.sqrt() } else { 0.0 };
                     assert_close(found[dim], expected[dim], error, what);
@@ -94,7 +95,7 @@ where
 pub fn kv_append<D: Driver>(lab: &mut Lab<D>) {
     const CONTEXT: usize = 9;
     for (kv_heads, head_dim) in [(1, 20), (2, 64), (3, 80), (1, 256)] {
-        for positions in [&[0][..], &[8], &[3, 4, 5, 6], &[8, 0, 7]] {
+        for positions in [&[0u32][..], &[8], &[3, 4, 5, 6], &[8, 0, 7]] {
             let width = kv_heads * head_dim;
             let mut k = lab.floats(positions.len() * width);
             let v = lab.floats(positions.len() * width);
@@ -121,7 +122,8 @@ pub fn kv_append<D: Driver>(lab: &mut Lab<D>) {
                 for (token, &position) in positions.iter().enumerate() {
                     for (i, &value) in new[token * width..][..width].iter().enumerate() {
                         let (head, dim) = (i / head_dim, i % head_dim);
-                        expected[(head * CONTEXT + position as usize) * head_dim + dim] = f16::from_f32(value).to_bits();
+                        expected[(head * CONTEXT + position as usize) * head_dim + dim] =
+                            f16::from_f32(value).to_bits();
                     }
                 }
                 let what = format!("{name}, {kv_heads} heads of {head_dim}, positions {positions:?}");
@@ -240,7 +242,9 @@ pub fn swiglu<D: Driver>(lab: &mut Lab<D>) {
         for (i, &found) in lab.read::<f32>(&y).iter().enumerate() {
             let expected = reference::swiglu(gate[i], up[i]);
             let error = SWIGLU_BUDGET * (1.0 + f64::from(gate[i].abs())) * expected.abs();
-            assert_close(found, expected, error + f64::from(f32::MIN_POSITIVE), || format!("gate {}, {i} of {n}", gate[i]));
+            assert_close(found, expected, error + f64::from(f32::MIN_POSITIVE), || {
+                format!("gate {}, {i} of {n}", gate[i])
+            });
         }
     }
 }
@@ -299,7 +303,10 @@ pub fn argmax<D: Driver>(lab: &mut Lab<D>) {
         ];
         let x: Vec<f32> = rows.iter().flat_map(|(_, row)| row.clone()).collect();
         let (x_mem, out) = (lab.input(&x), lab.poisoned::<u32>(rows.len()));
-        lab.launch::<ops::argmax>(ops::argmax_grid(rows.len() as u32), (pointer::<D, _>(&x_mem), out.pointer(), n as u32));
+        lab.launch::<ops::argmax>(
+            ops::argmax_grid(rows.len() as u32),
+            (pointer::<D, _>(&x_mem), out.pointer(), n as u32),
+        );
         for ((name, row), found) in rows.iter().zip(lab.read::<u32>(&out)) {
             assert_eq!(found, reference::argmax(row), "{name}, {n} elements");
         }

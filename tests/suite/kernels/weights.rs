@@ -71,7 +71,8 @@ impl<D: Driver> Product<'_, '_, D> {
 
     fn check(&self, found: &[f32]) {
         let Matrix { ty, rows, cols, values, .. } = self.matrix;
-        let expected = self.x.chunks_exact(*cols).flat_map(|x| values.chunks_exact(*cols).map(move |w| reference::dot(w, x)));
+        let expected =
+            self.x.chunks_exact(*cols).flat_map(|x| values.chunks_exact(*cols).map(move |w| reference::dot(w, x)));
         for (i, (&found, product)) in found.iter().zip(expected).enumerate() {
             let (token, row) = (i / rows, i % rows);
             let mut sum: Sum = product;

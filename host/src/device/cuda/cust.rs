@@ -25,11 +25,9 @@ use self::{
     memory::Staging,
     modules::{Modules, Source},
 };
-use super::{
-    driver::{Driver, Grid},
-    ptx,
-};
+use super::driver::{Driver, Grid};
 use crate::device::{DeviceError, MemoryInfo};
+use crate::ptx;
 
 type Result<T> = std::result::Result<T, DeviceError>;
 

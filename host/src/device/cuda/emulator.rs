@@ -37,7 +37,8 @@ impl Driver for EmulatorDriver {
     }
 
     fn memory(&self) -> Result<MemoryInfo> {
-        crate::platform::memory().map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
+        crate::platform::memory()
+            .map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<Allocation> {

@@ -2,7 +2,6 @@
 
 pub mod cust;
 pub mod driver;
-mod ptx;
 pub mod emulator;
 
 use std::{ops::Range, rc::Rc};
@@ -14,8 +13,8 @@ use gpu::{
 
 use self::driver::Driver;
 use super::{
-    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor, Transfer,
-    Weight, new_scratch,
+    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
+    Transfer, Weight, new_scratch,
 };
 
 /// A device whose kernels `D` runs.

@@ -1,0 +1,218 @@
+//! `ntransformer [-m MODEL] [-p PROMPT]`: continues a prompt.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use anyhow::{Context, anyhow};
+use bytesize::ByteSize;
+use serde_json::json;
+
+use super::{interrupt, open::ModelArgs};
+use crate::engine::{
+    EncodeOptions, Event, Generated, Runner, Sampler, Sampling, Stop, Timing, Tokenizer, Utf8Stream, check_length,
+    generate,
+};
+
+/// New tokens when -n is not given, unless the context holds fewer.
+const DEFAULT_LENGTH: usize = 512;
+
+/// Arguments of the main job.
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text to continue. Without -p and -f, the model starts a text of its own.
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    prompt: Option<String>,
+    /// Read the text to continue from a file.
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// New tokens at most. 512 or what the context holds if absent.
+    #[arg(short, long, value_name = "N")]
+    n_predict: Option<usize>,
+    /// Randomness: 0 always takes the most likely token.
+    #[arg(short, long, value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
+    temperature: f32,
+    /// Choose among the K most likely tokens only; 0 for all.
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Choose among the most likely tokens that have probability P together; 1 for all.
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
+    top_p: f32,
+    /// Seed of the random numbers. A new one each time if absent.
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
+    #[arg(short, long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// Print one JSON object at the end instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+fn non_negative(s: &str) -> Result<f32, String> {
+    s.parse().ok().filter(|t: &f32| t.is_finite() && *t >= 0.0).ok_or("expected a number, 0 or more".into())
+}
+
+fn probability(s: &str) -> Result<f32, String> {
+    s.parse().ok().filter(|p: &f32| 0.0 < *p && *p <= 1.0).ok_or("expected a number above 0 and up to 1".into())
+}
+
+/// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
+pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
+    interrupt::install();
+    let opened = args.model.open(args.context)?;
+    let tokenizer = opened.tokenizer;
+    let options = EncodeOptions { bos: tokenizer.adds_bos(), special: false };
+    let prompt = tokenizer.encode(&args.text()?, options)?;
+    let config = &opened.model.config;
+    let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(config.dims.context.saturating_sub(prompt.len()).max(1)));
+    check_length(config, &prompt, length)?;
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed.unwrap_or_else(rand::random),
+    };
+    let mut runner = args.model.load(opened.model, 1)?;
+    if args.model.verbose {
+        args.model.say(&format!("{sampling:?}, up to {length} tokens after {} of prompt", prompt.len()));
+    } else if !sampling.is_greedy() {
+        args.model.say(&format!("seed: {}", sampling.seed));
+    }
+    args.model.say("");
+
+    let mut sampler = Sampler::new(sampling);
+    let mut output = Output::new(&tokenizer, args.json);
+    let bar = args.model.counter("prompt {pos}/{len} tokens", prompt.len() as u64)?;
+    let is_end = |token| tokenizer.is_end(token);
+    let generated = generate(&mut *runner, &prompt, length, &mut sampler, &is_end, &mut |event| {
+        match event {
+            Event::Prompt(done) if done < prompt.len() => bar.set_position(done as u64),
+            Event::Prompt(_) => bar.finish_and_clear(),
+            Event::Token(token) => output.push(token),
+        }
+        output.error.is_none() && !interrupt::requested()
+    })?;
+    let text = output.finish()?;
+    if args.json {
+        println!("{:#}", report(&*runner, &generated, &text, &sampling));
+    }
+    summary(args, &*runner, &generated);
+    Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
+}
+
+impl GenerateArgs {
+    fn text(&self) -> anyhow::Result<String> {
+        match (&self.prompt, &self.file) {
+            (Some(text), _) => Ok(text.clone()),
+            (None, Some(path)) => {
+                let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+                let text = String::from_utf8(bytes);
+                text.map_err(|e| anyhow!("{}: not UTF-8 at byte {}", path.display(), e.utf8_error().valid_up_to()))
+            }
+            (None, None) => Ok(String::new()),
+        }
+    }
+}
+
+/// The text on its way out, whole characters at a time.
+struct Output<'a> {
+    tokenizer: &'a Tokenizer,
+    utf8: Utf8Stream,
+    /// Text is collected for JSON, or else printed at once.
+    collect: bool,
+    text: String,
+    error: Option<io::Error>,
+}
+
+impl<'a> Output<'a> {
+    fn new(tokenizer: &'a Tokenizer, collect: bool) -> Self {
+        Output { tokenizer, utf8: Utf8Stream::default(), collect, text: String::new(), error: None }
+    }
+
+    fn push(&mut self, token: u32) {
+        let text = self.utf8.push(&self.tokenizer.token_bytes(token));
+        self.print(&text);
+    }
+
+    fn print(&mut self, text: &str) {
+        if self.collect {
+            self.text.push_str(text);
+        } else {
+            let mut out = io::stdout().lock();
+            self.error = self.error.take().or(out.write_all(text.as_bytes()).and_then(|()| out.flush()).err());
+        }
+    }
+
+    /// The collected text. A reader that went away (`| head`) is not an error: it has seen enough.
+    fn finish(mut self) -> anyhow::Result<String> {
+        let rest = self.utf8.flush();
+        let end = if self.collect { rest } else { format!("{rest}\n") };
+        self.print(&end);
+        match self.error {
+            Some(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("writing to standard output"),
+            _ => Ok(self.text),
+        }
+    }
+}
+
+fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
+    let say = |line: String| args.model.say(&line);
+    let memory = runner.memory();
+    say(String::new());
+    let row = |name: &str, t: &Timing| {
+        let gbs = t.passes as f64 * memory.read_per_pass as f64 / t.time.as_secs_f64().max(1e-9) / 1e9;
+        format!(
+            "{name}: {} tokens in {:.2} s, {:.2} tok/s, {gbs:.1} GB/s of weights",
+            t.tokens,
+            t.time.as_secs_f64(),
+            t.rate()
+        )
+    };
+    say(row("prompt", &generated.prompt));
+    if generated.decode.tokens > 0 {
+        say(row("decode", &generated.decode));
+    }
+    let streamed = match memory.streamed_per_pass {
+        0 => String::new(),
+        bytes => format!(", {} of them streamed to the device", ByteSize(bytes)),
+    };
+    say(format!("per token: {} of weights read{streamed}", ByteSize(memory.read_per_pass)));
+    say(format!(
+        "memory: on {}: weights {}, KV cache {}, activations {}; pinned RAM {}; mapped file {}",
+        runner.device(),
+        ByteSize(memory.device_weights),
+        ByteSize(memory.kv),
+        ByteSize(memory.activations),
+        ByteSize(memory.pinned),
+        ByteSize(memory.mapped)
+    ));
+}
+
+fn report(runner: &dyn Runner, generated: &Generated, text: &str, sampling: &Sampling) -> serde_json::Value {
+    let memory = runner.memory();
+    let timing = |t: &Timing| json!({ "tokens": t.tokens, "passes": t.passes, "seconds": t.time.as_secs_f64(), "tokens_per_second": t.rate() });
+    json!({
+        "text": text,
+        "tokens": generated.tokens,
+        "stop": match generated.stop { Stop::End => "end", Stop::Length => "length", Stop::Interrupted => "interrupted" },
+        "model": { "name": runner.config().name, "arch": runner.config().arch.name(), "context": runner.config().dims.context },
+        "device": runner.device(),
+        "sampling": { "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed },
+        "prompt": timing(&generated.prompt),
+        "decode": timing(&generated.decode),
+        "memory": {
+            "device_weights": memory.device_weights,
+            "kv": memory.kv,
+            "activations": memory.activations,
+            "pinned": memory.pinned,
+            "mapped": memory.mapped,
+            "resident_layers": memory.resident_layers,
+            "read_per_pass": memory.read_per_pass,
+            "streamed_per_pass": memory.streamed_per_pass,
+        },
+    })
+}

@@ -1,0 +1,112 @@
+//! From flags to a model on a device.
+
+use std::{io::IsTerminal, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    demo,
+    engine::{self, DeviceChoice, LoadOptions, Runner, Tokenizer},
+    gguf::Gguf,
+    model::Model,
+};
+
+/// The context when -c is not given, unless the model allows less.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// Which model, where, and how much is said about it.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// The model, a GGUF file. The built-in demo model if absent.
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Where to compute: auto, cpu, cuda, cuda:N, or emulator (the GPU kernels without a GPU: slow, for tests).
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+    /// Stream the layers that do not fit into device memory through it, from RAM.
+    #[arg(long)]
+    streaming: bool,
+    /// Device memory to use at most, e.g. 8GiB. What is free if absent.
+    #[arg(long, value_name = "SIZE")]
+    vram_budget: Option<ByteSize>,
+    /// Say more on stderr.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// Say nothing on stderr but errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// A model file that was understood; no weights have been read.
+pub struct Opened {
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+}
+
+impl ModelArgs {
+    /// Reads the file's structure, with a context of `context` tokens.
+    pub fn open(&self, context: Option<usize>) -> anyhow::Result<Opened> {
+        let gguf = Arc::new(self.gguf()?);
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let model = Model::new(gguf, context, DEFAULT_CONTEXT)?;
+        let config = &model.config;
+        self.say(&format!(
+            "model: {} ({}, {} layers, {})",
+            config.name.as_deref().unwrap_or(model.gguf.name()),
+            config.arch.name(),
+            config.layers,
+            ByteSize(AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64)
+        ));
+        let trained = config.trained_context;
+        self.say(&format!("context: {} tokens (the model allows {trained})", config.dims.context));
+        if self.verbose {
+            self.say(&format!("sizes: {:?}", config.dims));
+        }
+        Ok(Opened { model, tokenizer })
+    }
+
+    /// The file that -m names, or the demo model.
+    pub fn gguf(&self) -> anyhow::Result<Gguf> {
+        Ok(match &self.model {
+            Some(path) => Gguf::open(path)?,
+            None => demo::gguf()?,
+        })
+    }
+
+    /// Loads the weights, with room for `wanted` rows of logits.
+    pub fn load(&self, model: Model, wanted: usize) -> anyhow::Result<Box<dyn Runner>> {
+        let options = LoadOptions { streaming: self.streaming, vram_budget: self.vram_budget.map(|b| b.0), wanted };
+        let layers = model.config.layers;
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(engine::load_bytes(&model)?) };
+        let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
+        bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
+        let mut say = |line: &str| bar.suspend(|| self.say(line));
+        let runner = engine::open(self.device, model, &options, &mut say, &mut |bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        if self.streaming {
+            let resident = runner.memory().resident_layers;
+            self.say(&match layers - resident {
+                0 => format!("streaming: all {layers} layers fit on the device, nothing to stream"),
+                streamed => format!("streaming: {resident} layers on the device, {streamed} streamed from RAM"),
+            });
+        }
+        Ok(runner)
+    }
+
+    /// A line on stderr, unless -q.
+    pub fn say(&self, line: &str) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+
+    /// A counter on stderr that only a terminal shows.
+    pub fn counter(&self, template: &str, len: u64) -> anyhow::Result<ProgressBar> {
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return Ok(ProgressBar::hidden());
+        }
+        Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(template)?))
+    }
+}

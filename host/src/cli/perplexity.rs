@@ -1,0 +1,54 @@
+//! `ntransformer perplexity -f TEXT`: how well a model predicts a text.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+
+use super::{interrupt, open::ModelArgs};
+use crate::engine::{EncodeOptions, perplexity};
+
+/// Arguments of `ntransformer perplexity`.
+#[derive(Debug, clap::Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text, UTF-8.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Tokens of a window; the second half of each is scored.
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
+    context: usize,
+}
+
+/// Prints `perplexity: N`, measured by llama.cpp's protocol.
+pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
+    interrupt::install();
+    let name = args.file.display();
+    let bytes = std::fs::read(&args.file).with_context(|| format!("{name}: cannot be read"))?;
+    let text =
+        String::from_utf8(bytes).map_err(|e| anyhow!("{name}: not UTF-8 at byte {}", e.utf8_error().valid_up_to()))?;
+    let opened = args.model.open(Some(args.context))?;
+    let tokenizer = opened.tokenizer;
+    let tokens = tokenizer.encode(&text, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let mut runner = args.model.load(opened.model, args.context.div_ceil(2))?;
+    let bar = args.model.counter("window {pos}/{len} perplexity {msg}", (tokens.len() / args.context.max(1)) as u64)?;
+    let result = perplexity(&mut *runner, &tokens, args.context, bos, &mut |so_far| {
+        bar.set_position(so_far.windows as u64);
+        bar.set_message(format!("{:.4}", so_far.value()));
+        !interrupt::requested()
+    })?;
+    bar.finish_and_clear();
+    args.model.say(&format!("{} windows of {}, {} tokens scored", result.windows, args.context, result.scored));
+    if result.windows < result.of {
+        args.model.say(&format!(
+            "interrupted after {:.4} over {} windows of {}",
+            result.value(),
+            result.windows,
+            result.of
+        ));
+        return Ok(interrupt::EXIT_CODE);
+    }
+    println!("perplexity: {:.4}", result.value());
+    Ok(0)
+}

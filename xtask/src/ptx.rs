@@ -1,0 +1,73 @@
+//! `cargo xtask ptx`: makes and checks gpu/ptx.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use cuda_builder::{DeviceCompiler, KernelSet};
+
+use crate::root;
+
+/// The flags of `cargo xtask ptx`.
+#[derive(clap::Args)]
+pub struct Ptx {
+    /// Change nothing; fail when gpu/ptx is not what the sources give
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn run(args: &Ptx) -> Result<()> {
+    let kernels = KernelSet::open(root().join("gpu"))?;
+    if args.check { check(&kernels) } else { make(&kernels) }
+}
+
+fn make(kernels: &KernelSet) -> Result<()> {
+    let compiler = DeviceCompiler::find()?;
+    let fresh = compile(kernels, &compiler)?;
+    for module in kernels.modules() {
+        let (from, to) = (fresh.path().join(format!("{module}.ptx")), kernels.kept(module));
+        std::fs::create_dir_all(to.parent().expect("a file in gpu/ptx"))?;
+        std::fs::copy(&from, &to).with_context(|| format!("writing {}", to.display()))?;
+    }
+    kernels.write_manifest(&compiler)?;
+    eprintln!("gpu/ptx is up to date.");
+    Ok(())
+}
+
+fn check(kernels: &KernelSet) -> Result<()> {
+    if let Some(stale) = kernels.stale()? {
+        bail!("gpu/ptx is out of date: {stale}. Run `cargo xtask ptx` and commit the result.");
+    }
+    let theirs = kernels.manifest()?.compiler;
+    let compiler = match DeviceCompiler::find() {
+        Ok(compiler) if compiler.version() == theirs => compiler,
+        Ok(compiler) => {
+            println!("gpu/ptx belongs to the sources, by its hashes.");
+            println!("Not compared byte by byte: it was made by {theirs}, and here is {}.", compiler.version());
+            return Ok(());
+        }
+        Err(error) => {
+            println!("gpu/ptx belongs to the sources, by its hashes.\nNot compared byte by byte: {error}");
+            return Ok(());
+        }
+    };
+    let fresh = compile(kernels, &compiler)?;
+    for module in kernels.modules() {
+        let made = std::fs::read(fresh.path().join(format!("{module}.ptx")))?;
+        let kept = std::fs::read(kernels.kept(module))?;
+        if made != kept {
+            bail!("gpu/ptx/{module}.ptx is not what {theirs} makes of the sources. Run `cargo xtask ptx`.");
+        }
+    }
+    println!("gpu/ptx is byte for byte what {theirs} makes of the sources.");
+    Ok(())
+}
+
+/// Compiles all modules into a temporary folder.
+fn compile(kernels: &KernelSet, compiler: &DeviceCompiler) -> Result<tempfile::TempDir> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let fresh = tempfile::tempdir()?;
+    eprintln!("{}: {}", compiler.rustc().display(), compiler.version());
+    eprintln!("(the first module takes longer: core is compiled with it)");
+    kernels.compile(compiler, &target.join("ptx"), fresh.path(), |module| eprintln!("  {module}"))?;
+    Ok(fresh)
+}
