@@ -124,6 +124,11 @@ def write(folder):
         assert logits.std() > 1 and np.isfinite(logits).all(), name
         assert max(a[0, :, -1].max() for a in out.attentions) > 0.3, name
         assert (swapped - out.logits[0, -1]).abs().max() > 0.05 * out.logits.abs().max(), name
+        if config.rope_parameters["rope_type"] == "llama3":
+            size = config.hidden_size // config.num_attention_heads
+            plain = config.rope_parameters["rope_theta"] ** -(np.arange(0, size, 2) / size)
+            factors = rope_factors(size, config.rope_parameters["rope_theta"], config.rope_parameters)
+            assert np.allclose(model.model.rotary_emb.inv_freq.numpy(), plain / factors, rtol=1e-6), name
         write_gguf(folder / f"{name}.gguf", name, model)
         (folder / f"{name}.logits.f32").write_bytes(logits.astype("<f4").tobytes())
         entries.append(dict(name=name, gguf=f"tests/data/{name}.gguf", logits=f"tests/data/{name}.logits.f32", dtype="f32", tokens=tokens,
