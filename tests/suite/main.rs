@@ -3,6 +3,8 @@
 mod commands;
 mod gguf;
 mod kernels;
-mod reference;
-mod tokenizer;
 mod ptx;
+mod readme;
+mod reference;
+mod setup;
+mod tokenizer;

@@ -9,6 +9,8 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::Value;
 use std::{io::Write, path::PathBuf};
 
+use crate::setup;
+
 const PLAIN: EncodeOptions = EncodeOptions { bos: false, special: false };
 const SPECIAL: EncodeOptions = EncodeOptions { bos: false, special: true };
 
@@ -108,7 +110,7 @@ fn spm_agrees_with_sentencepiece() {
 
 /// The folder of the real vocabularies: NT_TEST_DATA, or shared/data beside the repository.
 fn real_vocabularies() -> Option<PathBuf> {
-    let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data"));
+    let beside = || setup::root().join("../shared/data");
     let folder = std::env::var_os("NT_TEST_DATA").map_or_else(beside, PathBuf::from).join("vocab");
     folder.is_dir().then_some(folder)
 }
