@@ -1,7 +1,10 @@
 //! The engine's tests: one binary, a module per area.
 
+mod commands;
 mod gguf;
 mod kernels;
-mod reference;
-mod tokenizer;
 mod ptx;
+mod readme;
+mod reference;
+mod setup;
+mod tokenizer;

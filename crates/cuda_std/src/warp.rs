@@ -67,7 +67,8 @@ pub unsafe fn warp_shuffle_xor<T: Lane>(mask: u32, value: T, lane_mask: u32) -> 
     return T::from_bits32(unsafe { crate::nvptx::shfl_bfly(mask, value.to_bits32(), lane_mask) });
     #[cfg(not(target_arch = "nvptx64"))]
     return T::from_bits32(
-        crate::host::machine().warp_exchange(mask, value.to_bits32())[((lane_id() ^ lane_mask) % 32) as usize],
+        crate::host::machine().warp_exchange(mask, value.to_bits32())
+            [((crate::host::lane() ^ lane_mask) % 32) as usize],
     );
 }
 
