@@ -150,7 +150,7 @@ impl<'a, D: Driver> Lab<'a, D> {
 
     fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) {
         // SAFETY: each case passes buffers of the extents that the kernel documents.
-        unsafe { self.driver.launch::<K>(grid, args) }.unwrap();
+        unsafe { self.driver.launch::<K>(grid, args) }.unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The engine's tests: one binary, a module per area.
 
+mod commands;
 mod gguf;
 mod kernels;
 mod ptx;

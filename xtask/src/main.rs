@@ -4,6 +4,7 @@ mod ci;
 mod golden;
 mod gpu_bundle;
 mod ptx;
+mod ptxas;
 mod sh;
 
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Ptx(args) => ptx::run(&args),
-        Command::Ptxas => Ok(()),
+        Command::Ptxas => ptxas::run(),
         Command::Ci(args) => ci::run(&args),
         Command::GpuBundle(args) => gpu_bundle::run(&args),
         Command::Golden => golden::run(),

@@ -5,6 +5,7 @@ pub mod inspect;
 mod interrupt;
 mod open;
 mod perplexity;
+pub mod synth;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Measure how well a model predicts a text.
     Perplexity(perplexity::PerplexityArgs),
+    /// Write a model with random weights and the shape of a real one, to measure speed with.
+    Synth(synth::SynthArgs),
 }
 
 impl Cli {
@@ -43,6 +46,7 @@ impl Cli {
             Some(Command::Inspect(args)) => inspect::run(&args).map(|()| 0),
             Some(Command::Tokenize(args)) => tokenize::run(&args).map(|()| 0),
             Some(Command::Perplexity(args)) => perplexity::run(&args),
+            Some(Command::Synth(args)) => synth::run(&args).map(|()| 0),
         }
     }
 }

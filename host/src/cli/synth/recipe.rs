@@ -1,0 +1,121 @@
+//! Which tensor gets which type.
+
+use std::str::FromStr;
+
+use quant::TensorType::{self, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+
+use super::shape::Sizes;
+
+/// One type for all matrices, or one of llama.cpp's mixtures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quant {
+    base: TensorType,
+    mix: Option<Mix>,
+}
+
+/// llama.cpp's mixtures (`llama_tensor_get_type` in its src/llama-quant.cpp), as far as they concern dense models whose key
+/// heads serve four query heads or more, and rows that are multiples of 256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mix {
+    Q2K,
+    Q3KM,
+    Q4KM,
+    Q5KM,
+}
+
+/// What the mixtures tell apart; with the layer where that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The table of token embeddings.
+    Embedding,
+    /// The output matrix.
+    Output,
+    /// A layer's value projection.
+    V(u32),
+    /// A layer's output projection of attention.
+    AttnOutput,
+    /// A layer's down projection.
+    FfnDown(u32),
+    /// Any other matrix.
+    Plain,
+}
+
+const MIXES: [(&str, TensorType, Mix); 4] =
+    [("Q2_K", Q2_K, Mix::Q2K), ("Q3_K_M", Q3_K, Mix::Q3KM), ("Q4_K_M", Q4_K, Mix::Q4KM), ("Q5_K_M", Q5_K, Mix::Q5KM)];
+
+impl FromStr for Quant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if let Some(&(_, base, mix)) = MIXES.iter().find(|(mix, ..)| mix.eq_ignore_ascii_case(name)) {
+            return Ok(Quant { base, mix: Some(mix) });
+        }
+        TensorType::from_name(name).map(Quant::pure).ok_or_else(|| {
+            let types = TensorType::ALL.iter().map(|ty| ty.name()).filter(|ty| *ty != "Q2_K");
+            let names: Vec<_> = types.chain(MIXES.iter().map(|mix| mix.0)).collect();
+            format!("expected one of {}", names.join(", "))
+        })
+    }
+}
+
+impl Quant {
+    /// `ty` for every matrix.
+    pub fn pure(ty: TensorType) -> Self {
+        Quant { base: ty, mix: None }
+    }
+
+    /// The type that most matrices have.
+    pub fn base(self) -> TensorType {
+        self.base
+    }
+
+    /// The name that [`FromStr`] takes.
+    pub fn name(self) -> &'static str {
+        let mix = MIXES.iter().find(|(.., mix)| Some(*mix) == self.mix);
+        mix.map_or(self.base.name(), |(name, ..)| name)
+    }
+
+    /// The type of a matrix.
+    pub fn tensor_type(self, role: Role, sizes: &Sizes) -> TensorType {
+        let Some(mix) = self.mix else { return self.base };
+        let layers = sizes.layers;
+        // The first and last eighth of the layers, and every third between.
+        let more_bits = |i: u32| i < layers / 8 || i >= 7 * layers / 8 || (i - layers / 8) % 3 == 2;
+        match (role, mix) {
+            (Role::Output, _) => Q6_K,
+            (Role::Embedding, _) if sizes.tied => Q6_K,
+            (Role::V(i), _) => {
+                let ty = match mix {
+                    Mix::Q2K => Q4_K,
+                    Mix::Q3KM => {
+                        if i < 2 {
+                            Q5_K
+                        } else {
+                            Q4_K
+                        }
+                    }
+                    Mix::Q4KM | Mix::Q5KM => {
+                        if more_bits(i) {
+                            Q6_K
+                        } else {
+                            self.base
+                        }
+                    }
+                };
+                // 70B models, whose value projections are an eighth of the query's: the bits cost next to nothing.
+                if layers == 80 && ty == Q4_K { Q5_K } else { ty }
+            }
+            (Role::FfnDown(_), Mix::Q2K) | (Role::AttnOutput, Mix::Q2K) => Q3_K,
+            (Role::FfnDown(i), Mix::Q3KM) => {
+                if i < layers / 16 {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
+            }
+            (Role::AttnOutput, Mix::Q3KM) => Q4_K,
+            (Role::FfnDown(i), Mix::Q4KM | Mix::Q5KM) if more_bits(i) => Q6_K,
+            _ => self.base,
+        }
+    }
+}
