@@ -5,11 +5,13 @@ use quant::TensorType;
 use std::{
     io::Write,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
 };
 
+use crate::setup;
+
 fn run(args: &[&str], input: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ntransformer"))
+    let mut child = setup::ntransformer()
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
