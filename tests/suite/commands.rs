@@ -5,11 +5,13 @@ use quant::TensorType;
 use std::{
     io::Write,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
 };
 
+use crate::setup;
+
 fn run(args: &[&str], input: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ntransformer"))
+    let mut child = setup::ntransformer()
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -59,7 +61,7 @@ fn inspect_lists_metadata_tensors_and_sums() {
     let output = run(&["inspect", file, "--json"], b"");
     let json: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
     assert_eq!((&json["file"], &json["version"]), (&file.into(), &3.into()));
-    assert_eq!(json["metadata"]["eps"].to_string(), "1e-5");
+    assert_eq!(json["metadata"]["eps"].as_f64(), Some(1e-5));
     assert_eq!(json["metadata"]["tokenizer.ggml.tokens"][2], "ab");
     let data_start = json["tensors"][0]["offset"].as_u64().unwrap();
     assert_eq!(

@@ -200,3 +200,51 @@ impl KernelSet {
         sources::hash(&self.crates, &CudaBuilder::new(&self.kernels).recipe())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel crate with one module, `one`, whose PTX and manifest are in place.
+    fn kept() -> (tempfile::TempDir, KernelSet) {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("Cargo.toml", "[package]\nname = \"kernels\"\n[features]\ndefault = [\"one\"]\none = []\n[workspace]\n");
+        write("src/lib.rs", "// kernels\n");
+        write("ptx/one.ptx", "// one\n");
+        let kernels = KernelSet::open(folder.path()).unwrap();
+        let modules = BTreeMap::from([("one".to_owned(), sources::text_hash(b"// one\n"))]);
+        let manifest = Manifest { compiler: "rustc".to_owned(), sources: kernels.hash().unwrap(), modules };
+        write("ptx/manifest.toml", &toml::to_string(&manifest).unwrap());
+        (folder, kernels)
+    }
+
+    #[test]
+    fn what_is_in_place_is_not_stale() {
+        let (folder, kernels) = kept();
+        assert_eq!(kernels.modules(), ["one"]);
+        assert_eq!(kernels.stale().unwrap(), None);
+        std::fs::write(folder.path().join("ptx/one.ptx"), "// one\r\n").unwrap();
+        assert_eq!(kernels.stale().unwrap(), None, "line ends do not matter");
+    }
+
+    #[test]
+    fn each_kind_of_staleness_is_told() {
+        let (folder, kernels) = kept();
+        let write = |path: &str, text: &str| std::fs::write(folder.path().join(path), text).unwrap();
+        write("ptx/one.ptx", "// two\n");
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::Module("one".to_owned())));
+        std::fs::remove_file(folder.path().join("ptx/one.ptx")).unwrap();
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::Module("one".to_owned())));
+        write("src/lib.rs", "// other kernels\n");
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::Sources));
+        write("ptx/manifest.toml", "compiler = 1\n");
+        assert!(matches!(kernels.stale().unwrap(), Some(Stale::NoManifest(_))));
+        std::fs::remove_file(folder.path().join("ptx/manifest.toml")).unwrap();
+        assert!(matches!(kernels.stale().unwrap(), Some(Stale::NoManifest(_))));
+    }
+}
