@@ -3,7 +3,7 @@
 //! One mechanism, generic over [`quant::Format`]; the macro below makes the entry points of each tensor type from it, each type
 //! in a PTX module of its own. Matrices are in GGUF's own layout: row after row, each `cols / ELEMS` blocks.
 
-use core::array;
+use core::{array, marker::PhantomData};
 
 use cuda_std::{kernel::Grid, prelude::*};
 use quant::{Bytes, Format};
@@ -77,11 +77,6 @@ impl Bytes for DeviceBlock {
     }
 }
 
-/// Steps of a thread whose loads are in flight together: about 16 bytes of weights.
-const fn unroll<F: Format>() -> usize {
-    (16 * F::SLICES).div_ceil(F::BYTES).next_power_of_two()
-}
-
 /// The activations that a run is multiplied with, from `x` on.
 ///
 /// # Safety
@@ -142,35 +137,29 @@ impl Product {
 
         let slice = thread % F::SLICES;
         let mut sums = [[0.0; C]; R];
-        let mut step = |block: usize| {
-            for run in 0..F::RUNS {
-                let runs: [[f32; 4]; R] = array::from_fn(|r| {
-                    // SAFETY: `block` is one of the row's.
-                    F::run(unsafe { DeviceBlock::new(weights[r].add(block * F::BYTES)) }, slice, run)
-                });
-                let at = block * F::ELEMS + F::at(slice, run);
-                for c in 0..C {
-                    // SAFETY: `at` is inside the token's `cols` activations, whose rows are whole blocks.
-                    let x = unsafe { load_run::<F>(activations[c].add(at)) };
-                    for r in 0..R {
-                        for i in 0..F::RUN {
-                            sums[r][c] = float::fma(runs[r][i], x[i], sums[r][c]);
-                        }
-                    }
-                }
-            }
-        };
+        let step = Step::<F, R, C> { weights, activations, slice, format: PhantomData };
         let stride = THREADS as usize / F::SLICES;
         let mut block = thread / F::SLICES;
-        while block + (unroll::<F>() - 1) * stride < blocks {
-            for i in 0..unroll::<F>() {
-                step(block + i * stride);
+        let mut rounds = blocks / (4 * stride);
+        // SAFETY: the blocks are the rows'; all threads take as many rounds.
+        unsafe {
+            while rounds > 0 {
+                // Written out, since a loop over registers has to be unrolled.
+                let [a, b, c, d] = [block, block + stride, block + 2 * stride, block + 3 * stride];
+                let raw = [step.load(a), step.load(b), step.load(c), step.load(d)];
+                // All reads are asked for before the first is waited for: without a fence, ptxas moves each to its use.
+                warp::sync_warp(warp::FULL_MASK);
+                step.multiply(raw[0], a, &mut sums);
+                step.multiply(raw[1], b, &mut sums);
+                step.multiply(raw[2], c, &mut sums);
+                step.multiply(raw[3], d, &mut sums);
+                block += 4 * stride;
+                rounds -= 1;
             }
-            block += unroll::<F>() * stride;
-        }
-        while block < blocks {
-            step(block);
-            block += stride;
+            while block < blocks {
+                step.multiply(step.load(block), block, &mut sums);
+                block += stride;
+            }
         }
 
         // Result (r, c) of each warp is in lane r C + c, and is stored by that thread of the block.
@@ -220,6 +209,43 @@ impl Product {
     }
 }
 
+/// A slice of `R` rows' blocks times the activations of `C` tokens.
+struct Step<F, const R: usize, const C: usize> {
+    weights: [*const u8; R],
+    activations: [*const f32; C],
+    slice: usize,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, const R: usize, const C: usize> Step<F, R, C> {
+    /// # Safety
+    /// The rows must have that block.
+    #[inline(always)]
+    unsafe fn load(&self, block: usize) -> [F::Raw; R] {
+        // SAFETY: the caller's promise.
+        self.weights.map(|row| F::load(unsafe { DeviceBlock::new(row.add(block * F::BYTES)) }, self.slice))
+    }
+
+    /// # Safety
+    /// The tokens must have activations for that block.
+    #[inline(always)]
+    unsafe fn multiply(&self, raw: [F::Raw; R], block: usize, sums: &mut [[f32; C]; R]) {
+        for run in 0..F::RUNS {
+            let runs = raw.map(|raw| F::decode(raw, self.slice, run));
+            let at = block * F::ELEMS + F::at(self.slice, run);
+            for c in 0..C {
+                // SAFETY: the caller's promise.
+                let x = unsafe { load_run::<F>(self.activations[c].add(at)) };
+                for r in 0..R {
+                    for i in 0..F::RUN {
+                        sums[r][c] = float::fma(runs[r][i], x[i], sums[r][c]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// y\[t\] = row `ids[t]` of `w`, one block of threads a token.
 ///
 /// # Safety
@@ -236,8 +262,9 @@ unsafe fn embed<F: Format>(w: *const u8, ids: *const u32, y: *mut f32, cols: u32
         let y = y.add(token * cols);
         while i < blocks * F::SLICES {
             let (block, slice) = (i / F::SLICES, i % F::SLICES);
+            let raw = F::load(DeviceBlock::new(row.add(block * F::BYTES)), slice);
             for run in 0..F::RUNS {
-                let values = F::run(DeviceBlock::new(row.add(block * F::BYTES)), slice, run);
+                let values = F::decode(raw, slice, run);
                 let y = y.add(block * F::ELEMS + F::at(slice, run));
                 for k in 0..F::RUN {
                     mem::store(y.add(k), values[k]);

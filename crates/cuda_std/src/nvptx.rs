@@ -7,6 +7,8 @@ unsafe extern "unadjusted" {
     fn llvm_shfl_bfly(mask: u32, value: u32, lane_mask: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
     fn llvm_shfl_idx(mask: u32, value: u32, source: u32, clamp: u32) -> u32;
+    #[link_name = "llvm.nvvm.bar.warp.sync"]
+    fn llvm_bar_warp(mask: u32);
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     fn llvm_vote_ballot(mask: u32, predicate: bool) -> u32;
     #[link_name = "llvm.nvvm.isspacep.shared"]
@@ -28,6 +30,12 @@ pub unsafe fn shfl_bfly(mask: u32, value: u32, lane_mask: u32) -> u32 {
 pub unsafe fn shfl_idx(mask: u32, value: u32, source: u32) -> u32 {
     // SAFETY: the caller's promise that the lanes of `mask` are all here.
     unsafe { llvm_shfl_idx(mask, value, source, CLAMP) }
+}
+
+#[inline(always)]
+pub unsafe fn bar_warp(mask: u32) {
+    // SAFETY: the caller's promise that the lanes of `mask` are all here.
+    unsafe { llvm_bar_warp(mask) }
 }
 
 #[inline(always)]

@@ -56,6 +56,21 @@ impl Lane for f32 {
     }
 }
 
+/// `bar.warp.sync`: waits for the lanes of `mask`. The compilers move no access to memory across it.
+///
+/// # Safety
+/// Every lane of `mask` must be running this very call.
+#[inline(always)]
+pub unsafe fn sync_warp(mask: u32) {
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        crate::nvptx::bar_warp(mask)
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    crate::host::machine().warp_exchange(mask, 0);
+}
+
 /// `shfl.sync.bfly`: the value of the lane whose number differs in the bits of `lane_mask`.
 ///
 /// # Safety

@@ -25,6 +25,18 @@ pub trait Bytes: Copy {
         self.u32(at)
     }
 
+    /// The 64-bit word at the even offset `at`, in a block of any alignment.
+    #[inline(always)]
+    fn u64(self, at: usize) -> u64 {
+        u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
+    }
+
+    /// The 64-bit word at the offset `at`, a multiple of 4, in a format whose blocks are a multiple of 4 bytes.
+    #[inline(always)]
+    fn u64_aligned(self, at: usize) -> u64 {
+        u64::from(self.u32_aligned(at)) | u64::from(self.u32_aligned(at + 4)) << 32
+    }
+
     /// The half-precision number at the even offset `at`. A device with a conversion instruction overrides this.
     #[inline(always)]
     fn f16(self, at: usize) -> f32 {

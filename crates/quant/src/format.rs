@@ -24,11 +24,17 @@ pub trait Format {
     /// The index in the block of a run's first value.
     fn at(slice: usize, run: usize) -> usize;
 
-    /// Decodes a run; only the first `RUN` values count.
+    /// What a slice is decoded from, as it lies in the block. No arrays indexed by the run: a GPU has no registers to index.
+    type Raw: Copy;
+
+    /// Reads a slice. Apart from [`Format::decode`], so that a GPU can read several slices before it needs the first.
+    fn load<B: Bytes>(block: B, slice: usize) -> Self::Raw;
+
+    /// Decodes a run of a slice that was read; only the first `RUN` values count.
     ///
     /// The result is bit for bit that of `gguf.quants.dequantize` (PyPI `gguf`), where multiplication and addition are
     /// not contracted.
-    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4];
+    fn decode(raw: Self::Raw, slice: usize, run: usize) -> [f32; 4];
 
     /// Encodes `ELEMS` finite values into the `BYTES` bytes of `block`; others give a block of unspecified values.
     ///
@@ -58,7 +64,7 @@ pub fn decode<F: Format>(block: &[u8], out: &mut [f32]) {
             for word in 0..group {
                 let slice = group * index + word;
                 let at = F::at(slice, run);
-                out[at..at + F::RUN].copy_from_slice(&F::run(block, slice, run)[..F::RUN]);
+                out[at..at + F::RUN].copy_from_slice(&F::decode(F::load(block, slice), slice, run)[..F::RUN]);
             }
         }
     }

@@ -8,15 +8,22 @@ use crate::Bytes;
 /// Bytes of the packed scales and minima.
 pub(crate) const K_SCALES: usize = 12;
 
-/// The scale and the minimum of sub-block `j` (0 to 7), packed from `at` on.
+/// The words, packed from `at` on, that hold the scales and minima of sub-blocks 0 to 3, or with `upper` = 1 those of 4 to
+/// 7: the scales' low bits, the minima's, the scales' top bits, the minima's.
 #[inline(always)]
-pub(crate) fn scale_min<B: Bytes>(block: B, at: usize, j: usize) -> (f32, f32) {
-    // No branch, since the lanes of a warp differ in `j`; whole words, since those that agree in `j / 4` share them.
+pub(crate) fn load<B: Bytes>(block: B, at: usize, upper: usize) -> [u32; 4] {
+    // No branch, since the lanes of a warp differ in `upper`; whole words, since those that agree in it share them.
+    [2 * upper, 1 + upper, 0, 1].map(|word| block.u32_aligned(at + 4 * word))
+}
+
+/// The scale and the minimum of sub-block `j` (0 to 7), of the words that [`load`] gives for it.
+#[inline(always)]
+pub(crate) fn scale_min(words: [u32; 4], j: usize) -> (f32, f32) {
     let (upper, byte) = (j / 4, 8 * (j % 4));
-    let word = |i: usize| block.u32_aligned(at + 4 * i) >> byte;
-    let top = |i: usize| word(i) >> (4 + 2 * upper) & 3;
-    let scale = word(2 * upper) & 0xf | top(0) << 4;
-    let min = word(1 + upper) >> (4 * upper) & 0xf | top(1) << 4;
+    let [scale, min, scale_top, min_top] = words.map(|word| word >> byte);
+    let top = |word: u32| (word >> (4 + 2 * upper) & 3) << 4;
+    let scale = scale & 0xf | top(scale_top);
+    let min = min >> (4 * upper) & 0xf | top(min_top);
     (scale as f32, min as f32)
 }
 

@@ -30,9 +30,16 @@ impl Format for F32 {
         0
     }
 
+    type Raw = f32;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, _slice: usize, _run: usize) -> [f32; 4] {
-        [f32::from_bits(block.u32_aligned(0)), 0.0, 0.0, 0.0]
+    fn load<B: Bytes>(block: B, _slice: usize) -> f32 {
+        f32::from_bits(block.u32_aligned(0))
+    }
+
+    #[inline(always)]
+    fn decode(raw: f32, _slice: usize, _run: usize) -> [f32; 4] {
+        [raw, 0.0, 0.0, 0.0]
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -58,9 +65,16 @@ impl Format for F16 {
         0
     }
 
+    type Raw = f32;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, _slice: usize, _run: usize) -> [f32; 4] {
-        [block.f16(0), 0.0, 0.0, 0.0]
+    fn load<B: Bytes>(block: B, _slice: usize) -> f32 {
+        block.f16(0)
+    }
+
+    #[inline(always)]
+    fn decode(raw: f32, _slice: usize, _run: usize) -> [f32; 4] {
+        [raw, 0.0, 0.0, 0.0]
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -86,9 +100,16 @@ impl Format for BF16 {
         0
     }
 
+    type Raw = f32;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, _slice: usize, _run: usize) -> [f32; 4] {
-        [bf16_to_f32(block.u16(0)), 0.0, 0.0, 0.0]
+    fn load<B: Bytes>(block: B, _slice: usize) -> f32 {
+        bf16_to_f32(block.u16(0))
+    }
+
+    #[inline(always)]
+    fn decode(raw: f32, _slice: usize, _run: usize) -> [f32; 4] {
+        [raw, 0.0, 0.0, 0.0]
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {

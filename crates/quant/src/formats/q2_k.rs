@@ -25,6 +25,16 @@ const RANDOM_DEVIATION: f32 = 1.118;
 /// Root mean square of a random scale of 8 to 15.
 const RANDOM_SCALE_RMS: f32 = 11.73;
 
+/// What a slice is decoded from.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    d: f32,
+    dmin: f32,
+    /// The scales and minima of this half of the block.
+    scale_mins: u64,
+    q: u32,
+}
+
 impl Format for Q2_K {
     const TYPE: TensorType = TensorType::Q2_K;
     const ELEMS: usize = 256;
@@ -37,12 +47,24 @@ impl Format for Q2_K {
         128 * (slice / 8) + 32 * run + 4 * (slice % 8)
     }
 
+    type Raw = Raw;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
-        let scale_min = block.u8(SCALES + Self::at(slice, run) / 16);
-        let d = block.f16(D) * f32::from(scale_min & 0xf);
-        let m = block.f16(DMIN) * f32::from(scale_min >> 4);
-        let q = block.u32_aligned(QS + 4 * slice) >> (2 * run) & 0x0303_0303;
+    fn load<B: Bytes>(block: B, slice: usize) -> Raw {
+        Raw {
+            d: block.f16(D),
+            dmin: block.f16(DMIN),
+            scale_mins: block.u64_aligned(SCALES + 8 * (slice / 8)),
+            q: block.u32_aligned(QS + 4 * slice),
+        }
+    }
+
+    #[inline(always)]
+    fn decode(raw: Raw, slice: usize, run: usize) -> [f32; 4] {
+        let scale_min = (raw.scale_mins >> (16 * run + 8 * (slice % 8 / 4))) as u8;
+        let d = raw.d * f32::from(scale_min & 0xf);
+        let m = raw.dmin * f32::from(scale_min >> 4);
+        let q = raw.q >> (2 * run) & 0x0303_0303;
         q.to_le_bytes().map(|q| d * f32::from(q) - m)
     }
 

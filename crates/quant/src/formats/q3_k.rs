@@ -22,6 +22,18 @@ const RANDOM_RMS: f32 = 2.345;
 /// Root mean square of a random `scale - 32` of 16 to 31 or -32 to -17.
 const RANDOM_SCALE_RMS: f32 = 24.44;
 
+/// What a slice is decoded from.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    d: f32,
+    /// The low four bits of all scales.
+    scales_low: u64,
+    /// Their upper two.
+    scales_high: u32,
+    low: u32,
+    high: u32,
+}
+
 impl Format for Q3_K {
     const TYPE: TensorType = TensorType::Q3_K;
     const ELEMS: usize = 256;
@@ -34,15 +46,27 @@ impl Format for Q3_K {
         128 * (slice / 8) + 32 * run + 4 * (slice % 8)
     }
 
+    type Raw = Raw;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
-        let (half, word) = (slice / 8, slice % 8);
+    fn load<B: Bytes>(block: B, slice: usize) -> Raw {
+        Raw {
+            d: block.f16(D),
+            scales_low: block.u64(SCALES),
+            scales_high: block.u32(SCALES + 8),
+            low: block.u32(QS + 4 * slice),
+            high: block.u32(HMASK + 4 * (slice % 8)),
+        }
+    }
+
+    #[inline(always)]
+    fn decode(raw: Raw, slice: usize, run: usize) -> [f32; 4] {
         let j = Self::at(slice, run) / 16;
-        let scale_low = block.u8(SCALES + j % 8) >> (4 * (j / 8)) & 0xf;
-        let scale_high = block.u8(SCALES + 8 + j % 4) >> (2 * (j / 4)) & 3;
-        let d = block.f16(D) * (f32::from(scale_low | scale_high << 4) - 32.0);
-        let low = block.u32(QS + 4 * slice) >> (2 * run) & 0x0303_0303;
-        let high = block.u32(HMASK + 4 * word) >> (4 * half + run) & 0x0101_0101;
+        let scale_low = (raw.scales_low >> (8 * (j % 8) + 4 * (j / 8))) as u8 & 0xf;
+        let scale_high = (raw.scales_high >> (8 * (j % 4) + 2 * (j / 4))) as u8 & 3;
+        let d = raw.d * (f32::from(scale_low | scale_high << 4) - 32.0);
+        let low = raw.low >> (2 * run) & 0x0303_0303;
+        let high = raw.high >> (4 * (slice / 8) + run) & 0x0101_0101;
         (low | high << 2).to_le_bytes().map(|q| d * (f32::from(q) - 4.0))
     }
 

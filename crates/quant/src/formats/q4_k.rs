@@ -4,7 +4,7 @@
 //! 64 values: a group's 32 bytes hold its first 32 values in the low nibbles, its last 32 in the high ones.
 
 use crate::fit::Affine;
-use crate::k_scales::{K_SCALES, TAME_SCALE_RMS, pack, scale_min, tame};
+use crate::k_scales::{self, K_SCALES, TAME_SCALE_RMS, pack, tame};
 use crate::random::tame_affine;
 use crate::{Bytes, Format, TensorType};
 
@@ -22,6 +22,15 @@ const TOP: u8 = 15;
 /// Standard deviation of a random `q`.
 const RANDOM_DEVIATION: f32 = 4.610;
 
+/// What a slice is decoded from.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    d: f32,
+    dmin: f32,
+    scales: [u32; 4],
+    q: u32,
+}
+
 impl Format for Q4_K {
     const TYPE: TensorType = TensorType::Q4_K;
     const ELEMS: usize = 256;
@@ -34,11 +43,23 @@ impl Format for Q4_K {
         64 * (slice / 8) + 32 * run + 4 * (slice % 8)
     }
 
+    type Raw = Raw;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
-        let (scale, min) = scale_min(block, SCALES, 2 * (slice / 8) + run);
-        let (d, m) = (block.f16(D) * scale, block.f16(DMIN) * min);
-        let q = block.u32_aligned(QS + 4 * slice) >> (4 * run) & 0x0f0f_0f0f;
+    fn load<B: Bytes>(block: B, slice: usize) -> Raw {
+        Raw {
+            d: block.f16(D),
+            dmin: block.f16(DMIN),
+            scales: k_scales::load(block, SCALES, slice / 16),
+            q: block.u32_aligned(QS + 4 * slice),
+        }
+    }
+
+    #[inline(always)]
+    fn decode(raw: Raw, slice: usize, run: usize) -> [f32; 4] {
+        let (scale, min) = k_scales::scale_min(raw.scales, 2 * (slice / 8) + run);
+        let (d, m) = (raw.d * scale, raw.dmin * min);
+        let q = raw.q >> (4 * run) & 0x0f0f_0f0f;
         q.to_le_bytes().map(|q| d * f32::from(q) - m)
     }
 

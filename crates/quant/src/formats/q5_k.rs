@@ -4,7 +4,7 @@
 //! byte `i` belongs to value `i` of sub-block `j`), then the low four bits as in Q4_K.
 
 use crate::fit::Affine;
-use crate::k_scales::{K_SCALES, TAME_SCALE_RMS, pack, scale_min, tame};
+use crate::k_scales::{self, K_SCALES, TAME_SCALE_RMS, pack, tame};
 use crate::random::tame_affine;
 use crate::{Bytes, Format, TensorType};
 
@@ -23,6 +23,16 @@ const TOP: u8 = 31;
 /// Standard deviation of a random `q`.
 const RANDOM_DEVIATION: f32 = 9.233;
 
+/// What a slice is decoded from.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    d: f32,
+    dmin: f32,
+    scales: [u32; 4],
+    low: u32,
+    high: u32,
+}
+
 impl Format for Q5_K {
     const TYPE: TensorType = TensorType::Q5_K;
     const ELEMS: usize = 256;
@@ -35,13 +45,26 @@ impl Format for Q5_K {
         64 * (slice / 8) + 32 * run + 4 * (slice % 8)
     }
 
+    type Raw = Raw;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
+    fn load<B: Bytes>(block: B, slice: usize) -> Raw {
+        Raw {
+            d: block.f16(D),
+            dmin: block.f16(DMIN),
+            scales: k_scales::load(block, SCALES, slice / 16),
+            low: block.u32_aligned(QS + 4 * slice),
+            high: block.u32_aligned(QH + 4 * (slice % 8)),
+        }
+    }
+
+    #[inline(always)]
+    fn decode(raw: Raw, slice: usize, run: usize) -> [f32; 4] {
         let sub = 2 * (slice / 8) + run;
-        let (scale, min) = scale_min(block, SCALES, sub);
-        let (d, m) = (block.f16(D) * scale, block.f16(DMIN) * min);
-        let low = block.u32_aligned(QS + 4 * slice) >> (4 * run) & 0x0f0f_0f0f;
-        let high = block.u32_aligned(QH + 4 * (slice % 8)) >> sub & 0x0101_0101;
+        let (scale, min) = k_scales::scale_min(raw.scales, sub);
+        let (d, m) = (raw.d * scale, raw.dmin * min);
+        let low = raw.low >> (4 * run) & 0x0f0f_0f0f;
+        let high = raw.high >> sub & 0x0101_0101;
         (low | high << 4).to_le_bytes().map(|q| d * f32::from(q) - m)
     }
 

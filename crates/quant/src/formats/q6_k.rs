@@ -22,6 +22,16 @@ const RANDOM_RMS: f32 = 18.48;
 /// Root mean square of a random scale of 48 to 63.
 const RANDOM_SCALE_RMS: f32 = 55.69;
 
+/// What a slice is decoded from.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    d: f32,
+    /// A byte for each run.
+    scales: u16,
+    low: u32,
+    high: u32,
+}
+
 impl Format for Q6_K {
     const TYPE: TensorType = TensorType::Q6_K;
     const ELEMS: usize = 256;
@@ -34,14 +44,24 @@ impl Format for Q6_K {
         128 * (slice / 16) + 64 * run + 4 * (slice % 16)
     }
 
+    type Raw = Raw;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, slice: usize, run: usize) -> [f32; 4] {
-        let (half, word) = (slice / 16, slice % 16);
-        let scale = block.u8(SCALES + Self::at(slice, run) / 16) as i8;
-        let d = block.f16(D) * f32::from(scale);
-        let low = block.u32(QL + 4 * slice) >> (4 * run) & 0x0f0f_0f0f;
-        let pair = 2 * run + word / 8;
-        let high = block.u32(QH + 32 * half + 4 * (word % 8)) >> (2 * pair) & 0x0303_0303;
+    fn load<B: Bytes>(block: B, slice: usize) -> Raw {
+        Raw {
+            d: block.f16(D),
+            scales: u16::from_le_bytes([0, 1].map(|run| block.u8(SCALES + Self::at(slice, run) / 16))),
+            low: block.u32(QL + 4 * slice),
+            high: block.u32(QH + 32 * (slice / 16) + 4 * (slice % 8)),
+        }
+    }
+
+    #[inline(always)]
+    fn decode(raw: Raw, slice: usize, run: usize) -> [f32; 4] {
+        let d = raw.d * f32::from((raw.scales >> (8 * run)) as i8);
+        let low = raw.low >> (4 * run) & 0x0f0f_0f0f;
+        let pair = 2 * run + slice % 16 / 8;
+        let high = raw.high >> (2 * pair) & 0x0303_0303;
         (low | high << 4).to_le_bytes().map(|q| d * (f32::from(q) - 32.0))
     }
 

@@ -22,6 +22,13 @@ fn round(x: f32) -> i32 {
     whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)
 }
 
+/// What a slice is decoded from.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    d: f32,
+    q: u32,
+}
+
 impl Format for Q8_0 {
     const TYPE: TensorType = TensorType::Q8_0;
     const ELEMS: usize = 32;
@@ -34,10 +41,16 @@ impl Format for Q8_0 {
         4 * slice
     }
 
+    type Raw = Raw;
+
     #[inline(always)]
-    fn run<B: Bytes>(block: B, slice: usize, _run: usize) -> [f32; 4] {
-        let d = block.f16(D);
-        block.u32(QS + 4 * slice).to_le_bytes().map(|q| f32::from(q as i8) * d)
+    fn load<B: Bytes>(block: B, slice: usize) -> Raw {
+        Raw { d: block.f16(D), q: block.u32(QS + 4 * slice) }
+    }
+
+    #[inline(always)]
+    fn decode(raw: Raw, _slice: usize, _run: usize) -> [f32; 4] {
+        raw.q.to_le_bytes().map(|q| f32::from(q as i8) * raw.d)
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
