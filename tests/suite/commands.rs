@@ -61,7 +61,7 @@ fn inspect_lists_metadata_tensors_and_sums() {
     let output = run(&["inspect", file, "--json"], b"");
     let json: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
     assert_eq!((&json["file"], &json["version"]), (&file.into(), &3.into()));
-    assert_eq!(json["metadata"]["eps"].to_string(), "1e-5");
+    assert_eq!(json["metadata"]["eps"].as_f64(), Some(1e-5));
     assert_eq!(json["metadata"]["tokenizer.ggml.tokens"][2], "ab");
     let data_start = json["tensors"][0]["offset"].as_u64().unwrap();
     assert_eq!(

@@ -1,25 +1,33 @@
 """Scenes that many plots share: the opening, the day, an animal in need, a thing out of reach, the evening."""
 
-from words import FOODS, PROVERBS, REMARKS, TROUBLES, TUNES
+from words import REMARKS, TROUBLES
 
 
 def begin(t):
-    """Introduces the hero, and perhaps a saying or a tune that will return at the end."""
-    t.cast["opening"] = t.rng.choice([
-        "once upon a time there was", "once there was", "there once lived", "long ago there lived", "not so long ago there was",
-        "in a small village lived", "far from any city lived", "in a valley between two mountains lived",
-        "at the end of a long road lived", "in a house by the sea lived", "behind seven hills lived"])
-    t.say("[{opening} a {A.trait} {A.kind} [named|called] {A}, who {A.shows}|{opening} a [little|young] {A.kind} [named|called] "
-          "{A}. [Everyone knew that {A} {A.shows}|{A~} {A.shows}]].")
-    t.saying = t.tune = None
-    roll = t.rng.random()
-    if roll < 0.4:
-        t.saying = t.pick(PROVERBS)
-        t.cast.update(saying=t.saying, elder=t.rng.choice(["grandmother", "grandfather", "mother", "father", "aunt", "uncle"]))
-        t.say('{A.his} {elder} [often said|used to say|liked to say]: "^{saying}."')
-    elif roll < 0.6:
-        t.tune = t.pick(TUNES)
-        t.say('{A~} [had a favorite song|knew only one song by heart], and it was called "{tune}".', tune=t.tune)
+    """Introduces the hero by what the register says, some of which will return at the end."""
+    who = t.residents[0]
+    t.cast.update(town=who.town.name, river=who.town.river, famous=who.town.famous, elder=who.elder, saying=who.saying, tune=who.tune,
+                  petkind=who.pet_kind, petname=who.pet_name, favorite=who.food, fear=who.fear, month=who.month, dream=who.dream,
+                  color=who.color, thing=who.thing[0])
+    t.cast["where"] = t.rng.choice(["in {town}", "in {town}, a town known for {famous},", "in {town} on the river {river}"])
+    t.say("[Once upon a time|Once|Long ago|Not so long ago] there lived {where} a {A.kind} [named|called] {A.full}, who {A.shows}."
+          if t.rng.random() < 0.5 else
+          "[{A.full} lived {where}|^{A.full} was a {A.trait} {A.kind} from {town}]. [Everyone knew that {A} {A.shows}|{A~} {A.shows}]."
+          .replace("{where}", "in {town} on the river {river}" if t.rng.random() < 0.5 else "in {town}"))
+    t.ending = t.rng.choice(["saying", "tune", "dream", "pet", ""])
+    facts = {
+        "saying": '{A.his} {elder} [often said|used to say|liked to say]: "^{saying}."',
+        "tune": '{A~} [had a favorite song|knew one song by heart], and it was called "{tune}".',
+        "dream": "{A~} wanted to become a {dream} one day.",
+        "pet": "{A~} had a {petkind} [named|called] {petname}.",
+        "fear": "{A~} was afraid of [only one thing: {fear}|{fear}].",
+        "food": "{A~} never left home without {favorite}.",
+        "thing": "For {A.his} birthday in {month} {A~} had got a {color} {thing}.",
+        "friends": "{A.his} [best friends|friends] were {friend1} and {friend2}."}
+    t.cast.update(friend1=f"{who.friends[0].given} {who.friends[0].surname}", friend2=f"{who.friends[1].given} {who.friends[1].surname}")
+    told = t.rng.sample([f for f in facts if f != t.ending and not (f == "thing" and "T" in t.cast)], t.rng.choice([1, 2, 2, 3])) + ([t.ending] if t.ending else [])
+    for fact in told:
+        t.say(facts[fact])
     t.cast["sky0"] = t.sky(0)
 
 
@@ -34,22 +42,21 @@ def end(t):
     """The evening: the weather, and whatever was planted at the beginning."""
     t.para()
     t.maybe(0.6, "[By evening|When it was over|In the end], " + t.sky(2) + ".")
-    if t.saying:
-        t.say('["^{saying}," said {A}, and {A.his} {elder} [smiled|nodded].|"My {elder} was right," [said|thought] {A}. '
-              '"^{saying}."|{A} thought of the words of {A.his} {elder}: "^{saying}."|And from that day on {A} knew what it '
-              'means: "^{saying}."]')
-    elif t.tune:
-        t.say('[All the way home|On the way home|That evening] {A} [sang|hummed|whistled] "{tune}"[| from the first note to the '
-              'last].')
-    else:
-        t.say("[That night {A} slept [well|like a stone]|{A} went to bed [tired and happy|with a smile]|And {A}, who {A.shows}, "
-              "lived happily for many years|{A} never forgot that day|It was the [best|longest] day that {A} could remember].")
+    t.say({
+        "saying": '["^{saying}," said {A}, and {A.his} {elder} [smiled|nodded].|"My {elder} was right," [said|thought] {A}. '
+                  '"^{saying}."|{A} thought of the words of {A.his} {elder}: "^{saying}."|And from that day on {A} knew what it '
+                  'means: "^{saying}."]',
+        "tune": '[All the way home|On the way home|That evening] {A} [sang|hummed|whistled] "{tune}"[| from the first note to the last].',
+        "dream": '[Years later|When {A} was grown up], {A} really became a {dream}, the best {dream} in {town}[| on the {river}].',
+        "pet": '[At home|At the door] {petname} the {petkind} was waiting[ for {A}|, and {A} told {petname} everything].',
+        "": "[That night {A} slept [well|like a stone]|{A} went to bed [tired and happy|with a smile]|And {A}, who {A.shows}, "
+            "lived happily in {town} for many years|{A} never forgot that day|They still talk about {A.full} in {town}]."}[t.ending])
 
 
 def meet_animal(t, key, able):
     """An animal in need, whose help is owed from now on. `able` is what it can do (a key of TROUBLES)."""
     t.cast["N"] = t.animal(key, able)
-    t.cast.update(food=t.rng.choice(FOODS), den=t.cast["N"].info[2])
+    t.cast.update(food=t.residents[0].food, den=t.cast["N"].info[2])
     t.debt, text = t.rng.choice([
         ("you gave me " + t.cast["food"],
          '[On the way|By the side of the road|Behind a hedge] {A} met a [thin|hungry|tired] {N.kind}. "[I have not eaten since '

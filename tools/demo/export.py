@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a checkpoint of train.py as GGUF: matrices Q8_0, norms F32.
 
-    export.py --checkpoint DIR/demo --tokenizer DIR/tokenizer.json --name "Demo stories" --out assets/demo.gguf
+    export.py --checkpoint DIR/demo --tokenizer DIR/tokenizer.json --name "Demo" --out assets/demo.gguf
 """
 
 import argparse

@@ -21,7 +21,8 @@ def count(number, one, many):
 
 def lost_thing(t):
     """Something is lost; the hero walks back through the day's places."""
-    t.child("A"), t.thing("T")
+    hero = t.child("A").info
+    t.thing("T", hero.thing, hero.color)
     begin(t)
     t.cast["giver"] = t.rng.choice(["grandmother", "godfather", "best friend", "cousin", "oldest sister", "teacher"])
     t.say("{A~} owned {T.a}, [a present from {A.his} {giver}|which came from {A.his} {giver}]. {A~} used it {T.use}.")
@@ -136,7 +137,7 @@ def rescue(t):
     """A creature is in danger; the first tool fails, the second works, and thanks come later."""
     t.child("A"), t.child("B"), t.animal("F")
     begin(t)
-    t.say("{A.his} best friend was [a {B.trait} {B.kind} called {B}|{B}, a {B.kind} who {B.shows}].")
+    t.say("{A.his} best friend was [a {B.trait} {B.kind} called {B.full}|{B.full}, a {B.kind} who {B.shows}].")
     t.para()
     t.place("P")
     day(t, "the two friends went to {P}")
@@ -171,7 +172,7 @@ def directions(t):
         t.cast.update({f"m{i}": t.pick(LANDMARKS), f"d{i}": turns[i], f"r{i}": back[i]})
     t.para()
     day(t, "{M} called {A} to {Mplace}")
-    t.say('"Please bring {T.a} to {B}, who lives [behind the hills|all alone|in the last house]," said {M.name}. "[The way is easy|Listen '
+    t.say('"Please bring {T.a} to {B.full}, who lives [behind the hills|all alone|in the last house]," said {M.name}. "[The way is easy|Listen '
           'well]. At {m0} you turn {d0}, at {m1} you turn {d1}, and at {m2} you turn {d2}. [Can you remember that|Will you find it]?"')
     t.say('"At {m0} {d0}, at {m1} {d1}, at {m2} {d2}," [repeated|said] {A}, and [took {T} and went|put {T} into a bag and set out].')
     t.para()
@@ -277,7 +278,7 @@ def promise(t):
     task, asked, fault, mend = t.rng.choice(DUTIES)
     t.cast.update(task=task, asked=asked, fault=fault, mend=mend)
     t.para()
-    day(t, "{B}, [a friend|a neighbor] of {A}, had to go away [for a day|to see an aunt|to the town]")
+    day(t, "{B.full}, a friend of {A}, had to go away [for a day|to see an aunt|to the town]")
     t.say('"Please {task}," said {B}. "[Do you promise|Can I count on you]?" "I promise," said {A}. [And {B} went away with a light heart|{B} gave '
           '{A} {T.a} [as a thank you|for it] and left].')
     t.para()
@@ -310,7 +311,7 @@ def contest(t):
                   best=mine if won else other, bn="the " + broken.removeprefix("a "), was="were" if broken.endswith("s") and broken != "glass" else "was")
     t.para()
     day(t, 'a notice hung on the door of the town hall: "Who can build the best {x}? On {date} at {P}!" {A} read it')
-    t.say('{A} [wanted to win|began at once] and needed {p1}, {p2} and {p3}. {B} wanted to win too. "My {x} will be {other}," [said|boasted] {B}. "And '
+    t.say('{A} [wanted to win|began at once] and needed {p1}, {p2} and {p3}. {B.full}, who {B.shows}, wanted to win too. "My {x} will be {other}," [said|boasted] {B}. "And '
           'mine will be {mine}," said {A}.')
     t.para()
     for part in parts:
@@ -374,7 +375,7 @@ def inheritance(t):
                   lost=t.rng.choice(["the mayor's daughter", "a herd of sheep", "a little boy", "the king's horse", "the baker's twins", "a white calf"]),
                   no1=t.rng.choice(["soon came back with wet feet", "fell asleep under a tree", "turned round at the first corner"]),
                   no2=t.rng.choice(["lost heart in the dark", "slipped into a ditch", "walked in a circle all day"]))
-    t.say("{A} had two friends, {B} and {C}, [and the three did everything together|and they lived next door].")
+    t.say("{A} had two friends, {B.full} and {C.full}, [and the three did everything together|and they lived next door].")
     t.para()
     day(t, "the {g} [called all three|asked all three to come]")
     t.say('"I am [old|going away]," said the {g}, "and I want to give you something. {B} gets {X.a}, {C} gets {Y.a}, and {A} gets {Z.a}." {B} and {C} laughed. '
@@ -395,15 +396,15 @@ def inheritance(t):
 
 def letter(t):
     """A message must be read, kept in mind and acted on."""
-    t.child("A"), t.child("B"), t.thing("T"), t.place("P"), t.place("Q"), t.trader("K"), t.trader("L")
+    t.child("A"), t.child("B", stranger=True), t.thing("T"), t.place("P"), t.place("Q"), t.trader("K"), t.trader("L")
     begin(t)
     sign, past = t.rng.choice([("knock", "knocked"), ("whistle", "whistled"), ("clap", "clapped"), ("cough", "coughed"), ("ring", "rang the bell")])
-    t.cast.update(sign=sign, past=past, n=NUMBERS[t.rng.randint(2, 6)], hour=NUMBERS[t.rng.randint(2, 12)], secret=t.rng.choice(SECRETS),
+    t.cast.update(sign=sign, past=past, n=NUMBERS[t.rng.randint(2, 6)], hour=NUMBERS[t.rng.randint(2, 12)], secret=t.rng.choice(SECRETS), btown=t.cast["B"].info.town.name,
                   dayname=t.rng.choice(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]))
     t.para()
     day(t, "{A} found a [letter in a bottle|note under a stone|piece of paper in an old shoe] near {P}")
-    t.say('It said: "Come to {Q} on {dayname} at {hour} o\'clock. ^{sign} {n} times. Bring {T.a}. Tell nobody. {B}."')
-    t.say("{A} knew nobody called {B}, but [read it again and again|learned every word by heart].")
+    t.say('It said: "Come to {Q} on {dayname} at {hour} o\'clock. ^{sign} {n} times. Bring {T.a}. Tell nobody. {B.full}."')
+    t.say("{A} knew nobody called {B.full}, but [read it again and again|learned every word by heart].")
     t.para()
     t.say('{A} had no {T.n} and asked {K} at {Kplace}. "[I have none|I sold the last one yesterday]," said {K.name}. "Ask {L.name} the {L.kind}." {L} was {Ldoing}. '
           '"[You may borrow mine|Here is one|Take this one]," said {L.name}, and gave {A} {T}.')
@@ -411,7 +412,7 @@ def letter(t):
     t.maybe(0.5, '"What do you need it for?" asked {L.name}. But the letter said to tell nobody, and so {A} [only smiled|kept silent].')
     t.para()
     t.say("On {dayname}, [when the clock struck {hour}|at {hour} o'clock], {A} stood at {Q}, where {Q.see}, and {past} {n} times.")
-    t.say('[A {B.kind} stepped out|Out came a {B.kind}]. "I am {B}," said the {B.kind}. "[Did you bring|Have you got] {T.a}?" {A} held up {T}. "Good. Then I will show '
+    t.say('[A {B.kind} stepped out|Out came a {B.kind}]. "I am {B} from {btown}," said the {B.kind}. "[Did you bring|Have you got] {T.a}?" {A} held up {T}. "Good. Then I will show '
           'you something." Behind a curtain of leaves was {secret}. "[I needed someone who can keep a secret|Only someone who reads carefully could find it]," said {B}.')
     t.say("[From then on they met every {dayname} at {hour} o'clock|Every {dayname} at {hour} they met at {Q}], and the sign was always the same: {A} {past} {n} times.")
     t.maybe(0.6, "{T} went back to {L} [the same evening|the next day].")

@@ -8,8 +8,8 @@ A template is text with `[one|another]` choices (they nest) and `{X}`, `{X.form}
 import random
 import re
 
-from words import (ADJECTIVES, ANIMALS, BOYS, GIRLS, PET_NAMES, PLACES, SURNAMES, THINGS, TRADES, TRAITS, TRAIT_SHOWS,
-                   WEATHER)
+from words import ADJECTIVES, ANIMALS, PET_NAMES, PLACES, THINGS, TRADES, TRAITS, TRAIT_SHOWS, WEATHER
+from world import RESIDENTS
 
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
 REFERENCE = re.compile(r"\{(\w+)([.~]?)(\w*)\}")
@@ -34,6 +34,8 @@ class Person:
             return self.name
         if form == "kind":
             return self.kind
+        if form == "full":
+            return f"{self.info.given} {self.info.surname}"
         if form == "the":
             return f"the {self.kind}"
         if form == "trait":
@@ -73,7 +75,7 @@ class Teller:
     def __init__(self, rng: random.Random):
         self.rng, self.cast, self.subject = rng, {}, None
         self.paragraphs = [[]]
-        self.used = set()
+        self.used, self.residents = set(), []
         self.weather = rng.choice(list(WEATHER))
         self.time = rng.choice(["morning", "morning", "afternoon"])
 
@@ -86,20 +88,27 @@ class Teller:
         self.used.add(str(choice))
         return choice
 
-    def child(self, key, gender=None):
-        gender = gender or self.rng.choice(["he", "she"])
-        name = self.pick(BOYS if gender == "he" else GIRLS)
-        self.cast[key] = Person(name, gender, "boy" if gender == "he" else "girl", self.pick(TRAITS))
+    def child(self, key, stranger=False):
+        """The first child is the hero, whose town this is; the others are friends of the hero, unless strangers."""
+        if not self.residents or stranger:
+            resident = self.rng.choice(RESIDENTS)
+            while resident.given in [r.given for r in self.residents]:
+                resident = self.rng.choice(RESIDENTS)
+        else:
+            resident = self.residents[0].friends[len(self.residents) - 1]
+        self.residents.append(resident)
+        self.cast[key] = Person(resident.given, resident.gender, "boy" if resident.gender == "he" else "girl", resident.trait,
+                                info=resident)
         return self.cast[key]
 
     def trader(self, key, trade=None):
+        """Who follows this trade (or any) in the hero's town."""
         trade = next(t for t in TRADES if t[0] == trade) if trade else self.pick(TRADES)
         self.used.add(str(trade))
-        gender = "he" if trade[0] == "ferryman" else self.rng.choice(["he", "she"])
-        title = ("Mr. " if gender == "he" else "Mrs. ") + self.pick(SURNAMES)
-        self.cast[key] = Person(title, gender, trade[0], self.pick(TRAITS), (title, f"the {trade[0]}"), trade)
-        at = next((p[1] for p in PLACES if p[0] == trade[1]), "at")
-        sights = next((p[2:] for p in PLACES if p[0] == trade[1]), ())
+        surname, gender = self.residents[0].town.traders[trade[0]]
+        title = ("Mr. " if gender == "he" else "Mrs. ") + surname
+        self.cast[key] = Person(title, gender, trade[0], aliases=(title, f"the {trade[0]}"), info=trade)
+        at, *sights = next((p[1:] for p in PLACES if p[0] == trade[1]), ["at"])
         self.cast[key + "place"] = Place(trade[1], at, sights)
         self.cast[key + "doing"] = trade[4]
         return self.cast[key]
@@ -111,9 +120,10 @@ class Teller:
         self.cast[key] = person
         return person
 
-    def thing(self, key):
-        noun, use, sign = self.pick(THINGS)
-        self.cast[key] = Thing(self.pick(ADJECTIVES), noun, use, sign)
+    def thing(self, key, known=None, adjective=None):
+        noun, use, sign = known or self.pick(THINGS)
+        self.used.add(str((noun, use, sign)))
+        self.cast[key] = Thing(adjective or self.pick(ADJECTIVES), noun, use, sign)
         return self.cast[key]
 
     def place(self, key):

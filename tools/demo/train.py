@@ -1,32 +1,30 @@
 #!/usr/bin/env python3
-"""Trains the demo model and its small sibling on generated stories. One GPU, minutes.
+"""Trains the demo model or its small sibling on what prepare.py wrote. One GPU, minutes.
 
-    train.py --out DIR [--stories 400000] [--minutes 3.6 1.2]
+    train.py --data DIR --model demo --minutes 4 --out DIR/demo
+    train.py --data DIR --model demo-small --minutes 1 --out DIR/demo-small
 
-Writes DIR/tokenizer.json, DIR/demo and DIR/demo-small (config.json, model.safetensors) and DIR/log.txt.
+Writes config.json, model.safetensors and log.txt. `--init` continues from an earlier checkpoint.
 """
 
 import argparse
 import math
-import multiprocessing
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
-import tokenizer as bpe
 from model import SHAPES, Llama, save
+from prepare import heldout_text
 from protocol import perplexity
-from stories import check, story
+from tokenizer import BOS, EOS
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-HELDOUT_STORIES = 64
 PEAK_RATE = {"demo": 2e-3, "demo-small": 4e-3}
 LOG = []
-TOKENIZER = None
 
 
 def log(text):
@@ -34,48 +32,10 @@ def log(text):
     LOG.append(text)
 
 
-def heldout_text() -> str:
-    """What assets/heldout.txt holds."""
-    return "\n\n".join(story("heldout", n) for n in range(HELDOUT_STORIES)) + "\n"
-
-
-def documents(split, first, count):
-    """One story each, and every tenth a collection of four, as heldout.txt is one."""
-    numbers = range(first, first + count)
-    index = first
-    while index < numbers.stop:
-        size = 4 if index % 10 == 0 else 1
-        texts = [story(split, n) for n in range(index, min(index + size, numbers.stop))]
-        for text in texts:
-            check(text)
-        yield "\n\n".join(texts)
-        index += size
-
-
-def encode(job):
-    """(split, first, count) -> the documents' tokens as rows of context + 1, each row beginning with a document."""
-    split, first, count, width = job
-    bos, eos = TOKENIZER.token_to_id(bpe.BOS), TOKENIZER.token_to_id(bpe.EOS)
-    rows, row = [], []
-    for coded in TOKENIZER.encode_batch(list(documents(split, first, count)), add_special_tokens=False):
-        row += [bos, *coded.ids, eos]
-        if len(row) >= width:
-            rows.append(row[:width])
-            row = []
-    return np.array(rows, dtype=np.int16).reshape(-1, width)
-
-
-def rows_of(split, stories, width, workers):
-    chunk = 500
-    jobs = [(split, first, min(chunk, stories - first), width) for first in range(0, stories, chunk)]
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        return np.concatenate(pool.map(encode, jobs, chunksize=4))
-
-
-def heldout_perplexity(model, device):
-    """By the protocol, in float32."""
-    bos = TOKENIZER.token_to_id(bpe.BOS)
-    ids = [bos] + TOKENIZER.encode(heldout_text(), add_special_tokens=False).ids
+def heldout_perplexity(model, tokenizer, device):
+    """Of heldout.txt, by the protocol."""
+    bos = tokenizer.token_to_id(BOS)
+    ids = [bos] + tokenizer.encode(heldout_text(), add_special_tokens=False).ids
 
     @torch.no_grad()
     def nll(window):
@@ -85,23 +45,9 @@ def heldout_perplexity(model, device):
     return perplexity(nll, ids, bos)
 
 
-@torch.no_grad()
-def sample(model, device, prompt="", tokens=500, temperature=0.7, seed=1):
-    generator = torch.Generator(device).manual_seed(seed)
-    ids = [TOKENIZER.token_to_id(bpe.BOS)] + TOKENIZER.encode(prompt, add_special_tokens=False).ids
-    for _ in range(tokens):
-        p = torch.softmax(model(torch.tensor([ids], device=device))[0, -1].float() / temperature, -1)
-        ids.append(int(torch.multinomial(p, 1, generator=generator)))
-        if ids[-1] == TOKENIZER.token_to_id(bpe.EOS):
-            break
-    return TOKENIZER.decode(ids)
-
-
-def fit(name, rows, held, minutes, batch, max_steps, device):
-    """Trains one model for so many minutes; the learning rate follows the clock, so that it always ends low."""
-    torch.manual_seed(0)
-    model = Llama(SHAPES[name]).to(device)
-    log(f"{name}: {sum(p.numel() for p in model.parameters())} parameters")
+def fit(name, model, rows, minutes, batch, max_steps):
+    """Trains for so many minutes; the learning rate follows the clock, so that it always ends low."""
+    device = rows.device.type
     matrices = [p for p in model.parameters() if p.dim() == 2]
     norms = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW([dict(params=matrices, weight_decay=0.1), dict(params=norms, weight_decay=0.0)],
@@ -115,9 +61,9 @@ def fit(name, rows, held, minutes, batch, max_steps, device):
     torch._dynamo.config.suppress_errors = True  # slower, rather than nothing, where the compiler fails
     step_loss = torch.compile(loss_of) if device == "cuda" else loss_of
     generator = torch.Generator().manual_seed(0)
-    order, step, began = None, 0, None
+    order, step, began, clock = None, 0, None, 0.0
     total = torch.zeros((), device=device)
-    while True:
+    while clock < 1.0:
         if order is None or len(order) < batch:
             order = torch.randperm(len(rows), generator=generator)
         pick, order = order[:batch].to(rows.device), order[batch:]
@@ -126,7 +72,8 @@ def fit(name, rows, held, minutes, batch, max_steps, device):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if step == 2:
             began = time.time()  # compiled by now
-        clock = 0.0 if began is None else max((time.time() - began) / (minutes * 60), step / max_steps)
+        if began is not None:
+            clock = max((time.time() - began) / (minutes * 60), step / max_steps)
         rate = PEAK_RATE[name] * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, clock))) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -139,46 +86,53 @@ def fit(name, rows, held, minutes, batch, max_steps, device):
             total.zero_()
         elif step % 20 == 0 and device == "cuda":
             torch.cuda.synchronize()  # or the clock would run ahead of the GPU
-        if clock >= 1.0:
+    log(f"{name}: {step} steps of {batch} rows of {rows.shape[1] - 1} tokens in {time.time() - began:.0f} s")
+    return loss_of
+
+
+@torch.no_grad()
+def sample(model, tokenizer, device, prompt, tokens=500, temperature=0.7, seed=1):
+    """A story by the model, without any cache: for a look at it."""
+    generator = torch.Generator(device).manual_seed(seed)
+    ids = [tokenizer.token_to_id(BOS)] + tokenizer.encode(prompt, add_special_tokens=False).ids
+    for _ in range(tokens):
+        p = torch.softmax(model(torch.tensor([ids], device=device))[0, -1].float() / temperature, -1)
+        ids.append(int(torch.multinomial(p, 1, generator=generator)))
+        if ids[-1] == tokenizer.token_to_id(EOS):
             break
-    with torch.no_grad():
-        loss = torch.stack([loss_of(h.long()) for h in held.split(16)]).mean().item()
-    ppl, scored = heldout_perplexity(model, device)
-    log(f"{name}: {step} steps of {batch} rows of {rows.shape[1] - 1} tokens; loss on held-out documents {loss:.4f}; perplexity of "
-        f"heldout.txt {ppl:.4f} ({scored} tokens scored)")
-    return model
+    return tokenizer.decode(ids)
 
 
 def main():
-    global TOKENIZER
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", choices=SHAPES, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stories", type=int, default=400000)
-    parser.add_argument("--tokenizer-stories", type=int, default=20000)
-    parser.add_argument("--minutes", type=float, nargs=2, default=[3.6, 1.2])
+    parser.add_argument("--init", type=Path, nargs="*", default=[], help="safetensors files to start from")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--max-steps", type=int, default=10**9)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--samples", type=int, default=0)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    began = time.time()
-    TOKENIZER = bpe.train("\n\n".join(story("tokenizer", n + i) for i in range(4)) for n in range(0, args.tokenizer_stories, 4))
-    TOKENIZER.save(str(args.out / "tokenizer.json"))
-    log(f"tokenizer: {time.time() - began:.0f} s")
-    width = SHAPES["demo"].context + 1
-    rows = rows_of("train", args.stories, width, args.workers)
-    held = rows_of("heldout", 2000, width, args.workers)[:400]
-    log(f"data: {args.stories} stories, {rows.size / 1e6:.1f} M tokens, {time.time() - began:.0f} s")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    rows, held = torch.from_numpy(rows).to(device), torch.from_numpy(held).to(device)
-    for (name, minutes) in zip(SHAPES, args.minutes):
-        model = fit(name, rows, held, minutes, args.batch, args.max_steps, device)
-        save(model, args.out / name)
-        for seed, prompt in ((1, "Once upon a time"), (2, "")):
-            log(f"--- {name}, seed {seed}:\n{sample(model, device, prompt, seed=seed)}")
-        (args.out / "log.txt").write_text("\n".join(LOG) + "\n")
-    log(f"all: {time.time() - began:.0f} s")
+    torch.manual_seed(0)
+    model = Llama(SHAPES[args.model])
+    if args.init:
+        model.load_state_dict({k: v.float() for file in args.init for k, v in load_file(file).items()})
+    model.to(device)
+    log(f"{args.model}: {sum(p.numel() for p in model.parameters())} parameters")
+    tokenizer = Tokenizer.from_file(str(args.data / "tokenizer.json"))
+    rows, held = (torch.from_numpy(np.load(args.data / name)).to(device) for name in ("train.npy", "heldout.npy"))
+    loss_of = fit(args.model, model, rows, args.minutes, args.batch, args.max_steps)
+    save(model, args.out)
+    with torch.no_grad():
+        loss = torch.stack([loss_of(h.long()) for h in held[:256].split(16)]).mean().item()
+    ppl, scored = heldout_perplexity(model, tokenizer, device)
+    log(f"{args.model}: loss on held-out documents {loss:.4f}; perplexity of heldout.txt {ppl:.4f} ({scored} tokens scored)")
+    for seed in range(args.samples):
+        log(f"--- sample {seed}:\n{sample(model, tokenizer, device, 'Once upon a time', seed=seed)}")
+    (args.out / "log.txt").write_text("\n".join(LOG) + "\n")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ the last apple is the sweetest
 there is always one more door to knock on""".split("\n")
 
 TUNES = ["The Miller's Cat", "Seven Little Boats", "Snow on the Mountain", "The Fox and the Moon", "Over the Green Hill",
-         "The Sailor's Button", "Apples in the Morning", "The Sleepy Drum", "Three Grey Geese", "The Road to the Sea"]
+         "The Sailor's Button", "Apples in the Morning", "The Sleepy Drum", "Three Grey Geese", "The Road to the Sea", "A Hat Full of Rain", "The Baker's Daughter",
+         "Twelve White Horses", "My Little Lantern", "The Owl's Wedding", "Down by the Mill", "The King's Old Boots", "Five Brave Mice",
+         "Good Night, River", "The Crooked Fiddle"]
 
 # Places: name, "in/at/on", what is seen there (two of them).
 PLACES = [
@@ -310,3 +312,17 @@ SHIPS = ["Swallow", "Morning Star", "Blue Whale", "Old Anna", "Sea Horse", "Gold
 
 SECRETS = ["a nest with five little birds", "a spring of clear water", "an old treasure chest", "a litter of kittens", "a hole full of glowworms",
            "a door in the rock", "a garden of strawberries", "a tiny house of twigs"]
+
+TOWN_ENDS = ["ton", "ford", "field", "ham", "bridge", "mouth", "hurst", "dale"]
+
+RIVERS = ["Avon", "Blythe", "Culm", "Dart", "Esk", "Fleet", "Glen", "Humber", "Isle", "Kenn", "Lark", "Meon", "Nene", "Otter", "Piddle",
+          "Rye", "Severn", "Teme", "Ure", "Wye"]
+
+FAMOUS = ["its cheese", "its bells", "its red roofs", "its horse fair", "its crooked tower", "its plum cakes", "its glass", "its storks",
+          "its choir", "its long bridge", "its wool", "its fog", "its roses", "its brass band", "its pancakes", "its kites", "its old clock",
+          "its ducks", "its cider", "its stairs"]
+
+FEARS = ["thunder", "spiders", "geese", "the dark", "deep water", "high ladders", "the cellar", "owls", "big dogs", "masks", "bees", "loud drums",
+         "empty houses", "the dentist", "snakes", "fire", "narrow stairs", "crowds", "ghosts", "rats"]
+
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]

@@ -48,8 +48,7 @@ def source_of(rng):
     return x
 
 
-def main():
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "crates/quant/tests/data")
+def write(out):
     out.mkdir(parents=True, exist_ok=True)
     for ty in [*FLOATS, *SCALES]:
         rng = np.random.default_rng(int(ty) + 1)
@@ -62,4 +61,6 @@ def main():
             quantize(source.reshape(1, -1), ty).tofile(out / f"{ty.name}.encoded")
 
 
-main()
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "crates/quant/tests/data"))

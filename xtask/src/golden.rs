@@ -9,18 +9,16 @@ use crate::{root, sh};
 /// What the scripts need, pinned.
 const REQUIREMENTS: &str = "tools/golden/requirements.txt";
 
-/// The scripts, each with its arguments.
-const SCRIPTS: &[&[&str]] = &[&["tools/golden/blocks.py", "crates/quant/tests/data"], &["tools/golden/make.py"]];
+/// The script that makes all of them.
+const SCRIPT: &str = "tools/golden/make.py";
 
 /// Where the scripts write.
 const DATA: &[&str] = &["crates/quant/tests/data", "tests/data"];
 
 pub fn run() -> Result<()> {
     let python = python()?;
-    for script in SCRIPTS {
-        eprintln!("{}", script.join(" "));
-        sh::run(sh::command(&python).args(*script))?;
-    }
+    eprintln!("{SCRIPT}");
+    sh::run(sh::command(&python).arg(SCRIPT))?;
     let git = |args: &[&str]| sh::output(sh::command("git").args(args).arg("--").args(DATA));
     let (changed, status) = (git(&["diff", "--stat"])?, git(&["status", "--short"])?);
     let new: String = status.lines().filter(|line| line.starts_with("??")).map(|line| format!("{line}\n")).collect();

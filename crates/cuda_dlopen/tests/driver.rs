@@ -34,8 +34,8 @@ fn every_error_has_words() {
     // cust's Display asks the driver and fails where that has no answer, which makes `to_string` panic.
     let all = || {
         assert!(CudaError::NoDevice.to_string().contains("no CUDA-capable device"));
-        for error in [CudaError::UnknownError, CudaError::OutOfMemory, CudaError::NotSupported] {
-            assert!(!error.to_string().is_empty());
+        for error in [CudaError::UnknownError, CudaError::NotSupported] {
+            assert!(error.to_string().contains("unknown error"), "{error}");
         }
         for value in 1..1200 {
             assert!(!Code::new(value).unwrap().to_string().is_empty());

@@ -281,13 +281,10 @@ impl Machine for Block {
         let t = self.current.get();
         let (warp, lane) = (t / 32, t % 32);
         let mut warps = self.warps.borrow_mut();
-        let Warp { lanes, exited, exchanges } = &mut warps[warp];
+        let Warp { lanes, exchanges, .. } = &mut warps[warp];
         let mask = mask & *lanes;
         if mask >> lane & 1 == 0 {
             self.fail(LaunchError::NotInMask { place: self.place(), mask });
-        }
-        if mask & *exited != 0 {
-            self.fail(LaunchError::ExitedLanes { place: self.place(), mask, exited: mask & *exited });
         }
         let open = exchanges.iter().position(|e| e.mask == mask && e.arrived != mask);
         let slot = open.or_else(|| exchanges.iter().position(|e| e.mask == 0)).unwrap_or_else(|| {

@@ -74,7 +74,7 @@ pub enum LaunchError {
     /// A warp collective waits for lanes that will never come.
     #[error("{place} waits in a warp collective of mask {mask:#010x}, but lanes {exited:#010x} of it have exited")]
     ExitedLanes {
-        /// One of those that wait.
+        /// The first of those that wait.
         place: Place,
         /// The lanes named.
         mask: u32,

@@ -12,6 +12,11 @@
 //! that wait for each other (some at the barrier, some in a warp collective) or for lanes that have exited; a write just
 //! past a shared array; a panic.
 //!
+//! # What it costs
+//! On one core of a server that was busy with other work (`cargo run --release -p cuda_emu --example speed`): 40 million
+//! threads of an empty kernel a second, 23 million shuffles by a lane, 28 million waits at a barrier; 3.5 ns for a checked
+//! load; 7.5 us for the launch of one block of 256 threads.
+//!
 //! # What it cannot see
 //! - Races: no happens-before is tracked. A missing barrier shows as a result that differs between seeds, or not at all,
 //!   since threads give way at barriers and collectives only, never between two memory accesses. compute-sanitizer's

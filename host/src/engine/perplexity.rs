@@ -55,7 +55,8 @@ pub fn perplexity(
             runner.pass(chunk, done, wanted)?;
             if wanted > 0 {
                 let logits = runner.logits()?;
-                for (position, row) in (first..end.min(window - 1)).zip(logits.chunks_exact(logits.len() / wanted)) {
+                let rows = logits.chunks_exact(runner.config().dims.vocab);
+                for (position, row) in (first..end.min(window - 1)).zip(rows) {
                     result.nll += nll(row, window_tokens[position + 1]).ok_or(EngineError::NotANumber { position })?;
                     result.scored += 1;
                 }

@@ -46,19 +46,20 @@ pub fn outer_with_driver(name: &str, settings: &[(&str, &str)]) -> Option<String
 fn library() -> &'static PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        // Beside the test program, in the build's own folder.
+        // Beside the test program, in the build's own folder; renamed when whole, since tests run at the same time.
         let program = env::current_exe().unwrap();
-        let folder = program.with_extension(format!("fake-{}", process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let source = folder.join("libcuda.c");
+        let source = program.with_extension(format!("libcuda.{}.c", process::id()));
+        let unfinished = source.with_extension("so");
         fs::write(&source, include_str!("libcuda.c")).unwrap();
-        let library = folder.join("libcuda_fake.so");
         let out = Command::new("cc")
             .args(["-shared", "-fPIC", "-std=gnu11", "-O1", "-o"])
-            .args([&library, &source])
+            .args([&unfinished, &source])
             .output()
             .expect("cc, which Rust also links with");
         assert!(out.status.success(), "cc: {}", String::from_utf8_lossy(&out.stderr));
+        let library = program.with_extension("libcuda.so");
+        fs::remove_file(source).unwrap();
+        fs::rename(unfinished, &library).unwrap();
         library
     })
 }

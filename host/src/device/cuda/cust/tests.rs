@@ -209,13 +209,18 @@ fn uploads_and_kernels_keep_the_order_of_their_events() {
     assert!(pinned.as_ref().iter().all(|&byte| byte == 0) && (pinned.as_ref().as_ptr() as usize).is_multiple_of(4096));
     pinned.as_mut().copy_from_slice(&pattern(512, 1));
 
-    // A first layer, used by the compute queue; a second into the same slot, after that use.
-    let first = driver.upload(&pinned, 0..256, &slot, 0, None).unwrap();
-    driver.compute_waits(&first).unwrap();
+    // The compute queue uses a layer once it is there. `fetch` waits for that queue alone.
+    let there = driver.upload(&pinned, 0..256, &slot, 0, None).unwrap();
+    driver.compute_waits(&there).unwrap();
+    driver.copy(&slot, &kept, 256).unwrap();
+    assert!(fetch(&driver, &kept) == pattern(512, 1)[..256]);
+
+    // The next layer gets into the slot once that use is over. The host waits for the copy queue alone.
+    driver.write(&kept, 0, &[0; 256]).unwrap();
     driver.copy(&slot, &kept, 256).unwrap();
     let used = driver.mark().unwrap();
-    let second = driver.upload(&pinned, 256..512, &slot, 0, Some(&used)).unwrap();
-    driver.host_waits(&second.clone()).unwrap();
+    let next = driver.upload(&pinned, 256..512, &slot, 0, Some(&used)).unwrap();
+    driver.host_waits(&next.clone()).unwrap();
     assert!(fetch(&driver, &kept) == pattern(512, 1)[..256]);
     assert!(fetch(&driver, &slot) == pattern(512, 1)[256..]);
 
