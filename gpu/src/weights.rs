@@ -8,26 +8,27 @@ use core::array;
 use cuda_std::{kernel::Grid, prelude::*};
 use quant::{Bytes, Format};
 
-/// Threads of a block in the kernels here.
+/// Threads of a block in the kernels here. In a product they share out the columns: with a warp a row, a matrix of 4096 rows
+/// would leave half of a large GPU without work.
 const THREADS: u32 = 128;
-/// Warps of a block.
-const WARPS: u32 = THREADS / LANES;
-const LANES: u32 = 32;
-/// Rows that a warp of `gemv` computes side by side.
+const WARPS: usize = (THREADS / 32) as usize;
+/// Rows that a block of `gemv` computes side by side.
 const GEMV_ROWS: usize = 1;
-/// Rows that a warp of `gemm` computes side by side: an activation that was read is used for each of them.
+/// Rows that a block of `gemm` computes side by side: an activation that was read is used for each of them.
 const GEMM_ROWS: usize = 2;
 /// Tokens that `gemm` computes in one pass over the weights.
 const GEMM_TOKENS: usize = 8;
+/// Results that a block can have, one a lane.
+const MAX_RESULTS: usize = 32;
 
 /// The launch of `gemv` for a matrix of `rows` rows.
 pub const fn gemv_grid(rows: u32) -> Grid {
-    Grid::new(rows.div_ceil(WARPS * GEMV_ROWS as u32), 1, THREADS)
+    Grid::new(rows.div_ceil(GEMV_ROWS as u32), 1, THREADS)
 }
 
 /// The launch of `gemm` for a matrix of `rows` rows and `tokens` tokens, at most 65535 * 8.
 pub const fn gemm_grid(rows: u32, tokens: u32) -> Grid {
-    Grid::new(rows.div_ceil(WARPS * GEMM_ROWS as u32), tokens.div_ceil(GEMM_TOKENS as u32), THREADS)
+    Grid::new(rows.div_ceil(GEMM_ROWS as u32), tokens.div_ceil(GEMM_TOKENS as u32), THREADS)
 }
 
 /// The launch of `embed` for `tokens` tokens.
@@ -76,7 +77,7 @@ impl Bytes for DeviceBlock {
     }
 }
 
-/// Steps of a lane whose loads are in flight together: about 16 bytes of weights.
+/// Steps of a thread whose loads are in flight together: about 16 bytes of weights.
 const fn unroll<F: Format>() -> usize {
     (16 * F::SLICES).div_ceil(F::BYTES).next_power_of_two()
 }
@@ -92,9 +93,9 @@ unsafe fn load_run<F: Format>(x: *const f32) -> [f32; 4] {
         return unsafe { mem::load4(x) };
     }
     let mut run = [0.0; 4];
-    for (i, value) in run.iter_mut().enumerate().take(F::RUN) {
+    for i in 0..F::RUN {
         // SAFETY: the caller's promise.
-        *value = unsafe { mem::load(x.add(i)) };
+        run[i] = unsafe { mem::load(x.add(i)) };
     }
     run
 }
@@ -112,24 +113,22 @@ struct Product {
 }
 
 impl Product {
-    /// One warp's share: `R` rows times `C` tokens.
+    /// One block's share: `R` rows times `C` tokens.
     ///
-    /// A lane takes every 32nd slice of a row, so it meets the same slice of every block, and adds one product after the
-    /// other; the warp adds its lanes' sums. A result's bits therefore depend neither on `R` nor on `C`.
+    /// A thread takes every `THREADS`th slice of a row, so it meets the same slice of every block of weights, and adds one
+    /// product after the other; then each warp adds its lanes' sums, and one thread the warps'. A result's bits therefore
+    /// depend neither on `R` nor on `C`.
     ///
     /// # Safety
     /// As for the kernels.
     #[inline(always)]
     unsafe fn run<F: Format, const R: usize, const C: usize>(&self) {
-        const { assert!((LANES as usize).is_multiple_of(F::SLICES)) };
-        let lane = warp::lane_id() as usize;
-        let first_row = (thread::block_idx_x() * WARPS + warp::warp_id()) * R as u32;
+        const { assert!((THREADS as usize).is_multiple_of(F::SLICES) && R * C <= MAX_RESULTS) };
+        let thread = thread::thread_idx_x() as usize;
+        let first_row = thread::block_idx_x() * R as u32;
         let first_token = thread::block_idx_y() * C as u32;
-        if first_row >= self.rows {
-            return;
-        }
 
-        // Beyond the last row and token, the last one is computed again and not stored: all lanes stay together.
+        // Beyond the last row and token, the last one is computed again and not stored: all threads stay together.
         let cols = self.cols as usize;
         let blocks = cols / F::ELEMS;
         let weights: [*const u8; R] = array::from_fn(|r| {
@@ -141,7 +140,7 @@ impl Product {
             self.x.wrapping_add(token as usize * cols)
         });
 
-        let slice = lane % F::SLICES;
+        let slice = thread % F::SLICES;
         let mut sums = [[0.0; C]; R];
         let mut step = |block: usize| {
             for run in 0..F::RUNS {
@@ -161,8 +160,8 @@ impl Product {
                 }
             }
         };
-        let stride = LANES as usize / F::SLICES;
-        let mut block = lane / F::SLICES;
+        let stride = THREADS as usize / F::SLICES;
+        let mut block = thread / F::SLICES;
         while block + (unroll::<F>() - 1) * stride < blocks {
             for i in 0..unroll::<F>() {
                 step(block + i * stride);
@@ -174,22 +173,30 @@ impl Product {
             block += stride;
         }
 
-        // Result (r, c) is stored by lane r C + c.
-        const { assert!(R * C <= LANES as usize) };
+        // Result (r, c) of each warp is in lane r C + c, and is stored by that thread of the block.
+        let sums = sums.as_flattened_mut();
+        // SAFETY: all threads are here.
+        unsafe { warp::sums(sums) };
         let mut result = 0.0;
-        for (r, sums) in sums.iter().enumerate() {
-            // SAFETY: the whole warp is here: it returned together or not at all.
-            let sums = unsafe { warp::sums(*sums) };
-            for (c, &sum) in sums.iter().enumerate() {
-                if lane == r * C + c {
-                    result = sum;
-                }
+        for i in 0..R * C {
+            if warp::lane_id() as usize == i {
+                result = sums[i];
             }
         }
-        let (row, token) = (first_row + (lane / C) as u32, first_token + (lane % C) as u32);
-        if lane < R * C && row < self.rows && token < self.tokens {
-            // SAFETY: the element is inside y, and this lane alone writes it.
-            unsafe { self.store(row as usize, token as usize, result) };
+        let partial = shared_array!(PARTIAL_RESULTS: [f32; MAX_RESULTS * WARPS]);
+        // SAFETY: all threads are at the barrier, each writes an element of its own before it; a result is inside y and
+        // stored by one thread.
+        unsafe {
+            partial.add(thread).write(result);
+            thread::sync_threads();
+            let (row, token) = (first_row + (thread / C) as u32, first_token + (thread % C) as u32);
+            if thread < R * C && row < self.rows && token < self.tokens {
+                let mut result = 0.0;
+                for warp in 0..WARPS {
+                    result += partial.add(MAX_RESULTS * warp + thread).read();
+                }
+                self.store(row as usize, token as usize, result);
+            }
         }
     }
 
@@ -232,8 +239,8 @@ unsafe fn embed<F: Format>(w: *const u8, ids: *const u32, y: *mut f32, cols: u32
             for run in 0..F::RUNS {
                 let values = F::run(DeviceBlock::new(row.add(block * F::BYTES)), slice, run);
                 let y = y.add(block * F::ELEMS + F::at(slice, run));
-                for (k, &value) in values.iter().enumerate().take(F::RUN) {
-                    mem::store(y.add(k), value);
+                for k in 0..F::RUN {
+                    mem::store(y.add(k), values[k]);
                 }
             }
             i += THREADS as usize;

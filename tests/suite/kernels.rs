@@ -1,6 +1,7 @@
 //! The kernels against a naive f64 reference, on fresh random data, whoever runs them.
 //!
-//! Each case is a function generic over the [`Driver`]; [`ALL`]'s macro runs every one in the emulator. Outputs lie
+//! Each case is a function generic over the [`Driver`], and a macro makes two tests of it: one in the emulator, and one in
+//! the module `gpu`, which is ignored unless asked for (`cargo test --release -- --ignored kernels::gpu`). Outputs lie
 //! between guard words and hold NaN before the launch, unless the kernel reads them; inputs fill their allocation, so
 //! that the emulator sees every read beyond them.
 
@@ -10,17 +11,23 @@ mod weights;
 use std::fmt::Debug;
 
 use cuda_std::kernel::{Grid, Kernel};
-use ntransformer::device::cuda::{driver::Driver, emulator::EmulatorDriver};
+use ntransformer::device::cuda::{cust::CustDriver, driver::Driver, emulator::EmulatorDriver};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Makes a test of each case, and [`run_all`].
+/// Makes two tests of each case.
 macro_rules! cases {
     ($($area:ident::$case:ident,)*) => {
-        /// Runs every case on `driver`.
-        pub fn run_all<D: Driver>(driver: &D) {
+        mod gpu {
+            use super::*;
+
             $(
-                eprintln!("{}: {}", driver.name(), stringify!($case));
-                $area::$case(&mut Lab::new(driver, stringify!($case)));
+                #[test]
+                #[ignore = "needs a GPU"]
+                fn $case() {
+                    let driver = CustDriver::open(0).unwrap();
+                    eprintln!("{}: {}", driver.name(), stringify!($case));
+                    $area::$case(&mut Lab::new(&driver, stringify!($case)));
+                }
             )*
         }
 
@@ -143,7 +150,7 @@ impl<'a, D: Driver> Lab<'a, D> {
 
     fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) {
         // SAFETY: each case passes buffers of the extents that the kernel documents.
-        unsafe { self.driver.launch::<K>(grid, args) }.unwrap();
+        unsafe { self.driver.launch::<K>(grid, args) }.unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

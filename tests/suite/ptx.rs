@@ -5,9 +5,6 @@ use std::collections::BTreeMap;
 use cuda_std::kernel::{self, Kernel};
 use ntransformer::ptx::{MODULES, module};
 
-/// Kernels that may keep an array in local memory, which is global memory in disguise, and why. The rest have registers.
-const MAY_USE_LOCAL: &[(&str, &str)] = &[];
-
 /// An entry: the types of its parameters, and its lines up to the closing brace.
 struct Entry {
     params: Vec<String>,
@@ -107,8 +104,7 @@ fn kernels_keep_their_values_in_registers() {
     for (module, ptx) in MODULES {
         for (name, entry) in entries(ptx) {
             let local = entry.body.iter().find(|line| line.starts_with(".local"));
-            let allowed = MAY_USE_LOCAL.iter().any(|(kernel, _)| *kernel == name);
-            assert!(local.is_none() || allowed, "{module}.ptx: {name} uses local memory: {}", local.unwrap());
+            assert!(local.is_none(), "{module}.ptx: {name} uses local memory: {}", local.unwrap());
         }
     }
 }

@@ -1,6 +1,11 @@
 //! Development commands.
 
+mod ci;
+mod golden;
+mod gpu_bundle;
 mod ptx;
+mod ptxas;
+mod sh;
 
 use std::path::PathBuf;
 
@@ -20,12 +25,21 @@ enum Command {
     Ptx(ptx::Ptx),
     /// Assemble gpu/ptx for every GPU we support; fail on spills and local memory
     Ptxas,
+    /// Everything that a change has to pass
+    Ci(ci::Ci),
+    /// Pack what scripts/gpu-check.sh needs on a machine without Rust
+    GpuBundle(gpu_bundle::GpuBundle),
+    /// Remake the test data that other implementations define
+    Golden,
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Ptx(args) => ptx::run(&args),
-        Command::Ptxas => Ok(()),
+        Command::Ptxas => ptxas::run(),
+        Command::Ci(args) => ci::run(&args),
+        Command::GpuBundle(args) => gpu_bundle::run(&args),
+        Command::Golden => golden::run(),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::root;
 pub struct Ptx {
     /// Change nothing; fail when gpu/ptx is not what the sources give
     #[arg(long)]
-    check: bool,
+    pub check: bool,
 }
 
 pub fn run(args: &Ptx) -> Result<()> {

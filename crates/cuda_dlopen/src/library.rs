@@ -1,6 +1,6 @@
 //! The driver's library.
 
-use std::{env, ffi::OsString, sync::OnceLock};
+use std::{env, error::Error, ffi::OsString, sync::OnceLock};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
@@ -11,7 +11,10 @@ pub(crate) fn loaded() -> Result<&'static Library, &'static str> {
         let file = env::var_os("NT_LIBCUDA").unwrap_or_else(|| OsString::from("libcuda.so.1"));
         // SAFETY: loading runs the library's initialisers. It is the system's CUDA driver, or what the user put in its
         // place, and like any library of the process it is trusted.
-        unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| error.to_string())
+        unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
+            // The reason, which names the file, is the error's source.
+            error.source().map_or_else(|| error.to_string(), |reason| reason.to_string())
+        })
     });
     library.as_ref().map_err(String::as_str)
 }

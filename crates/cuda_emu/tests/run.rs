@@ -130,6 +130,23 @@ fn parts_of_a_warp_meet_by_their_masks() {
     assert_eq!(download(&out), expected);
 }
 
+/// Swaps neighbours in a block whose rows are no whole warps.
+#[kernel("test")]
+unsafe fn flat(out: *mut u32) {
+    let t = thread::thread_idx_y() * thread::block_dim_x() + thread::thread_idx_x();
+    // SAFETY: whole warps; `out` has a place for each thread.
+    unsafe { mem::store(out.add(t as usize), warp::warp_shuffle_xor(warp::FULL_MASK, t, 1)) };
+}
+
+#[test]
+fn warps_are_cut_from_the_threads_in_order_x_fastest() {
+    let emulator = Emulator::default();
+    let out = emulator.alloc(96 * 4).unwrap();
+    // SAFETY: `out` has a place for each thread.
+    unsafe { emulator.launch::<flat>([1, 1, 1], [3, 32, 1], 0, (out.address() as *mut u32,)) }.unwrap();
+    assert_eq!(download(&out), (0..96).map(|t| t ^ 1).collect::<Vec<u32>>());
+}
+
 /// Lanes that exist, by a ballot of the full mask; a barrier that threads of the last warp's odd lanes do not reach.
 #[kernel("test")]
 unsafe fn partial(out: *mut u32) {

@@ -55,3 +55,9 @@ pub(crate) fn machine<'a>() -> &'a dyn Machine {
     // SAFETY: `with_machine` keeps the machine alive while it is current.
     unsafe { &*current }
 }
+
+/// The running thread's lane in its warp, in blocks of any shape: warps are cut from the threads in order, x fastest.
+pub(crate) fn lane() -> u32 {
+    let ([x, y, z], [width, height, _]) = (machine().thread_idx(), machine().block_dim());
+    ((z * height + y) * width + x) % 32
+}

@@ -49,7 +49,9 @@ macro_rules! dynamic_shared {
     ($name:ident: [$ty:ty]) => {{
         #[cfg(target_arch = "nvptx64")]
         let pointer: *mut $ty = {
-            ::core::arch::global_asm!(concat!(".extern .shared .align 16 .b8 ", stringify!($name), "[];"));
+            mod declaration {
+                ::core::arch::global_asm!(concat!(".extern .shared .align 16 .b8 ", stringify!($name), "[];"));
+            }
             let address: u64;
             // SAFETY: reads the address of an array that the line above declares.
             unsafe {
@@ -58,7 +60,8 @@ macro_rules! dynamic_shared {
                     out(reg64) address, options(pure, nomem, nostack)
                 );
             }
-            address as *mut $ty
+            // SAFETY: it is an address of shared memory.
+            unsafe { $crate::in_shared_memory(address as *mut $ty) }
         };
         #[cfg(not(target_arch = "nvptx64"))]
         let pointer: *mut $ty = {

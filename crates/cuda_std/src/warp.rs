@@ -67,7 +67,8 @@ pub unsafe fn warp_shuffle_xor<T: Lane>(mask: u32, value: T, lane_mask: u32) -> 
     return T::from_bits32(unsafe { crate::nvptx::shfl_bfly(mask, value.to_bits32(), lane_mask) });
     #[cfg(not(target_arch = "nvptx64"))]
     return T::from_bits32(
-        crate::host::machine().warp_exchange(mask, value.to_bits32())[((lane_id() ^ lane_mask) % 32) as usize],
+        crate::host::machine().warp_exchange(mask, value.to_bits32())
+            [((crate::host::lane() ^ lane_mask) % 32) as usize],
     );
 }
 
@@ -116,21 +117,20 @@ pub unsafe fn sum(mut value: f32) -> f32 {
     value
 }
 
-/// [`sum`] of each value, with the same bits; the exchanges of different values overlap.
+/// Replaces each value by its [`sum`], with the same bits; the exchanges of different values overlap.
 ///
 /// # Safety
 /// All 32 lanes must be running this very call.
 #[inline(always)]
-pub unsafe fn sums<const N: usize>(mut values: [f32; N]) -> [f32; N] {
+pub unsafe fn sums(values: &mut [f32]) {
     let mut step = 16;
     while step > 0 {
-        for value in &mut values {
+        for value in &mut *values {
             // SAFETY: the caller's promise.
             *value += unsafe { warp_shuffle_xor(FULL_MASK, *value, step) };
         }
         step /= 2;
     }
-    values
 }
 
 /// The largest value over all 32 lanes, in every lane.

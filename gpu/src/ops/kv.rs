@@ -188,7 +188,7 @@ impl View {
             let positions: [u32; TILE] = array::from_fn(|t| (first + t as u32).min(self.last));
             let keys = positions.map(|position| row(self.k, position));
             let values = positions.map(|position| row(self.v, position));
-            let dots = keys.map(|key| {
+            let mut scores = keys.map(|key| {
                 let mut dot = 0.0;
                 for i in 0..PAIRS {
                     let [a, b] = halves(key[i]);
@@ -197,7 +197,7 @@ impl View {
                 dot
             });
             // SAFETY: `first` and `last` are the warp's, so that all lanes are here.
-            let mut scores = unsafe { warp::sums(dots) };
+            unsafe { warp::sums(&mut scores) };
 
             let mut new_maximum = maximum;
             for (t, score) in scores.iter_mut().enumerate() {

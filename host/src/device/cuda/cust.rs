@@ -26,8 +26,10 @@ use self::{
     modules::{Modules, Source},
 };
 use super::driver::{Driver, Grid};
-use crate::device::{DeviceError, MemoryInfo};
-use crate::ptx;
+use crate::{
+    device::{DeviceError, MemoryInfo},
+    ptx,
+};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -170,9 +172,9 @@ impl Driver for CustDriver {
             }
             count += 1;
         });
-        let failed = |message| DeviceError::Kernel { kernel: K::NAME, message };
         if count > MAX_PARAMETERS {
-            return Err(failed(format!("it has {count} parameters, and a launch passes at most {MAX_PARAMETERS}")));
+            let message = format!("it has {count} parameters, and a launch passes at most {MAX_PARAMETERS}");
+            return Err(DeviceError::Kernel { kernel: K::NAME, message });
         }
         let ([x, y, z], [tx, ty, tz]) = (grid.blocks, grid.threads);
         // SAFETY: the kernel belongs to a loaded module of this context. `parameters` holds the address of each argument in
@@ -183,14 +185,8 @@ impl Driver for CustDriver {
             raw::cuLaunchKernel(kernel, x, y, z, tx, ty, tz, 0, queue, parameters.as_mut_ptr(), ptr::null_mut())
         };
         launched.map_err(|code| {
-            // A fault of an earlier kernel surfaces here as well, and is not this one's.
-            match self.gpu.error("cuLaunchKernel", code) {
-                DeviceError::Driver { .. } => failed(format!(
-                    "cannot be launched with {x}x{y}x{z} blocks of {tx}x{ty}x{tz} threads: {code} ({})",
-                    self.gpu.name
-                )),
-                fault => fault,
-            }
+            let message = format!("{x}x{y}x{z} blocks of {tx}x{ty}x{tz} threads cannot start");
+            self.gpu.kernel_error("cuLaunchKernel", code, K::NAME, message)
         })?;
         self.gpu.last_kernel.set(Some(K::NAME));
         Ok(())

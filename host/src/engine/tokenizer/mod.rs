@@ -11,7 +11,7 @@
 //!   up, after about a million blanks in a row, the rest of the text is silently taken as one word and the ids are wrong.
 //!   Bytes that are not in the vocabulary vanish without an error. Scores have to be turned into merges first, which loses
 //!   that equal scores go from left to right. With the pre-tokenizer, special tokens, and raw bytes of tokens done here
-//!   anyway, what would remain of it is the loop in `merge`, for some 50 more crates.
+//!   anyway, what would remain of it is the loop in `merge`, for 55 more crates.
 
 mod bpe;
 mod merge;

@@ -85,19 +85,24 @@ impl Gpu {
         Ok(MemoryInfo { free: free as u64, total: total as u64 })
     }
 
-    /// The error of a driver call. Kernels run asynchronously, so a fault in one is the result of whichever call comes
-    /// next: then the message names the kernel rather than that call.
+    /// The error of a driver call.
     pub fn error(&self, call: &'static str, code: Code) -> DeviceError {
-        match self.last_kernel.get() {
-            Some(kernel) if is_fault(code) => DeviceError::Kernel {
-                kernel,
-                message: format!(
-                    "{code}, in this kernel or in one launched before it (seen by {call} on {})",
-                    self.name
-                ),
-            },
-            _ => DeviceError::Driver { call, message: format!("{code} ({})", self.name) },
-        }
+        self.fault(call, code)
+            .unwrap_or_else(|| DeviceError::Driver { call, message: format!("{code} ({})", self.name) })
+    }
+
+    /// The error of a driver call made to load or start `kernel`; `message` says what could not be done.
+    pub fn kernel_error(&self, call: &'static str, code: Code, kernel: &'static str, message: String) -> DeviceError {
+        self.fault(call, code)
+            .unwrap_or_else(|| DeviceError::Kernel { kernel, message: format!("{message} on {}: {code}", self.name) })
+    }
+
+    /// The error of a driver call if it is a kernel's fault. Kernels run asynchronously, so a fault in one is the result of
+    /// whichever call comes next: the message names the kernel rather than that call.
+    fn fault(&self, call: &'static str, code: Code) -> Option<DeviceError> {
+        let kernel = self.last_kernel.get().filter(|_| is_fault(code))?;
+        let message = format!("{code}, in this kernel or in one launched before it (seen by {call} on {})", self.name);
+        Some(DeviceError::Kernel { kernel, message })
     }
 }
 

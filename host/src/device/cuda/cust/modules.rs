@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use cuda_dlopen::raw;
+use cuda_dlopen::{Code, raw};
 use cust::sys::{CUfunction, CUjit_option, CUmodule};
 
 use super::gpu::Gpu;
@@ -41,25 +41,31 @@ impl Modules {
         if let Some(&kernel) = self.kernels.borrow().get(&(module, name)) {
             return Ok(kernel);
         }
-        let failed = |message| DeviceError::Kernel { kernel: name, message };
-        let handle = self.module(module).map_err(failed)?;
-        let entry = CString::new(name).map_err(|_| failed("its name has a NUL in it".into()))?;
+        let handle = self.module(module, name)?;
+        let entry = CString::new(name).expect("the name of a Rust function, which has no NUL");
         let mut kernel = ptr::null_mut();
         // SAFETY: the module is loaded, the name a C string, the result a local.
-        unsafe { raw::cuModuleGetFunction(&mut kernel, handle, entry.as_ptr()) }
-            .map_err(|code| failed(format!("not found in the kernel module {module}: {code}")))?;
+        unsafe { raw::cuModuleGetFunction(&mut kernel, handle, entry.as_ptr()) }.map_err(|code| {
+            let message = format!("not found in the kernel module {module}");
+            self.gpu.kernel_error("cuModuleGetFunction", code, name, message)
+        })?;
         self.kernels.borrow_mut().insert((module, name), kernel);
         Ok(kernel)
     }
 
-    /// The module, or why it could not be loaded.
-    fn module(&self, name: &'static str) -> std::result::Result<CUmodule, String> {
+    /// The module `name`, which `kernel` is in.
+    fn module(&self, name: &'static str, kernel: &'static str) -> Result<CUmodule> {
         if let Some(&module) = self.loaded.borrow().get(name) {
             return Ok(module);
         }
-        let ptx = (self.source)(name).ok_or_else(|| format!("this program contains no kernel module {name}"))?;
-        let module =
-            announced(name, || compile(ptx)).map_err(|why| format!("the kernel module {name} did not load: {why}"))?;
+        let ptx = (self.source)(name).ok_or_else(|| DeviceError::Kernel {
+            kernel,
+            message: format!("this program contains no kernel module {name}"),
+        })?;
+        let module = announced(name, || compile(ptx)).map_err(|(code, log)| {
+            let message = format!("the driver refused the kernel module {name}{log}");
+            self.gpu.kernel_error("cuModuleLoadDataEx", code, kernel, message)
+        })?;
         self.loaded.borrow_mut().insert(name, module);
         Ok(module)
     }
@@ -77,9 +83,9 @@ impl Drop for Modules {
     }
 }
 
-/// Has the driver compile and load `ptx`; an error holds the compiler's log.
-fn compile(ptx: &str) -> std::result::Result<CUmodule, String> {
-    let image = CString::new(ptx).map_err(|_| "its PTX has a NUL in it".to_string())?;
+/// Has the driver compile and load `ptx`; an error comes with the compiler's log, in parentheses where there is one.
+fn compile(ptx: &str) -> std::result::Result<CUmodule, (Code, String)> {
+    let image = CString::new(ptx).map_err(|_| (Code::INVALID_VALUE, " (its PTX has a NUL in it)".to_string()))?;
     let (mut errors, mut infos) = ([0u8; 8192], [0u8; 8192]);
     let mut options = [
         CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
@@ -106,19 +112,17 @@ fn compile(ptx: &str) -> std::result::Result<CUmodule, String> {
             values.as_mut_ptr(),
         )
     };
-    result.map_err(|code| {
-        [text(&errors), text(&infos)]
-            .iter()
-            .filter(|log| !log.is_empty())
-            .fold(code.to_string(), |message, log| format!("{message}\n{log}"))
-    })?;
-    Ok(module)
+    let log = || {
+        let lines = [text(&errors), text(&infos)].join("\n");
+        if lines.trim().is_empty() { String::new() } else { format!(" ({})", lines.trim()) }
+    };
+    result.map(|()| module).map_err(|code| (code, log()))
 }
 
 /// The log in a buffer, up to its NUL.
 fn text(log: &[u8]) -> String {
     let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
-    String::from_utf8_lossy(&log[..end]).trim().to_string()
+    String::from_utf8_lossy(&log[..end]).into_owned()
 }
 
 /// Runs `work`, and says on stderr what takes so long once it has taken a second: the first run on a machine compiles,

@@ -1,1 +1,319 @@
+//! The driver without a GPU: what it says where there is none, and its transfers over a stand-in for NVIDIA's library.
 
+use std::env;
+
+use cuda_std::kernel::Kernel;
+
+use super::*;
+
+#[path = "../../../../../crates/cuda_dlopen/tests/fake/mod.rs"]
+mod fake;
+
+/// This module's path for the test runner.
+const HERE: &str = "device::cuda::cust::tests::";
+
+/// Runs the rest of the test once per line of settings, in processes of their own with the stand-in as the driver.
+/// Evaluates to the stderr of each in the outer process, which is done then.
+macro_rules! with_driver {
+    ($name:literal $(, $variable:literal = $value:expr)*) => {
+        if fake::outer_with_driver(&format!("{HERE}{}", $name), &[$(($variable, $value)),*]).is_some() {
+            return;
+        }
+    };
+}
+
+/// The stand-in's kernel that stores `value` in `count` bytes.
+enum Fill {}
+impl Kernel for Fill {
+    const NAME: &'static str = "fill";
+    const MODULE: &'static str = "good";
+    type Args = (*mut u8, u32, u32);
+    unsafe fn run(_: Self::Args) {}
+}
+
+/// Kernels whose launch fails, each in its way.
+macro_rules! kernel {
+    ($type:ident, $name:literal in $module:literal) => {
+        enum $type {}
+        impl Kernel for $type {
+            const NAME: &'static str = $name;
+            const MODULE: &'static str = $module;
+            type Args = ();
+            unsafe fn run(_: Self::Args) {}
+        }
+    };
+}
+kernel!(Crash, "crash" in "good");
+kernel!(Absent, "absent" in "good");
+kernel!(Unreadable, "fill" in "bad");
+kernel!(Unknown, "fill" in "unheard_of");
+
+fn modules(name: &str) -> Option<&'static str> {
+    match name {
+        "good" => Some(".version 7.4\n.entry fill\n.entry crash\n"),
+        "bad" => Some("nonsense"),
+        _ => None,
+    }
+}
+
+fn open() -> CustDriver {
+    CustDriver::with_modules(0, modules).unwrap()
+}
+
+fn why(result: Result<CustDriver>) -> String {
+    match result {
+        Err(error @ DeviceError::Unavailable { .. }) => error.to_string(),
+        Err(error) => panic!("not Unavailable: {error}"),
+        Ok(_) => panic!("it opened"),
+    }
+}
+
+/// Bytes in which a displaced or missing piece shows.
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| ((i * 31 + i / 251 + i / 65_537 + seed * 17) % 256) as u8).collect()
+}
+
+fn fetch(driver: &CustDriver, mem: &Mem) -> Vec<u8> {
+    let mut bytes = vec![0; mem.len];
+    driver.read(mem, 0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn no_driver_is_said_with_the_way_out() {
+    let settings = [("NT_LIBCUDA", "/nonexistent/libcuda.so.1")];
+    if fake::outer(&format!("{HERE}no_driver_is_said_with_the_way_out"), &settings).is_some() {
+        return;
+    }
+    let message = why(CustDriver::open(0));
+    for part in ["not installed or not visible", "/nonexistent/libcuda.so.1", "--device cpu"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(CustDriver::count().unwrap_err().to_string(), message);
+}
+
+#[test]
+fn unusable_devices_are_named_with_the_reason() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("FAKE_CUDA_VERSION", "11020", &["too old", "CUDA 11.2", "CUDA 11.4", "PTX 7.4", "update"]),
+        ("FAKE_CUDA_DEVICES", "0", &["sees no GPU"]),
+        ("FAKE_CUDA_CAPABILITY", "75", &["cuda:0 Fake 0", "compute capability 7.5", "8.0"]),
+        ("FAKE_CUDA_FAIL", "cuInit=803", &["cuInit", "unsupported display driver / cuda driver combination"]),
+        ("FAKE_CUDA_FAIL", "cuDevicePrimaryCtxRetain=46", &["cuda:0 Fake 0", "busy or unavailable"]),
+        ("FAKE_CUDA_FAIL", "cuStreamCreateWithPriority=2", &["cuStreamCreate", "out of memory"]),
+        ("FAKE_CUDA_FAIL", "cuDeviceGetCount=4242", &["cuDeviceGetCount", "CUDA error 4242"]),
+    ];
+    for (number, (variable, value, _)) in cases.iter().enumerate() {
+        let name = format!("{HERE}unusable_devices_are_named_with_the_reason");
+        if fake::outer_with_driver(&name, &[("CASE", &number.to_string()), (variable, value)]).is_none() {
+            let message = why(CustDriver::open(0));
+            let case: usize = env::var("CASE").unwrap().parse().unwrap();
+            for part in cases[case].2.iter().chain(&["no CUDA device: ", "--device cpu"]) {
+                assert!(message.contains(part), "{part:?} is not in {message:?}");
+            }
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_index_beyond_the_devices_is_said_with_their_number() {
+    with_driver!("an_index_beyond_the_devices_is_said_with_their_number", "FAKE_CUDA_DEVICES" = "2");
+    assert_eq!(CustDriver::count().unwrap(), 2);
+    assert_eq!(CustDriver::open(1).unwrap().name(), "cuda:1 Fake 1");
+    let message = why(CustDriver::open(2));
+    assert!(message.contains("no cuda:2") && message.contains("2 are visible"), "{message}");
+    assert!(why(CustDriver::open(usize::MAX)).contains("no cuda:18446744073709551615"));
+}
+
+#[test]
+fn memory_that_does_not_fit_is_said_with_the_numbers() {
+    with_driver!("memory_that_does_not_fit_is_said_with_the_numbers", "FAKE_CUDA_MEMORY" = "1000000");
+    let driver = open();
+    let first = driver.alloc("the first", 600_000).unwrap();
+    assert_eq!(driver.memory().unwrap(), MemoryInfo { free: 400_000, total: 1_000_000 });
+    let Err(error) = driver.alloc("the second", 400_001) else { panic!("it fitted") };
+    assert!(matches!(error, DeviceError::OutOfMemory { need: 400_001, free: 400_000, .. }), "{error}");
+    assert!(error.to_string().contains("cuda:0 Fake 0: not enough memory for the second"), "{error}");
+    drop(first);
+    driver.alloc("the second again", 400_001).unwrap();
+    driver.alloc("nothing", 0).unwrap();
+}
+
+#[test]
+fn pinning_that_does_not_fit_is_refused() {
+    with_driver!("pinning_that_does_not_fit_is_refused", "FAKE_CUDA_FAIL" = "cuMemHostRegister_v2=2");
+    let driver = open();
+    for bytes in [4096, 1 << 60] {
+        let Err(error) = driver.pinned("a layer", bytes) else { panic!("it fitted") };
+        assert!(matches!(error, DeviceError::OutOfMemory { need, .. } if need == bytes as u64), "{error}");
+        assert!(error.to_string().contains("page-locked host memory: not enough memory for a layer"), "{error}");
+    }
+}
+
+#[test]
+fn ranges_outside_buffers_are_refused() {
+    with_driver!("ranges_outside_buffers_are_refused");
+    let driver = open();
+    let (mem, pinned) = (driver.alloc("mem", 100).unwrap(), driver.pinned("pinned", 100).unwrap());
+    let mut bytes = [0; 51];
+    let refused = [
+        driver.write(&mem, 50, &bytes),
+        driver.write(&mem, usize::MAX, &bytes),
+        driver.read(&mem, 101, &mut bytes[..0]),
+        driver.copy(&mem, &mem, 101),
+        driver.upload(&pinned, 0..101, &mem, 0, None).map(drop),
+        driver.upload(&pinned, 50..100, &mem, 51, None).map(drop),
+        #[expect(clippy::reversed_empty_ranges)]
+        driver.upload(&pinned, 2..1, &mem, 0, None).map(drop),
+    ];
+    for (case, result) in refused.into_iter().enumerate() {
+        assert!(matches!(result, Err(DeviceError::OutOfRange { .. })), "case {case}: {result:?}");
+    }
+    driver.write(&mem, 100, &[]).unwrap();
+    driver.upload(&pinned, 100..100, &mem, 100, None).unwrap();
+}
+
+#[test]
+fn writes_of_every_size_arrive_although_their_source_is_reused() {
+    with_driver!("writes_of_every_size_arrive_although_their_source_is_reused");
+    let driver = open();
+    // Three and a bit staging buffers in one write, then sizes around their ends, so that each is used several times.
+    let sizes = [3 * memory::STAGE + 7, 1, 63, 65, memory::STAGE - 1, memory::STAGE, memory::STAGE + 1, 5];
+    let mems: Vec<Mem> = sizes.iter().map(|&size| driver.alloc("target", size + 3).unwrap()).collect();
+    let mut source = Vec::new();
+    for (seed, (&size, mem)) in sizes.iter().zip(&mems).enumerate() {
+        source.clear();
+        source.extend(pattern(size, seed));
+        driver.write(mem, 3, &source).unwrap();
+    }
+    // From page-locked memory too, where the driver itself would read later.
+    let mut pinned = driver.pinned("source", 1000).unwrap();
+    let last = driver.alloc("target", 1000).unwrap();
+    pinned.as_mut().copy_from_slice(&pattern(1000, 99));
+    driver.write(&last, 0, pinned.as_ref()).unwrap();
+    pinned.as_mut().fill(0);
+
+    for (seed, (&size, mem)) in sizes.iter().zip(&mems).enumerate() {
+        assert!(fetch(&driver, mem)[3..] == pattern(size, seed), "write {seed} of {size} bytes");
+    }
+    assert!(fetch(&driver, &last) == pattern(1000, 99));
+}
+
+#[test]
+fn uploads_and_kernels_keep_the_order_of_their_events() {
+    with_driver!("uploads_and_kernels_keep_the_order_of_their_events");
+    let driver = open();
+    let (slot, kept) = (driver.alloc("slot", 256).unwrap(), driver.alloc("kept", 256).unwrap());
+    let mut pinned = driver.pinned("layers", 512).unwrap();
+    assert!(pinned.as_ref().iter().all(|&byte| byte == 0) && (pinned.as_ref().as_ptr() as usize).is_multiple_of(4096));
+    pinned.as_mut().copy_from_slice(&pattern(512, 1));
+
+    // A first layer, used by the compute queue; a second into the same slot, after that use.
+    let first = driver.upload(&pinned, 0..256, &slot, 0, None).unwrap();
+    driver.compute_waits(&first).unwrap();
+    driver.copy(&slot, &kept, 256).unwrap();
+    let used = driver.mark().unwrap();
+    let second = driver.upload(&pinned, 256..512, &slot, 0, Some(&used)).unwrap();
+    driver.host_waits(&second.clone()).unwrap();
+    assert!(fetch(&driver, &kept) == pattern(512, 1)[..256]);
+    assert!(fetch(&driver, &slot) == pattern(512, 1)[256..]);
+
+    // Memory and events dropped while their work is still queued.
+    let event = driver.upload(&pinned, 0..256, &slot, 0, None).unwrap();
+    driver.compute_waits(&event).unwrap();
+    drop((event, pinned));
+    driver.copy(&slot, &kept, 256).unwrap();
+    drop(slot);
+    assert!(fetch(&driver, &kept) == pattern(512, 1)[..256]);
+}
+
+#[test]
+fn handles_outlive_their_driver() {
+    with_driver!("handles_outlive_their_driver");
+    let driver = open();
+    let (mem, pinned) = (driver.alloc("mem", 64).unwrap(), driver.pinned("pinned", 64).unwrap());
+    let event = driver.upload(&pinned, 0..64, &mem, 0, None).unwrap();
+    // The stand-in ends the process when the context goes before its memory.
+    drop((driver, mem, event, pinned));
+}
+
+#[test]
+fn kernels_get_their_arguments_in_order() {
+    with_driver!("kernels_get_their_arguments_in_order");
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    assert_eq!(CustDriver::address(&mem) % 256, 0);
+    let at = |offset: u64| (CustDriver::address(&mem) + offset) as *mut u8;
+    let before = driver.mark().unwrap();
+    // SAFETY: both ranges lie in `mem`.
+    unsafe {
+        driver.launch::<Fill>(Grid::new(1, 1, 32), (at(0), 7, 64)).unwrap();
+        driver.launch::<Fill>(Grid::new(1, 1, 32), (at(10), 9, 20)).unwrap();
+    }
+    let after = driver.mark().unwrap();
+    assert!(driver.seconds(&before, &after).is_err(), "not reached yet");
+    let expected: Vec<u8> = (0..64).map(|i| if (10..30).contains(&i) { 9 } else { 7 }).collect();
+    assert_eq!(fetch(&driver, &mem), expected);
+    // The stand-in counts a millisecond per piece of work.
+    assert!((driver.seconds(&before, &after).unwrap() - 2e-3).abs() < 1e-9);
+}
+
+#[test]
+fn kernels_that_cannot_start_say_why() {
+    with_driver!("kernels_that_cannot_start_say_why");
+    let driver = open();
+    let (null, grid) = (ptr::null_mut(), Grid::new(1, 1, 32));
+    // SAFETY: none of them starts.
+    let results = unsafe {
+        [
+            (driver.launch::<Unreadable>(grid, ()), "PTX JIT compilation failed"),
+            (driver.launch::<Unreadable>(grid, ()), "ptxas fatal   : Missing .version directive"),
+            (driver.launch::<Unknown>(grid, ()), "contains no kernel module unheard_of"),
+            (driver.launch::<Absent>(grid, ()), "not found in the kernel module good"),
+            (driver.launch::<Fill>(Grid::new(1, 1, 2048), (null, 0, 0)), "1x1x1 blocks of 2048x1x1 threads"),
+        ]
+    };
+    for (result, part) in results {
+        let error = result.unwrap_err();
+        assert!(matches!(error, DeviceError::Kernel { .. }), "{error:?}");
+        assert!(error.to_string().contains(part), "{part:?} is not in {error}");
+    }
+}
+
+#[test]
+fn a_fault_names_the_kernel_launched_last() {
+    with_driver!("a_fault_names_the_kernel_launched_last");
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    // SAFETY: the fault is the stand-in's own doing.
+    unsafe { driver.launch::<Crash>(Grid::new(1, 1, 32), ()) }.unwrap();
+    let mark = driver.mark().unwrap();
+    // SAFETY: never runs.
+    let later = |driver: &CustDriver| unsafe { driver.launch::<Fill>(Grid::new(1, 1, 1), (ptr::null_mut(), 0, 0)) };
+    let errors =
+        [driver.read(&mem, 0, &mut [0; 8]), driver.host_waits(&mark), driver.write(&mem, 0, &[0; 8]), later(&driver)];
+    for error in errors.map(|result| result.unwrap_err()) {
+        assert!(matches!(error, DeviceError::Kernel { kernel: "crash", .. }), "{error:?}");
+        assert!(error.to_string().contains("illegal memory access"), "{error}");
+        assert!(error.to_string().contains("in this kernel or in one launched before it"), "{error}");
+    }
+}
+
+#[test]
+fn a_long_compilation_is_announced() {
+    for (milliseconds, announced) in [("1300", true), ("0", false)] {
+        let name = format!("{HERE}a_long_compilation_is_announced");
+        match fake::outer_with_driver(&name, &[("FAKE_CUDA_JIT_MS", milliseconds)]) {
+            Some(stderr) => assert_eq!(stderr.contains("compiling GPU kernels (good) ..."), announced, "{stderr}"),
+            None => {
+                let driver = open();
+                let mem = driver.alloc("mem", 1).unwrap();
+                // SAFETY: one byte of `mem`.
+                unsafe { driver.launch::<Fill>(Grid::new(1, 1, 1), (CustDriver::address(&mem) as *mut u8, 1, 1)) }
+                    .unwrap();
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `cargo xtask ptxas`: assembles gpu/ptx for every GPU we support, without one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use cuda_builder::KernelSet;
+
+use crate::root;
+
+/// What users have: A100, RTX 30, RTX 40, H100 and H200, B200, RTX 50.
+const ARCHITECTURES: [u32; 6] = [80, 86, 89, 90, 100, 120];
+
+/// What one kernel needs on one architecture, in registers a thread and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Usage {
+    registers: u32,
+    shared: u32,
+    stack: u32,
+    spill: u32,
+}
+
+pub fn run() -> Result<()> {
+    let kernels = KernelSet::open(root().join("gpu"))?;
+    let ptxas = find()?;
+    eprintln!("{}", ptxas.display());
+    let scratch = tempfile::tempdir()?;
+    // Kernel to its usage on each architecture.
+    let mut table: BTreeMap<String, Vec<Usage>> = BTreeMap::new();
+    for module in kernels.modules() {
+        eprintln!("  {module}");
+        for architecture in ARCHITECTURES {
+            let output = Command::new(&ptxas)
+                .arg(format!("--gpu-name=sm_{architecture}"))
+                .args(["--verbose", "--output-file"])
+                .arg(scratch.path().join("out.cubin"))
+                .arg(kernels.kept(module))
+                .output()
+                .with_context(|| format!("running {}", ptxas.display()))?;
+            let log = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            if !output.status.success() {
+                bail!("{} refuses {module}.ptx for sm_{architecture}:\n{log}", ptxas.display());
+            }
+            for (kernel, usage) in parse(&log)? {
+                table.entry(kernel).or_default().push(usage);
+            }
+        }
+    }
+    print(&table);
+    let faults = faults(&table);
+    if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
+}
+
+/// `ptxas -v` tells of each kernel in three lines: its name, its stack frame and spills, its registers and shared memory.
+fn parse(log: &str) -> Result<Vec<(String, Usage)>> {
+    let mut found = Vec::new();
+    let mut current: Option<(String, Usage)> = None;
+    // "8 bytes stack frame" and the like: the number before `what`.
+    let number =
+        |line: &str, what: &str| -> Option<u32> { line.split(what).next()?.split_whitespace().last()?.parse().ok() };
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let name = rest.split('\'').next().unwrap_or_default();
+            current = Some((name.to_owned(), Usage::default()));
+        } else if let Some((_, usage)) = &mut current {
+            if line.contains("bytes stack frame") {
+                let read = |what| number(line, what).with_context(|| format!("ptxas says {line:?}"));
+                usage.stack = read(" bytes stack frame")?;
+                usage.spill = read(" bytes spill stores")? + read(" bytes spill loads")?;
+            } else if line.contains(" registers") {
+                let text = line.split("Used ").nth(1).unwrap_or(line);
+                usage.registers = number(text, " registers").with_context(|| format!("ptxas says {line:?}"))?;
+                usage.shared = if line.contains(" bytes smem") { number(line, " bytes smem").unwrap_or(0) } else { 0 };
+                found.extend(current.take());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn print(table: &BTreeMap<String, Vec<Usage>>) {
+    print!("{:32}", "kernel: registers on");
+    ARCHITECTURES.iter().for_each(|architecture| print!("{:>8}", format!("sm_{architecture}")));
+    println!("{:>10}{:>8}{:>8}", "shared B", "local B", "spill B");
+    for (kernel, usages) in table {
+        print!("{kernel:32}");
+        usages.iter().for_each(|usage| print!("{:>8}", usage.registers));
+        let most = |of: fn(&Usage) -> u32| usages.iter().map(of).max().unwrap_or(0);
+        println!("{:>10}{:>8}{:>8}", most(|u| u.shared), most(|u| u.stack), most(|u| u.spill));
+    }
+}
+
+/// What must not be: spilled registers, and arrays in local memory, which is global memory in disguise.
+fn faults(table: &BTreeMap<String, Vec<Usage>>) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (kernel, usages) in table {
+        for (usage, architecture) in usages.iter().zip(ARCHITECTURES) {
+            if usage.spill > 0 {
+                faults.push(format!("{kernel} spills {} bytes of registers on sm_{architecture}", usage.spill));
+            } else if usage.stack > 0 {
+                faults.push(format!("{kernel} uses {} bytes of local memory on sm_{architecture}", usage.stack));
+            }
+        }
+    }
+    faults
+}
+
+/// PTXAS, then PATH, then CUDA_HOME, then the package nvidia-cuda-nvcc of the current python.
+fn find() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("PTXAS") {
+        return Ok(named.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    places.extend(std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin")));
+    const SITE: &str = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    if let Ok(output) = Command::new("python3").args(["-c", SITE]).output() {
+        let site = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        places.extend([site.join("nvidia/cu13/bin"), site.join("nvidia/cuda_nvcc/bin")]);
+    }
+    let found = places.into_iter().map(|place| place.join("ptxas")).find(|ptxas| ptxas.is_file());
+    found.context(
+        "no ptxas in PATH, CUDA_HOME or the current python's packages: \
+         `pip install 'nvidia-cuda-nvcc==13.0.*'` brings it, or name one with PTXAS=/path/to/ptxas",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'norm' for 'sm_80'
+ptxas info    : Function properties for norm
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 24 registers, used 1 barriers, 128 bytes smem, 384 bytes cmem[0]
+ptxas info    : Compile time = 8.306 ms
+ptxas info    : Compiling entry function 'gemm' for 'sm_80'
+ptxas info    : Function properties for gemm
+    72 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 99 registers, used 0 barriers, 72 bytes cumulative stack size, 400 bytes cmem[0]
+";
+
+    #[test]
+    fn the_log_is_read() {
+        let norm = Usage { registers: 24, shared: 128, stack: 0, spill: 0 };
+        let gemm = Usage { registers: 99, shared: 0, stack: 72, spill: 20 };
+        assert_eq!(parse(LOG).unwrap(), [("norm".to_owned(), norm), ("gemm".to_owned(), gemm)]);
+    }
+
+    #[test]
+    fn spills_and_local_memory_are_faults() {
+        let usage = |stack, spill| Usage { stack, spill, ..Usage::default() };
+        let table = BTreeMap::from([
+            ("clean".to_owned(), vec![usage(0, 0); 6]),
+            ("spills".to_owned(), vec![usage(0, 0), usage(8, 8)]),
+            ("array".to_owned(), vec![usage(64, 0)]),
+        ]);
+        let faults = faults(&table);
+        assert_eq!(
+            faults,
+            ["array uses 64 bytes of local memory on sm_80", "spills spills 8 bytes of registers on sm_86"]
+        );
+    }
+}
