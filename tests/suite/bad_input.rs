@@ -232,6 +232,19 @@ fn requests_that_cannot_be_met() {
     assert!(stderr(&output).contains("give a longer text or a smaller -c"), "{}", stderr(&output));
 }
 
+/// Memory that the machine lacks, or the limit on address space does not allow: an error, not an abort.
+#[test]
+fn memory_that_does_not_suffice() {
+    let folder = Folder::new();
+    let path = folder.file("long.gguf", &with("llama.context_length", &(1u32 << 30)));
+    let path = path.to_str().unwrap();
+    for device in ["cpu", "emulator"] {
+        for context in ["2000000", "30000000", "1000000000"] {
+            refused(&["-m", path, "--device", device, "-c", context], &["KV cache", "context"]);
+        }
+    }
+}
+
 #[test]
 fn usage_errors() {
     for args in [
