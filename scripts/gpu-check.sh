@@ -25,7 +25,7 @@ for part in "${parts[@]}"; do
     case $part in
     kernels | models | sanitizer | demo | speed | bench) ;;
     *)
-        sed -n 's/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed 1d >&2
+        sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
         echo "unknown part: $part" >&2
         exit 2
         ;;
@@ -97,13 +97,12 @@ unit_tests() { "$bin/unit"; }
 
 # sanitize TOOL PROGRAM ARGS...
 sanitize() {
-    local tool=$1
+    local tool=$1 code
     shift
     compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$@"
-    local code=$?
-    echo
-    grep -c '^========= .*\(Error\|Invalid\|hazard\|Race\)' "$log" | sed "s/^/lines of $tool that report something: /"
-    grep '^========= \(ERROR\|RACECHECK\) SUMMARY' "$log"
+    code=$?
+    printf '\nWhat %s found, by kind:\n' "$tool"
+    echo "$(grep -oE '^========= (Error: [A-Za-z ]+|Invalid [a-z_]+ (read|write)|Warning: [A-Za-z ]+|[A-Z]+ SUMMARY:.*)' "$log" | sort | uniq -c)"
     return $code
 }
 
@@ -134,17 +133,22 @@ import json, sys
 memory = json.load(sys.stdin)["memory"]
 print((memory["device_weights"] + memory["kv"] + memory["activations"]) * 4 // 5)') || return
     same --device cuda -- --device cuda --streaming --vram-budget "$budget" || return
-    grep -E '^streaming: [0-9]+ layers on the device, [1-9][0-9]* streamed' "$log"
+    grep -qE '^streaming: [0-9]+ layers on the device, [1-9][0-9]* streamed' "$log" || { echo "nothing was streamed"; return 1; }
 }
 
-# Perplexities of one text within 0.1 % of each other.
+# Perplexities of the held-out text's beginning, within 0.1 % of each other.
 same_perplexity() {
-    local device
+    local text=$scratch/nt-text.txt device values=()
+    head -n 60 assets/heldout.txt >"$text"
     for device in cpu cuda; do
-        "$bin/ntransformer" perplexity --quiet --file assets/heldout.txt --device $device || return
+        values+=("$("$bin/ntransformer" perplexity --file "$text" --device $device | sed -n 's/^perplexity: //p')")
     done
-    awk '/^perplexity:/ { n++; p[n] = $2 }
-         END { d = (p[2] - p[1]) / p[1]; if (n != 2) exit 1; printf "cuda is off by %.4f %%\n", 100 * d; exit !(d < 1e-3 && d > -1e-3) }' "$log"
+    awk -v cpu="${values[0]}" -v cuda="${values[1]}" 'BEGIN {
+        if (cpu <= 0 || cuda <= 0) exit 1
+        off = cuda / cpu - 1
+        printf "perplexity on the CPU %s, on the GPU %s: off by %.4f %%\n", cpu, cuda, 100 * off
+        exit !(off < 1e-3 && off > -1e-3)
+    }'
 }
 
 # speed SHAPE: writes the model and measures the engine's decode, and the peer's where there is one.

@@ -8,9 +8,18 @@ use ntransformer::cli::Cli;
 fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(code) => ExitCode::from(code),
+        // A reader that went away (`| head`) has seen enough: that is no error.
+        Err(e) if e.chain().any(is_broken_pipe) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(e: &(dyn std::error::Error + 'static)) -> bool {
+    let kind = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    e.downcast_ref().is_some_and(kind)
+        || e.downcast_ref::<serde_json::Error>()
+            .is_some_and(|e| e.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
 }

@@ -13,21 +13,22 @@ pub fn memory() -> Result<MemoryInfo, procfs::ProcError> {
     Ok(MemoryInfo { free: info.mem_available.unwrap_or(info.mem_free), total: info.mem_total })
 }
 
-/// `bytes` zero bytes, or an error that says what they were for.
-pub(crate) fn zeroed(what: &str, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+/// `len` zeros, or an error that says what they were for: an allocation that fails by itself would end the process.
+pub(crate) fn zeroed<T: Copy + Default>(what: &str, len: usize) -> Result<Vec<T>, DeviceError> {
     let free = memory().map_or(0, |m| m.free);
+    let need = (len as u64).saturating_mul(size_of::<T>() as u64);
     let out_of_memory = || DeviceError::OutOfMemory {
         device: "RAM".into(),
         what: what.to_owned(),
-        need: bytes as u64,
+        need,
         free,
         advice: "close other programs, or use a smaller model or context",
     };
     let mut memory = Vec::new();
-    if bytes as u64 > free {
+    if need > free {
         return Err(out_of_memory());
     }
-    memory.try_reserve_exact(bytes).map_err(|_| out_of_memory())?;
-    memory.resize(bytes, 0);
+    memory.try_reserve_exact(len).map_err(|_| out_of_memory())?;
+    memory.resize(len, T::default());
     Ok(memory)
 }

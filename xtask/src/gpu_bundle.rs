@@ -19,7 +19,7 @@ pub struct GpuBundle {
 /// What the archive may weigh, in bytes: it travels to the GPU machine with every change.
 const LIMIT: u64 = 20_000_000;
 
-/// Files and folders of the repository that the executables and the script read.
+/// The repository's files and folders that the executables and the script read.
 const DATA: &[&str] = &["tests/data", "assets/heldout.txt", "scripts/gpu-check.sh", "README.md"];
 
 pub fn run(args: &GpuBundle) -> Result<()> {
@@ -33,8 +33,10 @@ pub fn run(args: &GpuBundle) -> Result<()> {
         sh::run(sh::command("strip").arg("-o").args([&to, &executable]))?;
         println!("bin/{name}: {:.1} MB", megabytes(&to)?);
     }
+    let listed = ["ls-files", "--cached", "--others", "--exclude-standard", "--"];
+    let files = sh::output(sh::command("git").args(listed).args(DATA))?;
     // The repository's paths, so that everything is found below the bundle as below the repository.
-    sh::run(sh::command("cp").args(["--recursive", "--parents"]).args(DATA).arg(&staging))?;
+    sh::run(sh::command("cp").arg("--parents").args(files.lines()).arg(&staging))?;
 
     let archive = root().join(&args.dir).join("bundle.tar.xz");
     fs::create_dir_all(archive.parent().expect("a file in a folder"))?;

@@ -98,7 +98,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     })?;
     let text = output.finish()?;
     if args.json {
-        println!("{:#}", report(&*runner, &generated, &text, &sampling));
+        writeln!(io::stdout(), "{:#}", report(&*runner, &generated, &text, &sampling))?;
     }
     summary(args, &*runner, &generated);
     Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
@@ -147,14 +147,14 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// The collected text. A reader that went away (`| head`) is not an error: it has seen enough.
+    /// The collected text.
     fn finish(mut self) -> anyhow::Result<String> {
         let rest = self.utf8.flush();
         let end = if self.collect { rest } else { format!("{rest}\n") };
         self.print(&end);
         match self.error {
-            Some(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("writing to standard output"),
-            _ => Ok(self.text),
+            Some(e) => Err(e).context("writing to standard output"),
+            None => Ok(self.text),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! `ntransformer perplexity -f TEXT`: how well a model predicts a text.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use anyhow::{Context, anyhow};
 
@@ -49,6 +52,6 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
         ));
         return Ok(interrupt::EXIT_CODE);
     }
-    println!("perplexity: {:.4}", result.value());
+    writeln!(io::stdout(), "perplexity: {:.4}", result.value())?;
     Ok(0)
 }

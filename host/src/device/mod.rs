@@ -42,6 +42,8 @@ pub trait Transfer {
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Buf>;
     /// Page-locked host memory.
     fn pinned(&self, what: &str, bytes: usize) -> Result<Self::Pinned>;
+    /// The device computes in host memory: [`Transfer::share`] gives a buffer, and resident weights cost none.
+    fn in_place(&self) -> bool;
     /// A buffer that is `bytes` itself, on devices that compute in host memory.
     fn share(&self, bytes: SharedBytes) -> Option<Self::Buf>;
     /// Copies `bytes` to `dst[offset..]` before anything that is queued later; `bytes` may be reused on return.

@@ -109,8 +109,8 @@ impl Needs {
         })
     }
 
-    fn layers(&self) -> u64 {
-        self.images.iter().map(|image| image.bytes() as u64).sum()
+    fn weights(&self) -> u64 {
+        self.images.iter().chain([&self.head]).map(|image| image.bytes() as u64).sum()
     }
 
     /// Device memory with the first `resident` layers on it and two slots for the largest of the others.
@@ -136,7 +136,7 @@ impl Needs {
                 device: device.to_owned(),
                 need: ByteSize(if streaming { least } else { self.with_resident(all) }),
                 limit: ByteSize(limit),
-                weights: ByteSize(self.layers() + self.head.bytes() as u64),
+                weights: ByteSize(self.weights()),
                 kv: ByteSize(self.kv),
                 activations: ByteSize(self.activations),
                 context: model.config.dims.context,
@@ -152,7 +152,7 @@ impl Needs {
 /// When a tensor's type is not supported.
 pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
     let needs = Needs::new(model, 1, 1)?;
-    Ok(needs.layers() + needs.head.bytes() as u64)
+    Ok(needs.weights())
 }
 
 impl<D: Device + 'static> Session<D> {
@@ -168,7 +168,12 @@ impl<D: Device + 'static> Session<D> {
         let needs = Needs::new(&model, max_batch, wanted)?;
         let free = dev.memory()?.free;
         let limit = options.vram_budget.map_or(free, |budget| budget.min(free));
-        let resident = needs.place(&model, dev.name(), limit, options.streaming)?;
+        // Weights that are read where the file is mapped need no memory of the device's; a budget asks for streaming anyway.
+        let mapped = dev.in_place() && options.vram_budget.is_none();
+        let resident = match mapped {
+            true => needs.place(&model, dev.name(), limit.saturating_add(needs.weights()), false)?,
+            false => needs.place(&model, dev.name(), limit, options.streaming)?,
+        };
 
         dev.prepare(&dims, max_batch)?;
         let state = State::new(&dev, &dims, max_batch, wanted)?;
@@ -187,7 +192,7 @@ impl<D: Device + 'static> Session<D> {
             pinned: layers.pinned_bytes(),
             mapped: AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64,
             resident_layers: resident,
-            read_per_pass: needs.layers() + needs.head.bytes() as u64,
+            read_per_pass: needs.weights(),
             streamed_per_pass: layers.streamed_bytes(),
         };
         Ok(Session { model, embedding, layers, head, kv, state, dev, memory, max_batch, wanted: 0 })

@@ -127,6 +127,10 @@ impl Transfer for CpuDevice {
         crate::platform::zeroed(what, bytes)
     }
 
+    fn in_place(&self) -> bool {
+        true
+    }
+
     fn share(&self, bytes: SharedBytes) -> Option<CpuBuf> {
         Some(CpuBuf::Shared(bytes))
     }
@@ -202,12 +206,13 @@ impl Device for CpuDevice {
     }
 
     fn act(&self, rows: usize, width: usize) -> Result<CpuAct> {
-        Ok(CpuAct { data: vec![0.0; rows * width], width })
+        Ok(CpuAct { data: crate::platform::zeroed("activations", rows * width)?, width })
     }
 
     fn kv(&self) -> Result<CpuKv> {
         let elements = self.dims().context * self.dims().kv_width();
-        Ok(CpuKv { k: vec![f16::ZERO; elements], v: vec![f16::ZERO; elements] })
+        let cache = || crate::platform::zeroed("the KV cache", elements);
+        Ok(CpuKv { k: cache()?, v: cache()? })
     }
 
     fn scratch(&mut self) -> &mut Option<Scratch<CpuAct>> {

@@ -121,6 +121,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.pinned(what, bytes)
     }
 
+    fn in_place(&self) -> bool {
+        false
+    }
+
     fn share(&self, _bytes: SharedBytes) -> Option<Rc<D::Mem>> {
         None
     }
