@@ -1,10 +1,14 @@
 //! The engine's tests: one binary, a module per area.
 
+mod bad_input;
 mod commands;
 mod gguf;
 mod kernels;
+mod models;
 mod ptx;
 mod readme;
 mod reference;
 mod setup;
+mod streaming;
+mod synth;
 mod tokenizer;

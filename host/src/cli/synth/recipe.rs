@@ -119,3 +119,45 @@ impl Quant {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::Shape;
+    use super::*;
+
+    /// Tensors of each type, as llama.cpp lists them when it loads the published files of these models.
+    #[test]
+    fn mixtures_are_those_of_published_files() {
+        use TensorType::{F32, Q8_0};
+        let cases: [(Shape, &str, &[(TensorType, usize)]); 8] = [
+            (Shape::Llama1b, "Q4_K_M", &[(F32, 34), (Q4_K, 96), (Q6_K, 17)]),
+            (Shape::Llama8b, "q4_k_m", &[(F32, 66), (Q4_K, 193), (Q6_K, 33)]),
+            (Shape::Llama8b, "Q5_K_M", &[(F32, 66), (Q5_K, 193), (Q6_K, 33)]),
+            (Shape::Llama8b, "Q3_K_M", &[(F32, 66), (Q3_K, 129), (Q4_K, 92), (Q5_K, 4), (Q6_K, 1)]),
+            (Shape::Llama8b, "Q2_K", &[(F32, 66), (Q2_K, 129), (Q3_K, 64), (Q4_K, 32), (Q6_K, 1)]),
+            (Shape::Llama8b, "Q8_0", &[(F32, 66), (Q8_0, 226)]),
+            (Shape::Llama70b, "Q4_K_M", &[(F32, 162), (Q4_K, 441), (Q5_K, 40), (Q6_K, 81)]),
+            (Shape::Qwen32b, "Q4_K_M", &[(F32, 321), (Q4_K, 385), (Q6_K, 65)]),
+        ];
+        for (shape, name, expected) in cases {
+            let quant: Quant = name.parse().unwrap();
+            let sizes = shape.sizes();
+            let mut counts = BTreeMap::new();
+            for tensor in sizes.tensors(&quant, sizes.vocab.unwrap()) {
+                *counts.entry(tensor.ty).or_insert(0) += 1;
+            }
+            assert_eq!(counts, expected.iter().copied().collect(), "{shape:?} {name}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_understood() {
+        let mixes = MIXES.iter().map(|mix| mix.0);
+        for name in TensorType::ALL.iter().map(|ty| ty.name()).chain(mixes) {
+            assert_eq!(name.parse::<Quant>().unwrap().name(), name);
+        }
+        assert!("Q4_0".parse::<Quant>().unwrap_err().contains("F32, F16, BF16, Q8_0, Q3_K"));
+    }
+}

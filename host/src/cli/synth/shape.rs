@@ -22,7 +22,7 @@ pub enum Shape {
     /// Qwen2.5 32B
     #[value(name = "32b-qwen2")]
     Qwen32b,
-    /// Two layers of 256, for tests; as many tokens as the tokenizer has
+    /// Four layers of 256, for tests; as many tokens as the tokenizer has
     Tiny,
     /// As tiny, with Qwen2's biases and rotary pairs
     TinyQwen2,
@@ -92,7 +92,7 @@ impl Shape {
         };
         let tiny = |sizes| Sizes {
             hidden: 256,
-            layers: 2,
+            layers: 4,
             heads: 8,
             kv_heads: 2,
             head_dim: 32,
@@ -209,5 +209,27 @@ impl Sizes {
             ((1.0 - fast) / factor + fast).recip() as f32
         };
         (0..self.head_dim / 2).map(of_pair).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against `_compute_llama3_parameters` of HF transformers.
+    #[test]
+    fn rope_factors_are_those_of_llama_3() {
+        let check = |shape: Shape, around: std::ops::Range<usize>, expected: &[f32]| {
+            let sizes = shape.sizes();
+            let factors = sizes.rope_factors(sizes.rope_factor.unwrap());
+            assert_eq!(factors.len(), sizes.head_dim as usize / 2);
+            for (factor, expected) in factors[around.clone()].iter().zip(expected) {
+                assert!((factor - expected).abs() < 2e-5 * expected, "{shape:?}: {factor}, expected {expected}");
+            }
+            assert!(factors[..around.start].iter().all(|&f| f == 1.0));
+            assert!(factors[around.end..].iter().all(|&f| Some(f64::from(f)) == sizes.rope_factor));
+        };
+        check(Shape::Llama8b, 29..35, &[1.20748, 1.55341, 2.02631, 2.69453, 3.68425, 5.25733]);
+        check(Shape::Llama1b, 15..18, &[1.65133, 3.29226, 9.66673]);
     }
 }

@@ -1,0 +1,248 @@
+//! Whole models on every device: against each other, streamed against resident, and against HF transformers.
+//!
+//! With NT_TEST_GPU=1 the GPU is one of the devices, and its absence a failure.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ntransformer::{
+    cli::synth::{Quant, Shape},
+    engine::{self, DeviceChoice, EncodeOptions, LoadOptions, Runner, Tokenizer},
+    gguf::Gguf,
+    model::Model,
+};
+use quant::TensorType;
+use serde_json::Value;
+
+use super::synth;
+
+/// Largest difference of logits over the largest logit that is put down to the order of sums: F32 arithmetic, with keys
+/// and values rounded to F16.
+const ROUNDING: f64 = 1e-3;
+
+/// Tokens of context, where the model allows as many.
+const CONTEXT: usize = 64;
+
+fn devices() -> Vec<DeviceChoice> {
+    let mut devices = vec![DeviceChoice::Cpu, DeviceChoice::Emulator];
+    if std::env::var_os("NT_TEST_GPU").is_some_and(|value| value == "1") {
+        devices.push(DeviceChoice::Cuda(0));
+    }
+    devices
+}
+
+fn open(device: DeviceChoice, gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> Box<dyn Runner> {
+    let model = Model::new(gguf.clone(), None, CONTEXT).unwrap();
+    let options = LoadOptions { streaming: vram_budget.is_some(), vram_budget, wanted: CONTEXT };
+    engine::open(device, model, &options, &mut |line| eprintln!("{line}"), &mut |_| ())
+        .unwrap_or_else(|e| panic!("{device:?}: {e}"))
+}
+
+/// Logits of every position, `[tokens x vocab]`, computed in passes of up to `batch` tokens.
+fn logits(runner: &mut dyn Runner, tokens: &[u32], batch: usize) -> Vec<f32> {
+    logits_of_passes(runner, tokens.chunks(batch))
+}
+
+/// Logits of every position of the tokens that `passes` are, one after the other.
+fn logits_of_passes<'a>(runner: &mut dyn Runner, passes: impl IntoIterator<Item = &'a [u32]>) -> Vec<f32> {
+    let (mut all, mut position) = (Vec::new(), 0);
+    for pass in passes {
+        runner.pass(pass, position, pass.len()).unwrap();
+        all.extend(runner.logits().unwrap());
+        position += pass.len();
+    }
+    assert_eq!(all.len(), position * runner.config().dims.vocab);
+    assert!(all.iter().all(|l| l.is_finite()));
+    all
+}
+
+/// The largest difference over the largest magnitude of what is expected.
+fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0, |max: f32, e| max.max(e.abs()));
+    let apart = found.iter().zip(expected).fold(0.0, |max: f32, (f, e)| max.max((f - e).abs()));
+    f64::from(apart) / f64::from(largest)
+}
+
+const TOKENS: [u32; 6] = [5, 301, 77, 1999, 3, 1024];
+
+/// [`TOKENS`] as a prompt and two tokens after it: both ways of computing, in as few steps as the emulator's pace suggests.
+const PASSES: [&[u32]; 3] = [&[5, 301, 77, 1999], &[3], &[1024]];
+
+/// All devices compute the same for every type of weights and both architectures.
+#[test]
+fn devices_agree() {
+    let llama = TensorType::ALL.iter().map(|&ty| (Shape::Tiny, Quant::pure(ty)));
+    let qwen2 = ["F32", "Q4_K_M"].map(|quant| (Shape::TinyQwen2, quant.parse().unwrap()));
+    for (shape, quant) in llama.chain(qwen2) {
+        let gguf = synth::model(shape, quant, 9);
+        let expected = logits(&mut *open(DeviceChoice::Cpu, &gguf, None), &TOKENS, TOKENS.len());
+        for device in devices() {
+            let apart = difference(&logits_of_passes(&mut *open(device, &gguf, None), PASSES), &expected);
+            println!("{shape:?} {} {device:?}: {apart:.1e}", quant.name());
+            assert!(apart < ROUNDING, "{shape:?} {} {device:?}: {apart:e}", quant.name());
+        }
+    }
+}
+
+/// Device memory that holds `resident` layers and two slots.
+fn budget(runner: &dyn Runner, gguf: &Arc<Gguf>, resident: u64) -> u64 {
+    let model = Model::new(gguf.clone(), None, CONTEXT).unwrap();
+    let layer = model.layer_image(0).unwrap().bytes() as u64;
+    let memory = runner.memory();
+    memory.kv + memory.activations + model.head_image().unwrap().bytes() as u64 + (resident + 2) * layer
+}
+
+/// Where the weights come from makes no difference, to the bit, as long as the passes are the same.
+#[test]
+fn streamed_is_resident_to_the_bit() {
+    for (shape, ty) in [(Shape::Tiny, TensorType::Q8_0), (Shape::TinyQwen2, TensorType::Q4_K)] {
+        let gguf = synth::model(shape, Quant::pure(ty), 4);
+        for device in devices() {
+            let mut whole = open(device, &gguf, None);
+            assert_eq!(whole.memory().streamed_per_pass, 0);
+            let expected = logits_of_passes(&mut *whole, PASSES);
+            let best = whole.argmax().unwrap();
+            let [none, one] = [0, 1].map(|resident| budget(&*whole, &gguf, resident));
+            let check = |budget: u64, resident: usize, streams: bool| {
+                let mut runner = open(device, &gguf, Some(budget));
+                let memory = runner.memory();
+                assert_eq!((memory.resident_layers, memory.streamed_per_pass > 0), (resident, streams), "{device:?}");
+                let found = logits_of_passes(&mut *runner, PASSES);
+                let same = found.iter().zip(&expected).all(|(f, e)| f.to_bits() == e.to_bits());
+                assert!(same, "{shape:?} {device:?}, {resident} layers resident: the logits are others");
+                assert_eq!(runner.argmax().unwrap(), best);
+            };
+            check(none, 0, true);
+            check(one, 1, true);
+            check(u64::MAX, 4, false);
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn golden(area: &str) -> Vec<Value> {
+    let path = root().join("tests/data/golden.json");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let json: Value = serde_json::from_str(&text).unwrap();
+    json[area].as_array().unwrap().clone()
+}
+
+/// What HF transformers makes of a model (tools/golden).
+struct Golden {
+    name: String,
+    gguf: Arc<Gguf>,
+    tokens: Vec<u32>,
+    /// `[tokens x vocab]`
+    logits: Vec<f32>,
+}
+
+impl Golden {
+    fn read(entry: &Value) -> Self {
+        let text = |key: &str| entry[key].as_str().unwrap();
+        let bytes = std::fs::read(root().join(text("logits"))).unwrap();
+        let logits: Vec<f32> = match text("dtype") {
+            "f32" => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            "f16" => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => panic!("{other}"),
+        };
+        let tokens: Vec<u32> = entry["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
+        assert_eq!(logits.len() as u64, tokens.len() as u64 * entry["n_vocab"].as_u64().unwrap());
+        let gguf = Arc::new(Gguf::open(&root().join(text("gguf"))).unwrap());
+        Golden { name: text("name").to_owned(), gguf, tokens, logits }
+    }
+
+    fn vocab(&self) -> usize {
+        self.logits.len() / self.tokens.len()
+    }
+}
+
+/// Small models of each kind, F32: every device computes the logits of HF transformers, whether the prompt comes in one
+/// pass, in several, or token by token.
+#[test]
+fn small_models_match_transformers() {
+    let models: Vec<_> = golden("models").iter().map(Golden::read).filter(|golden| golden.name != "demo").collect();
+    assert!(models.len() >= 5, "{} golden models", models.len());
+    for golden in &models {
+        for device in devices() {
+            let mut runner = open(device, &golden.gguf, None);
+            for batch in [golden.tokens.len(), 7, 1] {
+                let apart = difference(&logits(&mut *runner, &golden.tokens, batch), &golden.logits);
+                println!("{} {device:?}, {batch} at a time: {apart:.1e}", golden.name);
+                assert!(apart < ROUNDING, "{} {device:?}, {batch} at a time: {apart:e}", golden.name);
+            }
+        }
+    }
+}
+
+/// Largest difference of the demo model's logits over the largest logit. Measured: 3.2e-4 on the CPU and in the emulator, from
+/// keys and values rounded to F16 and from the F16 that the golden logits are stored in, which alone makes up to 4.9e-4.
+const DEMO_BUDGET: f64 = 1e-3;
+
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap()
+}
+
+/// The demo model, 64 positions of a text: logits within a budget, and the same most likely tokens wherever the best two
+/// are further apart than it.
+#[test]
+fn the_demo_model_matches_transformers() {
+    let golden = golden("models").iter().map(Golden::read).find(|golden| golden.name == "demo").unwrap();
+    let (positions, vocab) = (golden.tokens.len(), golden.vocab());
+    assert_eq!(positions, 64);
+    let largest = golden.logits.iter().fold(0.0, |max: f32, l| max.max(l.abs()));
+    let clear: Vec<usize> = (0..positions)
+        .filter(|p| {
+            let row = &golden.logits[p * vocab..][..vocab];
+            let best = argmax(row);
+            let second = (0..vocab).filter(|&i| i != best).map(|i| row[i]).fold(f32::NEG_INFINITY, f32::max);
+            f64::from(row[best] - second) > DEMO_BUDGET * f64::from(largest)
+        })
+        .collect();
+    assert!(clear.len() > positions / 2, "only {} positions have a clear winner", clear.len());
+    for device in devices() {
+        let mut runner = open(device, &golden.gguf, None);
+        let found = logits(&mut *runner, &golden.tokens, positions);
+        let apart = difference(&found, &golden.logits);
+        println!("{device:?}: {apart:.1e}, {} clear positions", clear.len());
+        assert!(apart < DEMO_BUDGET, "{device:?}: {apart:e}");
+        for &p in &clear {
+            let row = |logits: &[f32]| argmax(&logits[p * vocab..][..vocab]);
+            assert_eq!(row(&found), row(&golden.logits), "{device:?}, position {p}");
+        }
+        // The device's own choice, which generation uses.
+        assert_eq!(runner.argmax().unwrap() as usize, argmax(&found[(positions - 1) * vocab..]), "{device:?}");
+    }
+}
+
+/// Perplexity of the held-out text by the same protocol: that of HF transformers within 0.5 %.
+#[test]
+fn perplexity_matches_transformers() {
+    let entries = golden("perplexity");
+    assert_eq!(entries.len(), 2);
+    for entry in entries {
+        let text = |key: &str| entry[key].as_str().unwrap();
+        let number = |key: &str| entry[key].as_u64().unwrap() as usize;
+        let gguf = Arc::new(Gguf::open(&root().join(text("model"))).unwrap());
+        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+        let held_out = std::fs::read_to_string(root().join(text("text"))).unwrap();
+        let tokens = tokenizer.encode(&held_out, EncodeOptions { bos: true, special: false }).unwrap();
+        assert_eq!(tokens.len(), number("tokens"), "{}", text("text"));
+
+        let window = number("context");
+        let model = Model::new(gguf, Some(window), window).unwrap();
+        let options = LoadOptions { streaming: false, vram_budget: None, wanted: window };
+        let mut runner = engine::open(DeviceChoice::Cpu, model, &options, &mut |_| (), &mut |_| ()).unwrap();
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let found = engine::perplexity(&mut *runner, &tokens, window, bos, &mut |_| true).unwrap();
+        let expected = entry["perplexity"].as_f64().unwrap();
+        println!("{}: {:.6}, transformers {expected:.6}", text("model"), found.value());
+        assert_eq!(found.scored, number("scored"));
+        assert!((found.value() / expected - 1.0).abs() < 0.005, "{}: {}", text("model"), found.value());
+    }
+}
