@@ -68,7 +68,12 @@ fn executables() -> Result<Vec<(String, PathBuf)>> {
         &["test", "--release", "--no-run", "--test", "*"],
         &["bench", "--no-run"],
     ] {
-        let messages = sh::output(sh::cargo().args(build).args(["--package", "host", "--message-format", "json"]))?;
+        let messages = sh::output(sh::cargo().args(build).args([
+            "--package",
+            "host",
+            "--message-format",
+            "json-render-diagnostics",
+        ]))?;
         for line in messages.lines() {
             let message: Value = serde_json::from_str(line).context("a message of cargo's")?;
             let Some(path) = message["executable"].as_str() else { continue };
