@@ -114,6 +114,10 @@ impl Transfer for Recorder {
         Ok(vec![0xEE; bytes])
     }
 
+    fn in_place(&self) -> bool {
+        false
+    }
+
     fn share(&self, _bytes: SharedBytes) -> Option<Rc<Memory>> {
         None
     }

@@ -131,7 +131,8 @@ mod tests {
     #[test]
     fn mixtures_are_those_of_published_files() {
         use TensorType::{F32, Q8_0};
-        let cases: [(Shape, &str, &[(TensorType, usize)]); 8] = [
+        type Counts = &'static [(TensorType, usize)];
+        let cases: [(Shape, &str, Counts); 8] = [
             (Shape::Llama1b, "Q4_K_M", &[(F32, 34), (Q4_K, 96), (Q6_K, 17)]),
             (Shape::Llama8b, "q4_k_m", &[(F32, 66), (Q4_K, 193), (Q6_K, 33)]),
             (Shape::Llama8b, "Q5_K_M", &[(F32, 66), (Q5_K, 193), (Q6_K, 33)]),
