@@ -190,7 +190,7 @@ check machine 30 machine
 for part in "${parts[@]}"; do
     case $part in
     kernels) check kernels 120 suite_on_gpu kernels::gpu:: ;;
-    models) check models 120 suite_on_gpu models:: ;;
+    models) check models 180 suite_on_gpu models:: ;;
     sanitizer)
         check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --test-threads 1 kernels::gpu::
         check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --test-threads 1 kernels::gpu::
