@@ -92,9 +92,6 @@ suite_on_gpu() {
     grep -q 'cuda:[0-9]' "$log" || { echo "no test named $* ran on the GPU"; return 1; }
 }
 
-# The library's own tests, of the CUDA driver among others.
-unit_tests() { "$bin/unit"; }
-
 # sanitize TOOL PROGRAM ARGS...
 sanitize() {
     local tool=$1 code
@@ -187,16 +184,13 @@ benchmarks() {
     done
     return $found
 }
-export -f machine suite_on_gpu unit_tests sanitize greedy same same_streamed same_perplexity speed benchmarks
+export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed benchmarks
 
 check machine 30 machine
 for part in "${parts[@]}"; do
     case $part in
-    kernels)
-        check kernels 120 suite_on_gpu kernels::gpu::
-        check unit 60 unit_tests
-        ;;
-    models) check models 120 suite_on_gpu models:: streaming:: ;;
+    kernels) check kernels 120 suite_on_gpu kernels::gpu:: ;;
+    models) check models 180 suite_on_gpu models:: ;;
     sanitizer)
         check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --test-threads 1 kernels::gpu::
         check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --test-threads 1 kernels::gpu::

@@ -15,13 +15,15 @@ use ntransformer::{
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
+use crate::setup;
+
 /// The command with `args`, in 4 GiB of address space.
 ///
 /// Two threads, since each thread's stack and heap reserve addresses; the CPU, since a GPU's driver reserves more than that
 /// for itself.
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -v 4194304 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ntransformer")]);
+    command.args(["-c", "ulimit -v 4194304 && exec \"$0\" \"$@\""]).arg(setup::ntransformer());
     command.args(args).env("RAYON_NUM_THREADS", "2").env("RUST_BACKTRACE", "0").stdin(Stdio::null());
     command
 }

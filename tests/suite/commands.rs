@@ -5,13 +5,13 @@ use quant::TensorType;
 use std::{
     io::Write,
     path::Path,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use crate::setup;
 
 fn run(args: &[&str], input: &[u8]) -> Output {
-    let mut child = setup::ntransformer()
+    let mut child = Command::new(setup::ntransformer())
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

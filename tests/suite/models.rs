@@ -2,10 +2,7 @@
 //!
 //! With NT_TEST_GPU=1 the GPU is one of the devices, and its absence a failure.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use ntransformer::{
     cli::synth::{Quant, Shape},
@@ -16,7 +13,7 @@ use ntransformer::{
 use quant::TensorType;
 use serde_json::Value;
 
-use super::synth;
+use super::{setup::root, synth};
 
 /// Largest difference of logits over the largest logit that is put down to the order of sums: F32 arithmetic, with keys
 /// and values rounded to F16.
@@ -120,10 +117,6 @@ fn streamed_is_resident_to_the_bit() {
             check(u64::MAX, 4, false);
         }
     }
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 fn golden(area: &str) -> Vec<Value> {

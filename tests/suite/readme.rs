@@ -1,6 +1,6 @@
 //! The README tells the truth about the command line.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use crate::setup;
 
@@ -15,7 +15,7 @@ fn flags(text: &str) -> BTreeSet<&str> {
 }
 
 fn help(args: &[&str]) -> String {
-    let output = setup::ntransformer().args(args).arg("--help").output().unwrap();
+    let output = Command::new(setup::ntransformer()).args(args).arg("--help").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

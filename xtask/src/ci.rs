@@ -123,7 +123,8 @@ fn two_commands(readme: &str) -> Result<[String; 2]> {
     let mut blocks = readme.split("\n```").skip(1).step_by(2);
     let block =
         blocks.find(|block| block.contains("\ncargo run")).context("README.md: no code block has `cargo run`")?;
-    let commands: Vec<_> = block.lines().filter(|line| line.starts_with("cargo ")).map(str::to_owned).collect();
+    let without_comment = |line: &str| line.split(" #").next().unwrap_or(line).trim_end().to_owned();
+    let commands: Vec<_> = block.lines().filter(|line| line.starts_with("cargo ")).map(without_comment).collect();
     let found = commands.len();
     commands.try_into().ok().with_context(|| format!("README.md: its first block has {found} cargo commands, not two"))
 }
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_readme_has_two_commands() {
-        let readme = "# x\n```sh\napt-get install gcc\n```\ntext\n```sh\ncargo run a\n# comment\ncargo test b\n```\n```\ncargo c\n```\n";
+        let readme = "# x\n```sh\napt-get install gcc\n```\ntext\n```sh\ncargo run a  # why\n# comment\ncargo test b\n```\n```\ncargo c\n```\n";
         assert_eq!(two_commands(readme).unwrap(), ["cargo run a", "cargo test b"]);
         assert!(two_commands("```\nls\n```\n").is_err());
         assert!(two_commands("x\n```\ncargo run\n```\n").is_err());

@@ -20,7 +20,7 @@ pub struct GpuBundle {
 const LIMIT: u64 = 20_000_000;
 
 /// The repository's files and folders that the executables and the script read.
-const DATA: &[&str] = &["tests/data", "assets/heldout.txt", "scripts/gpu-check.sh", "README.md"];
+const DATA: &[&str] = &["tests/data", "assets", "scripts/gpu-check.sh", "README.md"];
 
 pub fn run(args: &GpuBundle) -> Result<()> {
     let staging = sh::target().join("gpu-bundle");
@@ -63,8 +63,17 @@ fn megabytes(path: &Path) -> Result<f64> {
 /// Builds the engine, its tests and its benchmarks. Returns each one's name and path.
 fn executables() -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
-    for build in [&["build", "--release", "--bins"][..], &["test", "--release", "--no-run"], &["bench", "--no-run"]] {
-        let messages = sh::output(sh::cargo().args(build).args(["--package", "host", "--message-format", "json"]))?;
+    for build in [
+        &["build", "--release", "--bins"][..],
+        &["test", "--release", "--no-run", "--test", "*"],
+        &["bench", "--no-run"],
+    ] {
+        let messages = sh::output(sh::cargo().args(build).args([
+            "--package",
+            "host",
+            "--message-format",
+            "json-render-diagnostics",
+        ]))?;
         for line in messages.lines() {
             let message: Value = serde_json::from_str(line).context("a message of cargo's")?;
             let Some(path) = message["executable"].as_str() else { continue };
@@ -72,13 +81,10 @@ fn executables() -> Result<Vec<(String, PathBuf)>> {
             else {
                 bail!("cargo names no target of {path}")
             };
-            let is_test = message["profile"]["test"] == true;
-            match (kind, is_test) {
-                // The unit tests of the library, some of which need a driver.
-                ("lib", true) if build[0] == "test" => found.push(("unit".to_owned(), path.into())),
-                ("bin", false) if build[0] == "build" => found.push((name.to_owned(), path.into())),
-                ("test", _) => found.push((name.to_owned(), path.into())),
-                ("bench", _) => found.push((format!("bench-{name}"), path.into())),
+            match kind {
+                "bin" if build[0] == "build" => found.push((name.to_owned(), path.into())),
+                "test" => found.push((name.to_owned(), path.into())),
+                "bench" => found.push((format!("bench-{name}"), path.into())),
                 _ => (),
             }
         }

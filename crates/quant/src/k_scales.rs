@@ -13,17 +13,18 @@ pub(crate) const K_SCALES: usize = 12;
 #[inline(always)]
 pub(crate) fn load<B: Bytes>(block: B, at: usize, upper: usize) -> [u32; 4] {
     // No branch, since the lanes of a warp differ in `upper`; whole words, since those that agree in it share them.
-    [2 * upper, 1 + upper, 0, 1].map(|word| block.u32_aligned(at + 4 * word))
+    let word = |i: usize| block.u32_aligned(at + 4 * i);
+    [word(2 * upper), word(1 + upper), word(0), word(1)]
 }
 
 /// The scale and the minimum of sub-block `j` (0 to 7), of the words that [`load`] gives for it.
 #[inline(always)]
 pub(crate) fn scale_min(words: [u32; 4], j: usize) -> (f32, f32) {
     let (upper, byte) = (j / 4, 8 * (j % 4));
-    let [scale, min, scale_top, min_top] = words.map(|word| word >> byte);
-    let top = |word: u32| (word >> (4 + 2 * upper) & 3) << 4;
-    let scale = scale & 0xf | top(scale_top);
-    let min = min >> (4 * upper) & 0xf | top(min_top);
+    let [scale, min, scale_top, min_top] = words;
+    let top = |word: u32| (word >> byte >> (4 + 2 * upper) & 3) << 4;
+    let scale = scale >> byte & 0xf | top(scale_top);
+    let min = min >> byte >> (4 * upper) & 0xf | top(min_top);
     (scale as f32, min as f32)
 }
 

@@ -62,7 +62,6 @@ fn probability(s: &str) -> Result<f32, String> {
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
-    interrupt::install();
     let opened = args.model.open(args.context)?;
     let tokenizer = opened.tokenizer;
     let options = EncodeOptions { bos: tokenizer.adds_bos(), special: false };
@@ -84,6 +83,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     }
     args.model.say("");
 
+    // From here on a Ctrl-C is asked for between tokens; while loading, it ends the process as usual.
+    interrupt::install();
     let mut sampler = Sampler::new(sampling);
     let mut output = Output::new(&tokenizer, args.json);
     let bar = args.model.counter("prompt {pos}/{len} tokens", prompt.len() as u64)?;

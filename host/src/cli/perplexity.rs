@@ -25,7 +25,6 @@ pub struct PerplexityArgs {
 
 /// Prints `perplexity: N`, measured by llama.cpp's protocol.
 pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
-    interrupt::install();
     let name = args.file.display();
     let bytes = std::fs::read(&args.file).with_context(|| format!("{name}: cannot be read"))?;
     let text =
@@ -35,6 +34,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     let tokens = tokenizer.encode(&text, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let mut runner = args.model.load(opened.model, args.context.div_ceil(2))?;
+    interrupt::install();
     let bar = args.model.counter("window {pos}/{len} perplexity {msg}", (tokens.len() / args.context.max(1)) as u64)?;
     let result = perplexity(&mut *runner, &tokens, args.context, bos, &mut |so_far| {
         bar.set_position(so_far.windows as u64);

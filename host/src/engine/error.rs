@@ -40,8 +40,8 @@ pub enum EngineError {
     },
     /// More tokens than the context holds.
     #[error(
-        "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text, \
-         lower -n, or raise -c (the model allows {trained})"
+        "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text or \
+         lower -n{}", if context < trained { format!(", or raise -c (the model allows {trained})") } else { String::new() }
     )]
     Context {
         /// Tokens of the prompt.

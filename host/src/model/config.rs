@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Heads wider than this have no kernel.
-const MAX_HEAD_DIM: usize = 256;
+const MAX_HEAD_DIM: usize = gpu::ops::MAX_HEAD_DIM as usize;
 
 /// A model's sizes and constants.
 #[derive(Clone, Debug)]
@@ -85,6 +85,9 @@ impl Config {
         let value_dim = keys.or("attention.value_length", head_dim)?;
         if value_dim != head_dim {
             return Err(keys.unsupported(format!("attention.value_length {value_dim} unlike key_length {head_dim}")));
+        }
+        if !head_dim.is_multiple_of(2) {
+            return Err(keys.unsupported(format!("attention.key_length {head_dim}, an odd number,")));
         }
         let rope_dims = keys.or("rope.dimension_count", head_dim)?;
         keys.within("rope.dimension_count", rope_dims, 2, head_dim)?;

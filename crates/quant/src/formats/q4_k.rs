@@ -50,7 +50,7 @@ impl Format for Q4_K {
         Raw {
             d: block.f16(D),
             dmin: block.f16(DMIN),
-            scales: k_scales::load(block, SCALES, slice / 16),
+            scales: k_scales::load(block, SCALES, slice / 8 / 2),
             q: block.u32_aligned(QS + 4 * slice),
         }
     }

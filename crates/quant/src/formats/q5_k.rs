@@ -52,7 +52,7 @@ impl Format for Q5_K {
         Raw {
             d: block.f16(D),
             dmin: block.f16(DMIN),
-            scales: k_scales::load(block, SCALES, slice / 16),
+            scales: k_scales::load(block, SCALES, slice / 8 / 2),
             low: block.u32_aligned(QS + 4 * slice),
             high: block.u32_aligned(QH + 4 * (slice % 8)),
         }

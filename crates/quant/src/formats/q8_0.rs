@@ -50,7 +50,8 @@ impl Format for Q8_0 {
 
     #[inline(always)]
     fn decode(raw: Raw, _slice: usize, _run: usize) -> [f32; 4] {
-        raw.q.to_le_bytes().map(|q| f32::from(q as i8) * raw.d)
+        let Raw { d, q } = raw;
+        q.to_le_bytes().map(|q| f32::from(q as i8) * d)
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
