@@ -22,7 +22,7 @@ pub(crate) fn zeroed<T: Copy + Default>(what: &str, len: usize) -> Result<Vec<T>
         what: what.to_owned(),
         need,
         free,
-        advice: "close other programs, or use a smaller model or context",
+        advice: "use a smaller model or context, close other programs, or raise this process's limit (ulimit -v)",
     };
     let mut memory = Vec::new();
     if need > free {

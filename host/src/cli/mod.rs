@@ -8,6 +8,7 @@ mod perplexity;
 pub mod synth;
 mod tokenize;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// Runs GGUF language models that are bigger than the GPU's memory.
@@ -41,6 +42,9 @@ impl Cli {
     /// # Errors
     /// What the user is to be told, once.
     pub fn run(self) -> anyhow::Result<u8> {
+        // Made here because rayon, making it by itself at first use, would panic where threads cannot be started.
+        let pool = rayon::ThreadPoolBuilder::new().build_global();
+        pool.context("the worker threads cannot be started; raise the limits on processes and memory (ulimit -u, -v)")?;
         match self.command {
             None => generate::run(&self.generate),
             Some(Command::Inspect(args)) => inspect::run(&args).map(|()| 0),

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 pub use batch::{Batch, Dims, Pairing};
 pub use error::DeviceError;
+use quant::TensorType;
 pub use shared::SharedBytes;
 pub use weights::{Attn, Ffn, Head, Layer, Linear, Tensor};
 
@@ -100,6 +101,10 @@ pub trait Device: Transfer + Sized {
 
     /// Sets the model's sizes and makes the scratch for passes of up to `max_tokens` tokens.
     fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()>;
+    /// Makes the code for matrices of `types` ready, so that no time of the first pass goes into it.
+    fn load_kernels(&self, _types: &[TensorType]) -> Result<()> {
+        Ok(())
+    }
     /// The sizes that [`Device::prepare`] set.
     fn dims(&self) -> &Dims;
     /// Room for `rows x width` activations.

@@ -1,6 +1,7 @@
 //! A model on a device, ready to run.
 
 use bytesize::ByteSize;
+use quant::TensorType;
 
 use super::EngineError;
 use crate::{
@@ -13,6 +14,9 @@ use crate::{
 /// Tokens that one pass takes at most. More tokens use the weights better but need more activations: at 512, an 8B
 /// model's take 85 MB.
 const MAX_BATCH: usize = 512;
+
+/// Device memory that stays free unless a budget is set: kernels' code, and what allocations are rounded up by.
+const HEADROOM: u64 = 256 << 20;
 
 /// How a model is placed.
 #[derive(Clone, Debug)]
@@ -113,6 +117,12 @@ impl Needs {
         self.images.iter().chain([&self.head]).map(|image| image.bytes() as u64).sum()
     }
 
+    /// The types of all matrices.
+    fn types(&self) -> Vec<TensorType> {
+        let tensors = || self.images.iter().chain([&self.head]).flat_map(Image::tensors).filter(|t| t.rows > 1);
+        TensorType::ALL.iter().copied().filter(|&ty| tensors().any(|t| t.ty == ty)).collect()
+    }
+
     /// Device memory with the first `resident` layers on it and two slots for the largest of the others.
     fn with_resident(&self, resident: usize) -> u64 {
         let bytes = |images: &[Image]| images.iter().map(|image| image.bytes() as u64).sum::<u64>();
@@ -167,7 +177,7 @@ impl<D: Device + 'static> Session<D> {
         let wanted = options.wanted.clamp(1, max_batch);
         let needs = Needs::new(&model, max_batch, wanted)?;
         let free = dev.memory()?.free;
-        let limit = options.vram_budget.map_or(free, |budget| budget.min(free));
+        let limit = options.vram_budget.map_or(free.saturating_sub(HEADROOM), |budget| budget.min(free));
         // Weights that are read where the file is mapped need no memory of the device's; a budget asks for streaming anyway.
         let mapped = dev.in_place() && options.vram_budget.is_none();
         let resident = match mapped {
@@ -175,6 +185,7 @@ impl<D: Device + 'static> Session<D> {
             false => needs.place(&model, dev.name(), limit, options.streaming)?,
         };
 
+        dev.load_kernels(&needs.types())?;
         dev.prepare(&dims, max_batch)?;
         let state = State::new(&dev, &dims, max_batch, wanted)?;
         let kv = (0..model.config.layers).map(|_| dev.kv()).collect::<Result<Vec<_>, _>>()?;

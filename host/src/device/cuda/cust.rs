@@ -161,6 +161,11 @@ impl Driver for CustDriver {
         Event::record(&self.gpu, &self.gpu.copy, false)
     }
 
+    fn load<K: Kernel>(&self) -> Result<()> {
+        self.gpu.activate()?;
+        self.modules.kernel(K::MODULE, K::NAME).map(drop)
+    }
+
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
         self.gpu.activate()?;
         let kernel = self.modules.kernel(K::MODULE, K::NAME)?;

@@ -48,7 +48,10 @@ pub trait Driver: Sized + 'static {
         after: Option<&Self::Event>,
     ) -> Result<Self::Event>;
 
-    /// Starts kernel `K` on the compute queue. Its module is loaded at first use.
+    /// Loads the module that kernel `K` is in, which otherwise happens at its first launch.
+    fn load<K: Kernel>(&self) -> Result<()>;
+
+    /// Starts kernel `K` on the compute queue.
     ///
     /// # Safety
     /// `args` must satisfy the kernel's own contract: device addresses inside live allocations, extents as it documents.

@@ -96,6 +96,10 @@ impl Driver for EmulatorDriver {
         self.mark()
     }
 
+    fn load<K: Kernel>(&self) -> Result<()> {
+        Ok(())
+    }
+
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
         // SAFETY: the caller's promise; this driver is used from one thread, and every call waits for its end.
         let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, 0, args) };

@@ -11,6 +11,8 @@ use gpu::{
     weights::{self, WeightKernels, WeightVisitor},
 };
 
+use quant::TensorType;
+
 use self::driver::Driver;
 use super::{
     Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
@@ -207,6 +209,17 @@ impl<D: Driver> WeightVisitor for Embed<'_, D> {
     }
 }
 
+/// Loads the kernels of a tensor type.
+struct Load<'a, D>(&'a D);
+
+impl<D: Driver> WeightVisitor for Load<'_, D> {
+    type Out = Result<()>;
+
+    fn visit<F: WeightKernels>(self) -> Result<()> {
+        self.0.load::<F::Gemv>()
+    }
+}
+
 impl<D: Driver> Device for CudaDevice<D> {
     type Act = CudaAct<D>;
     type Kv = CudaKv<D>;
@@ -224,6 +237,11 @@ impl<D: Driver> Device for CudaDevice<D> {
         });
         self.scratch = Some(new_scratch(self, dims, max_tokens)?);
         Ok(())
+    }
+
+    fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
+        self.driver.load::<ops::rms_norm>()?;
+        types.iter().try_for_each(|&ty| weights::visit(ty, Load(&self.driver)))
     }
 
     fn dims(&self) -> &Dims {
