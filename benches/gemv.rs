@@ -1,4 +1,5 @@
-//! Matrix times vector for each tensor type: how fast weights are read, beside a copy on the same device.
+//! Matrix times vector for each tensor type: how fast weights are read, beside a copy on the same device; and the link over
+//! which streamed layers come.
 //!
 //! `cargo bench` runs it on the CPU, and on the first GPU if there is one. A decoded token reads every weight once, so these
 //! GB/s bound the tokens a second.
@@ -26,6 +27,8 @@ const CPU_SHAPES: [(usize, usize); 2] = [(4096, 4096), (4096, 14336)];
 const ROTATION: usize = 512 << 20;
 /// Bytes of a copy.
 const COPY: usize = 1 << 30;
+/// Bytes of a transfer from pinned RAM: from 16 MiB on, transfers run at the link's full speed.
+const UPLOAD: usize = 64 << 20;
 /// Measurements of which the median counts.
 const ROUNDS: usize = 7;
 /// A measurement takes about as long.
@@ -135,7 +138,23 @@ fn queued<D: Driver>(driver: &D, mut f: impl FnMut() -> Result<()>) -> Result<f6
     driver.seconds(&from, &to)
 }
 
+/// Bytes a second from pinned RAM to the device.
+fn link<D: Driver>(driver: &D) -> Result<f64> {
+    let (from, to) = (driver.pinned("a transfer", UPLOAD)?, driver.alloc("a transfer", UPLOAD)?);
+    let seconds = median(|calls| {
+        let start = Instant::now();
+        let mut end = None;
+        for _ in 0..calls {
+            end = Some(driver.upload(&from, 0..UPLOAD, &to, 0, None)?);
+        }
+        end.iter().try_for_each(|end| driver.host_waits(end))?;
+        Ok(start.elapsed().as_secs_f64())
+    })?;
+    Ok(UPLOAD as f64 / seconds)
+}
+
 fn gpu<D: Driver>(driver: &D) -> Result<()> {
+    println!("{}: pinned RAM is copied to the device at {:.1} GB/s", driver.name(), link(driver)? / 1e9);
     let copied = {
         let (from, to) = (driver.alloc("a copy", COPY)?, driver.alloc("a copy", COPY)?);
         median(|calls| queued(driver, || (0..calls).try_for_each(|_| driver.copy(&from, &to, COPY))))?

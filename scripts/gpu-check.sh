@@ -159,15 +159,23 @@ speed() {
         LD_LIBRARY_PATH=$scratch/lcp:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-} \
             "$scratch/lcp/llama-bench" -m "$model" -ngl 99 -p 512 -n 128 -r 3 || echo "llama-bench failed"
     fi
+    # A third of the weights' memory: most layers are streamed.
+    local budget=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["memory"]["device_weights"] // 3 + (1 << 30))' "$out/speed-$shape.json")
+    "$bin/ntransformer" --model "$model" --device cuda --streaming --vram-budget "$budget" --prompt "$prompt" --n-predict 33 \
+        --temperature 0 --json >"$out/streamed-$shape.json" || return
     rm -f "$model"
-    python3 - "$out/speed-$shape.json" "$shape" "$quant" <<'PY'
-import json, subprocess, sys
+    python3 - "$out" "$shape" "$quant" <<'PY'
+import json, sys
 
-path, shape, quant = sys.argv[1:]
-report = json.load(open(path))
+out, shape, quant = sys.argv[1:]
+report, streamed = (json.load(open(f"{out}/{name}-{shape}.json")) for name in ("speed", "streamed"))
 decode, read = report["decode"], report["memory"]["read_per_pass"]
 rate = decode["tokens_per_second"]
 print(f"{shape} {quant} on {report['device']}: {rate:.1f} tok/s decode over {decode['tokens']} tokens, {read * rate / 1e9:.0f} GB/s of weights")
+moved, pace = streamed["memory"]["streamed_per_pass"], streamed["decode"]["tokens_per_second"]
+print(f"{shape} {quant} streamed: {pace:.2f} tok/s, {moved / 1e9:.2f} GB a token over the link, {moved * pace / 1e9:.1f} GB/s (the bench part measures the link)")
+if streamed["tokens"] != report["tokens"][: len(streamed["tokens"])]:
+    sys.exit("streamed and resident tokens differ")
 if decode["tokens"] < 32:
     sys.exit("too few tokens to measure")
 # The floor that the C++ original set, on the GPU that it was measured on.
