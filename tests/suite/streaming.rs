@@ -18,9 +18,9 @@ use ntransformer::{
         Weight,
     },
     gguf::Gguf,
-    model::Model,
+    model::{Layers, Model},
     pack::Image,
-    stream::{Layers, Streamed},
+    stream::Streamed,
 };
 use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};

@@ -6,9 +6,9 @@ use quant::TensorType;
 use super::EngineError;
 use crate::{
     device::{Device, Head, Weight},
-    model::{Config, Embedding, Model, State, forward},
+    model::{Config, Embedding, Layers, Model, State, forward},
     pack::Image,
-    stream::{Layers, Progress, Resident, Streamed, place_head},
+    stream::{Progress, Resident, Streamed, place_head},
 };
 
 /// Tokens that one pass takes at most. More tokens use the weights better but need more activations: at 512, an 8B

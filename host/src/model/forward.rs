@@ -3,8 +3,7 @@
 
 use crate::{
     device::{Batch, Device, DeviceError, Dims, Epilogue, Head, Weight},
-    model::Model,
-    stream::Layers,
+    model::{Layers, Model},
 };
 
 /// Where token embeddings are looked up.

@@ -3,6 +3,7 @@
 mod config;
 mod error;
 mod forward;
+mod layers;
 mod rope;
 mod weights;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 pub use config::{Architecture, Config};
 pub use error::ModelError;
 pub use forward::{Embedding, State, forward};
+pub use layers::{Compute, Layers};
 pub use rope::Rope;
 pub use weights::Tensors;
 

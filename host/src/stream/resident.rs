@@ -1,12 +1,9 @@
 //! All layers in device memory.
 
-use super::{
-    Compute, Layers,
-    place::{Progress, place},
-};
+use super::place::{Progress, place};
 use crate::{
     device::{Device, DeviceError, Layer, Weight},
-    model::Model,
+    model::{Compute, Layers, Model},
     pack::Image,
 };
 

@@ -1,12 +1,9 @@
 //! Layers streamed from pinned RAM through two slots of device memory: while one layer is computed, the next is copied.
 
-use super::{
-    Compute, Layers,
-    place::{Progress, Views, place},
-};
+use super::place::{Progress, Views, place};
 use crate::{
     device::{Device, DeviceError, Layer, Transfer, Weight},
-    model::Model,
+    model::{Compute, Layers, Model},
     pack::Image,
 };
 
