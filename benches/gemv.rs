@@ -38,7 +38,7 @@ type Result<T> = std::result::Result<T, DeviceError>;
 
 fn main() -> Result<()> {
     cpu()?;
-    match CustDriver::open(0) {
+    match CustDriver::open(0, |line| eprintln!("{line}")) {
         Ok(driver) => gpu(&driver),
         Err(DeviceError::Unavailable { why }) => {
             println!("no GPU is measured: {why}");

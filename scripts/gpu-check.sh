@@ -99,6 +99,7 @@ sanitize() {
     compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$@"
     code=$?
     printf '\nWhat %s found, by kind:\n' "$tool"
+    case "$*" in *suite*) grep -q 'cuda:[0-9]' "$log" || { echo "no test ran on the GPU"; code=1; } ;; esac
     echo "$(grep -oE '^========= (Error: [A-Za-z ]+|Invalid [a-z_]+ (read|write)|Warning: [A-Za-z ]+|[A-Z]+ SUMMARY:.*)' "$log" | sort | uniq -c)"
     return $code
 }
@@ -200,8 +201,8 @@ for part in "${parts[@]}"; do
     kernels) check kernels 120 suite_on_gpu kernels::gpu:: ;;
     models) check models 180 suite_on_gpu models:: ;;
     sanitizer)
-        check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --test-threads 1 kernels::gpu::
-        check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --test-threads 1 kernels::gpu::
+        check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::
+        check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::
         check memcheck-token 60 sanitize memcheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         check racecheck-token 60 sanitize racecheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         ;;

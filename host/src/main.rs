@@ -1,6 +1,6 @@
 //! The command.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use ntransformer::cli::Cli;
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         // A reader that went away (`| head`) has seen enough: that is no error.
         Err(e) if e.chain().any(is_broken_pipe) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            let _ = writeln!(std::io::stderr(), "error: {e:#}");
             ExitCode::FAILURE
         }
     }

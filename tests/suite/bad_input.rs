@@ -197,6 +197,17 @@ fn metadata_that_make_no_sense() {
     folder.refused("wide.gguf", &wide, &["blk.0.ffn_", &format!("{}", dims.ffn), &format!("{}", dims.ffn * 2)]);
     let epsilon = with("llama.attention.layer_norm_rms_epsilon", &1u32);
     folder.refused("epsilon.gguf", &epsilon, &["layer_norm_rms_epsilon", "expected a float"]);
+    for value in [f32::NAN, f32::INFINITY, -1e-5] {
+        let epsilon = with("llama.attention.layer_norm_rms_epsilon", &value);
+        folder.refused("epsilon.gguf", &epsilon, &["layer_norm_rms_epsilon", "is not a number of 0 or more"]);
+    }
+    let uneven = edited(|writer, name| match name {
+        "llama.attention.head_count" => writer.set(name, &3u32).is_ok(),
+        "llama.attention.head_count_kv" => writer.set(name, &3u32).is_ok(),
+        // Left out, so that the size of a head follows from the others.
+        _ => name.starts_with("llama.attention.key_length") || name.starts_with("llama.attention.value_length"),
+    });
+    folder.refused("uneven.gguf", &uneven, &["llama.attention.head_count", "3 does not divide"]);
     let base = with("llama.rope.freq_base", &f32::NAN);
     folder.refused("base.gguf", &base, &["llama.rope.freq_base", "NaN is not a positive number"]);
     let text = with("llama.block_count", "two");
@@ -278,12 +289,13 @@ fn usage_errors() {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a model for two tokens; its exit code and stderr.
-fn try_model(path: &Path) -> (Option<i32>, String) {
-    let mut child = command(&["-m", path.to_str().unwrap(), "--device", "cpu", "-n", "2", "-q", "--seed", "1"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+fn try_model(path: &Path, temperature: &str) -> (Option<i32>, String) {
+    let mut child =
+        command(&["-m", path.to_str().unwrap(), "--device", "cpu", "-n", "2", "-q", "--seed", "1", "-t", temperature])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
     // Messages are short, so the pipe cannot fill up before the process has ended.
     let started = Instant::now();
     let status = loop {
@@ -344,7 +356,9 @@ fn damaged_models_never_panic() {
         for seed in (worker..RUNS).step_by(WORKERS as usize) {
             let mut bytes = demo::BYTES.to_vec();
             let what = mutate(&mut bytes, &mut SmallRng::seed_from_u64(seed));
-            let (code, message) = try_model(&folder.file(&format!("{worker}.gguf"), &bytes));
+            // Both ways of choosing a token have to notice logits that are not numbers.
+            let temperature = if seed % 4 < 2 { "0" } else { "0.8" };
+            let (code, message) = try_model(&folder.file(&format!("{worker}.gguf"), &bytes), temperature);
             assert!(!message.contains("panicked"), "seed {seed}, {what}: {message}");
             match code {
                 Some(0) => fine += 1,

@@ -142,3 +142,22 @@ fn a_reader_that_goes_away_is_no_error() {
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && !log.contains("error"), "{log}");
 }
+
+#[test]
+fn a_closed_stderr_does_not_matter() {
+    let mut child = command(&["-n", "30", "-t", "0"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert!(child.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn a_newline_at_the_end_of_a_prompt_file_is_no_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = |text: &str| {
+        let file = dir.path().join("prompt.txt");
+        std::fs::write(&file, text).unwrap();
+        json(&["-n", "1", "-f", file.to_str().unwrap()])["prompt"]["tokens"].as_u64().unwrap()
+    };
+    assert_eq!(tokens("Once upon a time\n"), tokens("Once upon a time"));
+    assert_eq!(tokens("Once upon a time\n\n"), tokens("Once upon a time") + 1);
+}

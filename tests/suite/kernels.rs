@@ -24,7 +24,7 @@ macro_rules! cases {
                 #[test]
                 #[ignore = "needs a GPU"]
                 fn $case() {
-                    let driver = CustDriver::open(0).unwrap();
+                    let driver = CustDriver::open(0, |line| eprintln!("{line}")).unwrap();
                     eprintln!("{}: {}", driver.name(), stringify!($case));
                     $area::$case(&mut Lab::new(&driver, stringify!($case)));
                 }
@@ -52,7 +52,6 @@ cases! {
     ops::attention_prefill,
     ops::attention_long,
     ops::swiglu,
-    ops::add,
     ops::gather_rows,
     ops::argmax,
 }

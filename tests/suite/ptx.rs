@@ -118,6 +118,21 @@ fn barriers_are_neither_copied_nor_lost() {
 }
 
 #[test]
+fn kernels_have_the_collectives_of_their_source() {
+    for (_, ptx) in MODULES {
+        for (name, entry) in entries(ptx) {
+            // A block's sum over its warps, once; a fence between loads and products, once in the unrolled loop.
+            if name.starts_with("gemv_") || name.starts_with("gemm_") {
+                assert_eq!((entry.count("bar.sync"), entry.count("bar.warp.sync")), (1, 1), "{name}");
+            }
+        }
+    }
+    assert_eq!(entry::<gpu::ops::rms_norm>().count("bar.sync"), 1);
+    assert_eq!(entry::<gpu::ops::argmax>().count("bar.sync"), 1);
+    assert_eq!(entry::<gpu::ops::attention>().count("bar.sync"), 1);
+}
+
+#[test]
 fn votes_and_shuffles_stay_where_the_whole_warp_is() {
     assert_eq!(entry::<gpu::probe::vote_between_equal_tests>().count("vote.sync.ballot.b32"), 1);
     let shuffles = entry::<gpu::probe::shuffle_before_a_branch>();

@@ -77,5 +77,5 @@ pub fn argmax(x: &[f32]) -> u32 {
             best = Some(i);
         }
     }
-    best.unwrap_or(0) as u32
+    best.map_or(u32::MAX, |best| best as u32)
 }

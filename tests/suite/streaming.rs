@@ -211,7 +211,7 @@ impl Device for Recorder {
         swiglu(usize, &mut (), &()) -> ();
         gather(&Batch, &(), &mut ()) -> ();
         fetch(&(), usize, usize) -> Vec<f32>;
-        argmax(&(), usize, usize) -> Vec<u32>;
+        argmax(&(), usize, usize) -> Vec<Option<u32>>;
     }
 }
 

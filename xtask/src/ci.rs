@@ -112,7 +112,10 @@ fn user(steps: &mut Steps) -> Result<()> {
     })?;
     steps.step("dev profile, streaming", || {
         let args = ["run", "--package", "host", "--", "--model", "assets/demo.gguf", "--streaming"];
-        let text = tee(build(&args).args(["--prompt", "Once upon a time", "--n-predict", "16"]))?;
+        // A budget that most of the demo model's layers do not fit into: else nothing would be streamed.
+        let streamed =
+            ["--vram-budget", "8MiB", "--context", "128", "--prompt", "Once upon a time", "--n-predict", "16"];
+        let text = tee(build(&args).args(streamed))?;
         ensure!(text.split_whitespace().count() >= 4, "the text is too short: {text:?}");
         Ok(())
     })

@@ -1,11 +1,9 @@
 //! `cargo xtask ptx`: makes and checks gpu/ptx.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, bail};
 use cuda_builder::{DeviceCompiler, KernelSet};
 
-use crate::root;
+use crate::{root, sh};
 
 /// The flags of `cargo xtask ptx`.
 #[derive(clap::Args)]
@@ -38,19 +36,13 @@ fn check(kernels: &KernelSet) -> Result<()> {
         bail!("gpu/ptx is out of date: {stale}. Run `cargo xtask ptx` and commit the result.");
     }
     let theirs = kernels.manifest()?.compiler;
-    let compiler = match DeviceCompiler::find() {
-        Ok(compiler) if compiler.version() == theirs => compiler,
-        Ok(compiler) => {
-            println!("gpu/ptx belongs to the sources, by its hashes.");
-            println!("Not compared byte by byte: it was made by {theirs}, and here is {}.", compiler.version());
-            return Ok(());
-        }
-        Err(error) => {
-            println!("gpu/ptx belongs to the sources, by its hashes.\nNot compared byte by byte: {error}");
-            return Ok(());
-        }
-    };
+    let compiler = DeviceCompiler::find()?;
     let fresh = compile(kernels, &compiler)?;
+    if compiler.version() != theirs {
+        println!("gpu/ptx belongs to the sources, by its hashes, and {} compiles them too.", compiler.version());
+        println!("Not compared byte by byte: gpu/ptx was made by {theirs}.");
+        return Ok(());
+    }
     for module in kernels.modules() {
         let made = std::fs::read(fresh.path().join(format!("{module}.ptx")))?;
         let kept = std::fs::read(kernels.kept(module))?;
@@ -64,10 +56,9 @@ fn check(kernels: &KernelSet) -> Result<()> {
 
 /// Compiles all modules into a temporary folder.
 fn compile(kernels: &KernelSet, compiler: &DeviceCompiler) -> Result<tempfile::TempDir> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let fresh = tempfile::tempdir()?;
     eprintln!("{}: {}", compiler.rustc().display(), compiler.version());
     eprintln!("(the first module takes longer: core is compiled with it)");
-    kernels.compile(compiler, &target.join("ptx"), fresh.path(), |module| eprintln!("  {module}"))?;
+    kernels.compile(compiler, &sh::target().join("ptx"), fresh.path(), |module| eprintln!("  {module}"))?;
     Ok(fresh)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cuda_builder::KernelSet;
 
 use crate::root;
@@ -42,7 +42,11 @@ pub fn run() -> Result<()> {
             if !output.status.success() {
                 bail!("{} refuses {module}.ptx for sm_{architecture}:\n{log}", ptxas.display());
             }
-            for (kernel, usage) in parse(&log)? {
+            let usages = parse(&log)?;
+            let entries = std::fs::read_to_string(kernels.kept(module))?.matches(".visible .entry").count();
+            // A log that is not understood must not look like one without faults.
+            ensure!(usages.len() == entries, "ptxas told of {} of {module}'s {entries} kernels:\n{log}", usages.len());
+            for (kernel, usage) in usages {
                 table.entry(kernel).or_default().push(usage);
             }
         }
@@ -56,6 +60,7 @@ pub fn run() -> Result<()> {
 fn parse(log: &str) -> Result<Vec<(String, Usage)>> {
     let mut found = Vec::new();
     let mut current: Option<(String, Usage)> = None;
+    let mut frames = 0;
     // "8 bytes stack frame" and the like: the number before `what`.
     let number =
         |line: &str, what: &str| -> Option<u32> { line.split(what).next()?.split_whitespace().last()?.parse().ok() };
@@ -68,6 +73,7 @@ fn parse(log: &str) -> Result<Vec<(String, Usage)>> {
                 let read = |what| number(line, what).with_context(|| format!("ptxas says {line:?}"));
                 usage.stack = read(" bytes stack frame")?;
                 usage.spill = read(" bytes spill stores")? + read(" bytes spill loads")?;
+                frames += 1;
             } else if line.contains(" registers") {
                 let text = line.split("Used ").nth(1).unwrap_or(line);
                 usage.registers = number(text, " registers").with_context(|| format!("ptxas says {line:?}"))?;
@@ -76,6 +82,7 @@ fn parse(log: &str) -> Result<Vec<(String, Usage)>> {
             }
         }
     }
+    ensure!(frames == found.len(), "ptxas told of {frames} stack frames for {} kernels:\n{log}", found.len());
     Ok(found)
 }
 

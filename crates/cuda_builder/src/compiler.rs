@@ -22,7 +22,7 @@ pub struct DeviceCompiler {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "no compiler for GPU kernels found:\n{}\nIt takes rustc {}.{} or newer with its cargo and core's source:\n  \
-     Debian, Ubuntu: apt-get install rustc-web cargo-web rust-web-src\n  \
+     Debian 12: apt-get install rustc-web cargo-web rust-web-src\n  \
      elsewhere:      rustup toolchain install stable --component rust-src\n\
      or name one with {OVERRIDE}=/path/to/rustc.",
     .tried.iter().map(|(path, why)| format!("  {}: {why}", path.display())).collect::<Vec<_>>().join("\n"),

@@ -6,7 +6,7 @@ const THREADS: u32 = 256;
 /// Blocks beyond this take more than one turn: enough for any GPU of today to be full.
 const BLOCKS: u32 = 4096;
 
-/// The launch of [`swiglu`](fn@swiglu) and [`add`](fn@add) for `n` elements.
+/// The launch of [`swiglu`](fn@swiglu) for `n` elements.
 pub const fn elementwise_grid(n: u32) -> Grid {
     let blocks = n.div_ceil(THREADS);
     Grid::new(if blocks < BLOCKS { blocks } else { BLOCKS }, 1, THREADS)
@@ -42,20 +42,6 @@ pub unsafe fn swiglu(gate: *mut f32, up: *const f32, n: u32) {
             let g = mem::load(gate.add(i));
             mem::store(gate.add(i), g / (1.0 + float::exp(-g)) * mem::load(up.add(i)));
         }
-    });
-}
-
-/// y\[i\] += x\[i\] for `n` elements.
-///
-/// Launched with [`elementwise_grid`].
-///
-/// # Safety
-/// `x` and `y` are device addresses of `n` floats.
-#[kernel("ops")]
-pub unsafe fn add(x: *const f32, y: *mut f32, n: u32) {
-    grid_stride(n, |i| {
-        // SAFETY: `i` is below `n`, and this thread's alone.
-        unsafe { mem::store(y.add(i), mem::load(y.add(i)) + mem::load(x.add(i))) }
     });
 }
 

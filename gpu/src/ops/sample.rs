@@ -47,8 +47,7 @@ impl Best {
     }
 }
 
-/// out\[r\] = the index of the largest of row r's `n` elements; the lowest wins a tie, NaN counts only if there is nothing
-/// else, and then the answer is 0.
+/// out\[r\] = the index of the largest of row r's `n` elements; the lowest wins a tie, and `u32::MAX` says that all are NaN.
 ///
 /// Launched with [`argmax_grid`].
 ///
@@ -83,7 +82,7 @@ pub unsafe fn argmax(x: *const f32, out: *mut u32, n: u32) {
         };
         let best = best.of_warp();
         if thread::thread_idx_x() == 0 {
-            mem::store(out.add(row), if best.index < n { best.index } else { 0 });
+            mem::store(out.add(row), best.index);
         }
     }
 }

@@ -26,7 +26,7 @@ pub struct GenerateArgs {
     /// The text to continue. Without -p and -f, the model starts a text of its own.
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
-    /// Read the text to continue from a file.
+    /// Read the text to continue from a file; a newline at its end is dropped.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// New tokens at most. 512 or what the context holds if absent.
@@ -111,8 +111,10 @@ impl GenerateArgs {
             (Some(text), _) => Ok(text.clone()),
             (None, Some(path)) => {
                 let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-                let text = String::from_utf8(bytes);
-                text.map_err(|e| anyhow!("{}: not UTF-8 at byte {}", path.display(), e.utf8_error().valid_up_to()))
+                let text = String::from_utf8(bytes)
+                    .map_err(|e| anyhow!("{}: not UTF-8 at byte {}", path.display(), e.utf8_error().valid_up_to()))?;
+                // The newline that editors put at a file's end is not part of the prompt.
+                Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
             }
             (None, None) => Ok(String::new()),
         }
@@ -183,7 +185,7 @@ fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
     };
     say(format!("per token: {} of weights read{streamed}", ByteSize(memory.read_per_pass)));
     say(format!(
-        "memory: on {}: weights {}, KV cache {}, activations {}; pinned RAM {}; mapped file {}",
+        "memory: on {}: weights {}, KV cache {}, activations {}; RAM, to stream from {}; mapped file {}",
         runner.device(),
         ByteSize(memory.device_weights),
         ByteSize(memory.kv),

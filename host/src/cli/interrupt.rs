@@ -15,7 +15,7 @@ pub fn install() {
         }
     };
     if let Err(e) = ctrlc::set_handler(handler) {
-        eprintln!("warning: Ctrl-C will end the process at once: {e}");
+        super::open::say(&format!("warning: Ctrl-C will end the process at once: {e}"));
     }
 }
 

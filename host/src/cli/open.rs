@@ -1,6 +1,10 @@
 //! From flags to a model on a device.
 
-use std::{io::IsTerminal, path::PathBuf, sync::Arc};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::Context;
 use bytesize::ByteSize;
@@ -54,7 +58,7 @@ impl ModelArgs {
         let config = &model.config;
         self.say(&format!(
             "model: {} ({}, {} layers, {})",
-            config.name.as_deref().unwrap_or(model.gguf.name()),
+            config.name.as_deref().unwrap_or(model.gguf.name()).escape_debug(),
             config.arch.name(),
             config.layers,
             ByteSize(AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64)
@@ -77,7 +81,12 @@ impl ModelArgs {
 
     /// Loads the weights, with room for `wanted` rows of logits.
     pub fn load(&self, model: Model, wanted: usize) -> anyhow::Result<Box<dyn Runner>> {
-        let options = LoadOptions { streaming: self.streaming, vram_budget: self.vram_budget.map(|b| b.0), wanted };
+        let options = LoadOptions {
+            streaming: self.streaming,
+            vram_budget: self.vram_budget.map(|b| b.0),
+            wanted,
+            announce: self.announce(),
+        };
         let layers = model.config.layers;
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(engine::load_bytes(&model)?) };
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
@@ -98,8 +107,13 @@ impl ModelArgs {
     /// A line on stderr, unless -q.
     pub fn say(&self, line: &str) {
         if !self.quiet {
-            eprintln!("{line}");
+            say(line);
         }
+    }
+
+    /// Where the engine says what takes long.
+    fn announce(&self) -> fn(&str) {
+        if self.quiet { |_| () } else { say }
     }
 
     /// A counter on stderr that only a terminal shows.
@@ -109,4 +123,9 @@ impl ModelArgs {
         }
         Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(template)?))
     }
+}
+
+/// A line on stderr. That nobody reads it is no reason to stop.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }

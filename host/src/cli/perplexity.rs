@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{interrupt, open::ModelArgs};
-use crate::engine::{EncodeOptions, perplexity};
+use crate::engine::{EncodeOptions, check_windows, perplexity};
 
 /// Arguments of `ntransformer perplexity`.
 #[derive(Debug, clap::Args)]
@@ -32,6 +32,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     let opened = args.model.open(Some(args.context))?;
     let tokenizer = opened.tokenizer;
     let tokens = tokenizer.encode(&text, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
+    check_windows(tokens.len(), args.context)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let mut runner = args.model.load(opened.model, args.context.div_ceil(2))?;
     interrupt::install();

@@ -79,7 +79,7 @@ pub fn run(args: &SynthArgs) -> anyhow::Result<()> {
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    eprintln!("{}: {} ({}, seed {})", out.display(), ByteSize(written), quant.name(), args.seed);
+    super::open::say(&format!("{}: {} ({}, seed {})", out.display(), ByteSize(written), quant.name(), args.seed));
     Ok(())
 }
 

@@ -46,8 +46,8 @@ impl Dims {
     }
 
     /// Bytes of one layer's K and V caches, F16.
-    pub fn kv_bytes(&self) -> usize {
-        2 * self.context * self.kv_width() * 2
+    pub fn kv_bytes(&self) -> u64 {
+        2 * 2 * (self.context as u64).saturating_mul(self.kv_width() as u64)
     }
 }
 

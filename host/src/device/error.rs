@@ -5,9 +5,9 @@
 #[non_exhaustive]
 pub enum DeviceError {
     /// There is no such device, or its driver cannot be used.
-    #[error("no CUDA device: {why}")]
+    #[error("no CUDA device: {why}; --device cpu runs without a GPU")]
     Unavailable {
-        /// The reason, and the way out.
+        /// The reason.
         why: String,
     },
     /// An allocation did not fit.

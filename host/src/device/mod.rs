@@ -143,8 +143,9 @@ pub trait Device: Transfer + Sized {
     fn gather(&mut self, batch: &Batch, x: &Self::Act, y: &mut Self::Act) -> Result<()>;
     /// The first `rows` rows of x, `width` wide, on the host. Waits for what was asked for before.
     fn fetch(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<f32>>;
-    /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie.
-    fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<u32>>;
+    /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie. None where no element of a
+    /// row is a number.
+    fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
 
     /// Norm, projections, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
     fn qkv(

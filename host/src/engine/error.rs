@@ -53,6 +53,20 @@ pub enum EngineError {
         /// The model's own limit.
         trained: usize,
     },
+    /// A pass of a size that was not prepared for: a mistake of the program that uses the engine.
+    #[error(
+        "a pass over {tokens} tokens with {wanted} rows of logits; it takes 1 to {max_batch}, and at most {max_wanted} rows"
+    )]
+    Pass {
+        /// Tokens asked for.
+        tokens: usize,
+        /// Rows of logits asked for.
+        wanted: usize,
+        /// Tokens of a pass at most.
+        max_batch: usize,
+        /// Rows of logits at most.
+        max_wanted: usize,
+    },
     /// Nothing to continue.
     #[error("the prompt is empty: give a text with -p or -f (this model adds no BOS token)")]
     EmptyPrompt,
@@ -72,6 +86,9 @@ pub enum EngineError {
         /// Position of the token they follow.
         position: usize,
     },
+    /// A window too small to measure with.
+    #[error("a window of {0} tokens is too small; use -c 4 or more")]
+    Window(usize),
     /// A text too short to measure.
     #[error("the text has {tokens} tokens and one window takes {window}: give a longer text or a smaller -c")]
     TextTooShort {

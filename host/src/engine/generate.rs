@@ -94,13 +94,13 @@ pub fn generate(
         runner.pass(chunk, out.prompt.tokens, usize::from(last))?;
         out.prompt.tokens += chunk.len();
         out.prompt.passes += 1;
+        out.prompt.time = started.elapsed();
         if !go_on(Event::Prompt(out.prompt.tokens)) {
             out.stop = Stop::Interrupted;
             return Ok(out);
         }
     }
     if max_new == 0 {
-        out.prompt.time = started.elapsed();
         return Ok(out);
     }
     let mut next = choose(runner, sampler, prompt.len() - 1)?;
@@ -132,8 +132,6 @@ pub fn generate(
 
 /// The token that follows `position`.
 fn choose(runner: &mut dyn Runner, sampler: &mut Sampler, position: usize) -> Result<u32, EngineError> {
-    if sampler.sampling().is_greedy() {
-        return runner.argmax();
-    }
-    sampler.sample(&runner.logits()?).ok_or(EngineError::NotANumber { position })
+    let token = if sampler.sampling().is_greedy() { runner.argmax()? } else { sampler.sample(&runner.logits()?) };
+    token.ok_or(EngineError::NotANumber { position })
 }

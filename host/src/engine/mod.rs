@@ -11,7 +11,7 @@ pub mod tokenizer;
 pub use error::EngineError;
 pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
 pub use open::{DeviceChoice, open};
-pub use perplexity::{Perplexity, perplexity};
+pub use perplexity::{Perplexity, check_windows, perplexity};
 pub use sampler::{Sampler, Sampling};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
 pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};

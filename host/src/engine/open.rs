@@ -52,7 +52,7 @@ pub fn open(
     say: &mut dyn FnMut(&str),
     progress: Progress<'_>,
 ) -> Result<Box<dyn Runner>, EngineError> {
-    let cuda = |index| CustDriver::open(index).map(CudaDevice::new);
+    let cuda = |index| CustDriver::open(index, options.announce).map(CudaDevice::new);
     match choice {
         DeviceChoice::Cpu => load(CpuDevice::new(), "", model, options, say, progress),
         DeviceChoice::Cuda(index) => load(cuda(index)?, "", model, options, say, progress),

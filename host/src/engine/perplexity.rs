@@ -37,9 +37,7 @@ pub fn perplexity(
     bos: Option<u32>,
     progress: &mut dyn FnMut(&Perplexity) -> bool,
 ) -> Result<Perplexity, EngineError> {
-    if window < 4 || tokens.len() < window {
-        return Err(EngineError::TextTooShort { tokens: tokens.len(), window });
-    }
+    check_windows(tokens.len(), window)?;
     let mut result = Perplexity { of: tokens.len() / window, ..Perplexity::default() };
     for window_tokens in tokens.chunks_exact(window) {
         let mut input = window_tokens.to_vec();
@@ -69,6 +67,17 @@ pub fn perplexity(
         }
     }
     Ok(result)
+}
+
+/// Whether a text can be measured; to be asked before the weights are loaded.
+///
+/// # Errors
+/// A window that leaves nothing to score, or a text that does not fill one.
+pub fn check_windows(tokens: usize, window: usize) -> Result<(), EngineError> {
+    if window < 4 {
+        return Err(EngineError::Window(window));
+    }
+    if tokens < window { Err(EngineError::TextTooShort { tokens, window }) } else { Ok(()) }
 }
 
 /// -ln of `token`'s probability. None where the logits are not numbers, or the token has none.

@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub vram_budget: Option<u64>,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
+    /// Told what takes long meanwhile.
+    pub announce: fn(&str),
 }
 
 /// Where the model's memory is, in bytes.
@@ -70,11 +72,12 @@ pub trait Runner {
     /// # Errors
     /// When the device fails.
     fn logits(&mut self) -> Result<Vec<f32>, EngineError>;
-    /// The most likely token after the last one of the last pass. Found on the device: only its id travels.
+    /// The most likely token after the last one of the last pass. Found on the device: only its id travels. None where no
+    /// logit is a number, or none was wanted.
     ///
     /// # Errors
     /// When the device fails.
-    fn argmax(&mut self) -> Result<u32, EngineError>;
+    fn argmax(&mut self) -> Result<Option<u32>, EngineError>;
 }
 
 /// A model on device `D`.
@@ -88,6 +91,7 @@ pub struct Session<D: Device> {
     dev: D,
     memory: MemoryReport,
     max_batch: usize,
+    max_wanted: usize,
     /// Rows of logits that the last pass left.
     wanted: usize,
 }
@@ -103,12 +107,12 @@ struct Needs {
 impl Needs {
     fn new(model: &Model, batch: usize, wanted: usize) -> Result<Self, EngineError> {
         let d = &model.config.dims;
-        // The state's four and the scratch's five, and the rotations.
-        let width = 4 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rope_dims;
+        // x, norm and wanted rows; q and y; k and v; gate and up; the rotations; tokens, positions, want, best.
+        let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rope_dims + 4;
         Ok(Needs {
             images: (0..model.config.layers).map(|i| model.layer_image(i)).collect::<Result<_, _>>()?,
             head: model.head_image()?,
-            kv: (model.config.layers * d.kv_bytes()) as u64,
+            kv: (model.config.layers as u64).saturating_mul(d.kv_bytes()),
             activations: ((batch * width + wanted * d.vocab) * size_of::<f32>()) as u64,
         })
     }
@@ -127,10 +131,11 @@ impl Needs {
     fn with_resident(&self, resident: usize) -> u64 {
         let bytes = |images: &[Image]| images.iter().map(|image| image.bytes() as u64).sum::<u64>();
         let slot = self.images[resident..].iter().map(|image| image.bytes() as u64).max().unwrap_or(0);
-        self.head.bytes() as u64 + self.kv + self.activations + bytes(&self.images[..resident]) + 2 * slot
+        let weights = self.head.bytes() as u64 + bytes(&self.images[..resident]) + 2 * slot;
+        self.kv.saturating_add(self.activations + weights)
     }
 
-    /// How many layers stay on the device; all of them unless `streaming`.
+    /// How many layers stay on the device. All of them, unless `streaming`; then as many as fit.
     fn place(&self, model: &Model, device: &str, limit: u64, streaming: bool) -> Result<usize, EngineError> {
         let all = self.images.len();
         let fits = |resident: &usize| self.with_resident(*resident) <= limit;
@@ -140,21 +145,49 @@ impl Needs {
             let advice = if !streaming && least <= limit {
                 format!("use --streaming, which needs {} at least", ByteSize(least))
             } else {
-                "use a shorter context (-c), a smaller model, or a larger --vram-budget".into()
+                OTHER_ADVICE.into()
             };
-            EngineError::DoesNotFit {
-                device: device.to_owned(),
-                need: ByteSize(if streaming { least } else { self.with_resident(all) }),
-                limit: ByteSize(limit),
-                weights: ByteSize(self.weights()),
-                kv: ByteSize(self.kv),
-                activations: ByteSize(self.activations),
-                context: model.config.dims.context,
-                advice,
-            }
+            self.does_not_fit(model, device, if streaming { least } else { self.with_resident(all) }, limit, advice)
         })
     }
+
+    /// What `place` is where the device reads the weights in the file's map: only the rest needs memory.
+    fn place_mapped(&self, model: &Model, device: &str, limit: u64) -> Result<usize, EngineError> {
+        let need = self.kv.saturating_add(self.activations);
+        if need > limit {
+            return Err(self.does_not_fit(model, device, need, limit, OTHER_ADVICE.into()));
+        }
+        Ok(self.images.len())
+    }
+
+    /// Streamed layers have to fit into RAM, all of them: better said before the first is read.
+    fn check_ram(&self, model: &Model, resident: usize) -> Result<(), EngineError> {
+        let need: u64 = self.images[resident..].iter().map(|image| image.bytes() as u64).sum();
+        match crate::platform::memory() {
+            Ok(ram) if need > ram.free => {
+                let advice = "close other programs, use a smaller model, or raise --vram-budget if one is set";
+                Err(self.does_not_fit(model, "RAM, for the streamed layers", need, ram.free, advice.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn does_not_fit(&self, model: &Model, device: &str, need: u64, limit: u64, advice: String) -> EngineError {
+        EngineError::DoesNotFit {
+            device: device.to_owned(),
+            need: ByteSize(need),
+            limit: ByteSize(limit),
+            weights: ByteSize(self.weights()),
+            kv: ByteSize(self.kv),
+            activations: ByteSize(self.activations),
+            context: model.config.dims.context,
+            advice,
+        }
+    }
 }
+
+const OTHER_ADVICE: &str =
+    "use a shorter context (-c), a smaller model, another --device, or a larger --vram-budget if one is set";
 
 /// Bytes that loading the model will report to its progress.
 ///
@@ -177,13 +210,14 @@ impl<D: Device + 'static> Session<D> {
         let wanted = options.wanted.clamp(1, max_batch);
         let needs = Needs::new(&model, max_batch, wanted)?;
         let free = dev.memory()?.free;
-        let limit = options.vram_budget.map_or(free.saturating_sub(HEADROOM), |budget| budget.min(free));
-        // Weights that are read where the file is mapped need no memory of the device's; a budget asks for streaming anyway.
-        let mapped = dev.in_place() && options.vram_budget.is_none();
-        let resident = match mapped {
-            true => needs.place(&model, dev.name(), limit.saturating_add(needs.weights()), false)?,
+        let usable = if dev.in_place() { free } else { free.saturating_sub(HEADROOM) };
+        let limit = options.vram_budget.map_or(usable, |budget| budget.min(usable));
+        // A budget asks for streaming even of weights that could be read where they are mapped.
+        let resident = match dev.in_place() && options.vram_budget.is_none() {
+            true => needs.place_mapped(&model, dev.name(), limit)?,
             false => needs.place(&model, dev.name(), limit, options.streaming)?,
         };
+        needs.check_ram(&model, resident)?;
 
         dev.load_kernels(&needs.types())?;
         dev.prepare(&dims, max_batch)?;
@@ -206,7 +240,7 @@ impl<D: Device + 'static> Session<D> {
             read_per_pass: needs.weights(),
             streamed_per_pass: layers.streamed_bytes(),
         };
-        Ok(Session { model, embedding, layers, head, kv, state, dev, memory, max_batch, wanted: 0 })
+        Ok(Session { model, embedding, layers, head, kv, state, dev, memory, max_batch, max_wanted: wanted, wanted: 0 })
     }
 }
 
@@ -229,7 +263,11 @@ impl<D: Device> Runner for Session<D> {
 
     fn pass(&mut self, tokens: &[u32], start: usize, wanted: usize) -> Result<(), EngineError> {
         let Config { dims, trained_context, .. } = &self.model.config;
-        if tokens.len() > self.max_batch || start + tokens.len() > dims.context {
+        if tokens.is_empty() || tokens.len() > self.max_batch || wanted > tokens.len().min(self.max_wanted) {
+            let (max_batch, max_wanted) = (self.max_batch, self.max_wanted);
+            return Err(EngineError::Pass { tokens: tokens.len(), wanted, max_batch, max_wanted });
+        }
+        if start.saturating_add(tokens.len()) > dims.context {
             let (max_new, context, trained) = (tokens.len(), dims.context, *trained_context);
             return Err(EngineError::Context { prompt: start, max_new, context, trained });
         }
@@ -248,8 +286,8 @@ impl<D: Device> Runner for Session<D> {
         Ok(self.dev.fetch(&self.state.logits, self.wanted, self.model.config.dims.vocab)?)
     }
 
-    fn argmax(&mut self) -> Result<u32, EngineError> {
+    fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
         let best = self.dev.argmax(&self.state.logits, self.wanted, self.model.config.dims.vocab)?;
-        Ok(best[self.wanted - 1])
+        Ok(best.last().copied().flatten())
     }
 }

@@ -73,6 +73,14 @@ impl Config {
         let keys = Keys { gguf, prefix: arch.name() };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
 
+        let parts = keys.gguf.metadata().u32("split.count")?.unwrap_or(1);
+        if parts > 1 {
+            let what = format!("a model in {parts} files (split.count; `llama-gguf-split --merge` makes it one)");
+            return Err(keys.unsupported(what));
+        }
+        if gguf.tensors().is_empty() {
+            return Err(keys.unsupported("a file without tensors (a vocabulary, say)".into()));
+        }
         let layers = size("block_count", gguf.tensors().len())?;
         let hidden = size("embedding_length", 1 << 20)?;
         let heads = size("attention.head_count", 1 << 14)?;
@@ -80,7 +88,15 @@ impl Config {
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(keys.bad("attention.head_count_kv", format!("{kv_heads} does not divide {heads} query heads")));
         }
-        let head_dim = keys.or("attention.key_length", hidden / heads)?;
+        let head_dim = match keys.gguf.metadata().u32(&keys.key("attention.key_length"))? {
+            Some(stated) => stated as usize,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                return Err(
+                    keys.bad("attention.head_count", format!("{heads} does not divide embedding_length {hidden}"))
+                );
+            }
+        };
         keys.within("attention.key_length", head_dim, 2, MAX_HEAD_DIM)?;
         let value_dim = keys.or("attention.value_length", head_dim)?;
         if value_dim != head_dim {
@@ -98,7 +114,10 @@ impl Config {
             return Err(keys.unsupported("a mixture of experts (expert_count)".into()));
         }
         let eps = keys.gguf.metadata().require_f32(&keys.key("attention.layer_norm_rms_epsilon"))?;
-        let ffn = size("feed_forward_length", 1 << 24)?;
+        if !(eps.is_finite() && eps >= 0.0) {
+            return Err(keys.bad("attention.layer_norm_rms_epsilon", format!("{eps} is not a number of 0 or more")));
+        }
+        let ffn = size("feed_forward_length", 1 << 22)?;
         let trained_context = size("context_length", 1 << 31)?;
         let context = context.unwrap_or(trained_context.min(default_context));
         if context == 0 || context > trained_context {
@@ -110,6 +129,10 @@ impl Config {
             ));
         }
         let vocab = gguf.require("token_embd.weight")?.rows() as usize;
+        // Products of sizes then fit 64 bits with room to spare, and counts of elements 32.
+        if vocab > 1 << 22 {
+            return Err(keys.unsupported(format!("a vocabulary of {vocab} tokens")));
+        }
 
         let dims =
             Dims { hidden, heads, kv_heads, head_dim, ffn, vocab, rope_dims, pairing: arch.pairing(), eps, context };

@@ -29,12 +29,19 @@ impl Rope {
         };
         let key = format!("{arch}.rope.freq_base");
         let base = positive(&key, f64::from(meta.f32(&key)?.unwrap_or(10_000.0)))?;
-        let scale = match meta.str(&format!("{arch}.rope.scaling.type"))? {
-            None | Some("none") => 1.0,
-            Some("linear") => {
-                let key = format!("{arch}.rope.scaling.factor");
-                positive(&key, f64::from(meta.require_f32(&key)?))?
+        // A factor without a type is linear, and so is the key that came before both.
+        let linear = |keys: &[&str]| -> Result<f64, ModelError> {
+            for key in keys {
+                let key = format!("{arch}.rope.{key}");
+                if let Some(factor) = meta.f32(&key)? {
+                    return positive(&key, f64::from(factor));
+                }
             }
+            Ok(1.0)
+        };
+        let scale = match meta.str(&format!("{arch}.rope.scaling.type"))? {
+            Some("none") => 1.0,
+            None | Some("linear") => linear(&["scaling.factor", "scale_linear"])?,
             Some(other) => {
                 let what = format!("rope scaling `{other}` ({arch}.rope.scaling.type)");
                 return Err(ModelError::Unsupported { file: gguf.name().to_owned(), what });
@@ -69,5 +76,46 @@ impl Rope {
     pub fn angles(&self, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
         let angles = positions.iter().flat_map(|&p| self.frequencies.iter().map(move |f| f64::from(p) * f));
         angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_abs_diff_eq;
+
+    use super::*;
+    use crate::gguf::Writer;
+
+    fn rope(set: impl Fn(&mut Writer)) -> Result<Rope, ModelError> {
+        let mut writer = Writer::new();
+        writer.set("llama.rope.freq_base", &10_000f32).unwrap();
+        set(&mut writer);
+        let bytes = writer.begin(Vec::new()).unwrap().finish().unwrap();
+        Rope::new(&Gguf::from_vec("test", bytes).unwrap(), "llama", 4)
+    }
+
+    /// Pair 0 turns by one radian a position, pair 1 by base^(-1/2) = 1/100, each divided by `factor`.
+    fn assert_scaled(rope: &Rope, factor: f32) {
+        let (cos, sin) = rope.angles(&[0, 300]);
+        let angles = [0.0, 0.0, 300.0 / factor, 3.0 / factor];
+        for ((cos, sin), angle) in cos.iter().zip(&sin).zip(angles) {
+            assert_abs_diff_eq!(*cos, angle.cos(), epsilon = 1e-4);
+            assert_abs_diff_eq!(*sin, angle.sin(), epsilon = 1e-4);
+        }
+    }
+
+    #[test]
+    fn linear_scaling_is_read_from_every_key_that_states_it() {
+        let key = |name: &str| format!("llama.rope.{name}");
+        assert_scaled(&rope(|_| ()).unwrap(), 1.0);
+        let typed = |w: &mut Writer| {
+            w.set(&key("scaling.type"), "linear").unwrap();
+            w.set(&key("scaling.factor"), &4f32).unwrap();
+        };
+        assert_scaled(&rope(typed).unwrap(), 4.0);
+        assert_scaled(&rope(|w| drop(w.set(&key("scaling.factor"), &4f32))).unwrap(), 4.0);
+        assert_scaled(&rope(|w| drop(w.set(&key("scale_linear"), &2f32))).unwrap(), 2.0);
+        assert!(rope(|w| drop(w.set(&key("scaling.type"), "yarn"))).is_err());
+        assert!(rope(|w| drop(w.set(&key("scaling.factor"), &0f32))).is_err());
     }
 }

@@ -48,9 +48,8 @@ pub(super) fn place<D: Transfer>(
     image: &Image,
     progress: Progress<'_>,
 ) -> Result<Views<D::Buf>, DeviceError> {
-    let shared =
-        image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<Option<Vec<_>>, _>>()?;
-    if let Some(tensors) = shared {
+    if dev.in_place() {
+        let tensors = image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<_, _>>()?;
         progress(image.bytes() as u64);
         return Ok(Views { tensors, bytes: 0 });
     }
@@ -64,19 +63,16 @@ pub(super) fn place<D: Transfer>(
 }
 
 /// A tensor where the file's map has it. One that needs converting gets memory of its own: those are a few vectors.
-fn share<D: Transfer>(
-    dev: &D,
-    gguf: &Arc<Gguf>,
-    placed: &Placed,
-) -> Result<Option<(TensorId, Weight<D>)>, DeviceError> {
+fn share<D: Transfer>(dev: &D, gguf: &Arc<Gguf>, placed: &Placed) -> Result<(TensorId, Weight<D>), DeviceError> {
     let Some(range) = placed.file_range(gguf) else {
         let data = placed.data(gguf);
         let buf = dev.alloc("a converted tensor", data.len())?;
         dev.write(&buf, 0, &data)?;
-        return Ok(Some((placed.id, view(placed, buf, 0))));
+        return Ok((placed.id, view(placed, buf, 0)));
     };
     let bytes = SharedBytes::new(gguf.clone(), range.start, range.end).expect("the reader checked the tensor's place");
-    Ok(dev.share(bytes).map(|buf| (placed.id, view(placed, buf, 0))))
+    let buf = dev.share(bytes).expect("a device that computes in place shares the file's bytes");
+    Ok((placed.id, view(placed, buf, 0)))
 }
 
 /// The head's weights, to stay on the device, and the device memory they took.

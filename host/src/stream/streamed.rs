@@ -24,6 +24,8 @@ struct Slot<D: Transfer> {
     holds: Option<(usize, D::Event)>,
     /// The end of the last computation that read the slot: no copy may start before.
     read_until: Option<D::Event>,
+    /// Setting that fence failed: nobody knows when the slot may be written again.
+    unfenced: bool,
 }
 
 /// The first layers resident, as many as fit, and the others streamed.
@@ -51,7 +53,7 @@ impl<D: Device> Streamed<D> {
         let slots = (0..SLOTS)
             .map(|i| {
                 let buf = dev.alloc(&format!("streaming slot {i}"), slot_bytes)?;
-                Ok(Slot { buf, holds: None, read_until: None })
+                Ok(Slot { buf, holds: None, read_until: None, unfenced: false })
             })
             .collect::<Result<Vec<Slot<D>>, DeviceError>>()?;
         let (mut places, mut resident_bytes) = (Vec::with_capacity(images.len()), 0);
@@ -84,6 +86,10 @@ impl<D: Device> Streamed<D> {
             unreachable!("only streamed layers are fetched");
         };
         let slot = &mut self.slots[index];
+        if slot.unfenced {
+            let message = "an earlier error left a slot in unknown use".into();
+            return Err(DeviceError::Driver { call: "streaming", message });
+        }
         // A copy that fails halfway leaves neither the old layer nor the new one in the slot.
         slot.holds = None;
         let mut end = None;
@@ -115,11 +121,16 @@ impl<D: Device> Layers<D> for Streamed<D> {
             dev.compute_waits(copied)?;
         }
         let result = f(dev, &views[index]);
-        let end = dev.mark();
-        if let Ok(end) = &end {
-            slot.read_until = Some(end.clone());
+        match dev.mark() {
+            Ok(end) => {
+                slot.read_until = Some(end);
+                result
+            }
+            Err(e) => {
+                slot.unfenced = true;
+                result.and(Err(e))
+            }
         }
-        result.and(end.map(drop))
     }
 
     fn streamed_bytes(&self) -> u64 {

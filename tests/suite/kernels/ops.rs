@@ -249,17 +249,6 @@ pub fn swiglu<D: Driver>(lab: &mut Lab<D>) {
     }
 }
 
-/// y += x, also where a thread has more than one element.
-pub fn add<D: Driver>(lab: &mut Lab<D>) {
-    for n in [1, 255, 257, 4096 * 256 + 300] {
-        let (x, y) = (lab.floats(n), lab.floats(n));
-        let (x_mem, y_mem) = (lab.input(&x), lab.output(&y));
-        lab.launch::<ops::add>(ops::elementwise_grid(n as u32), (pointer::<D, _>(&x_mem), y_mem.pointer(), n as u32));
-        let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| y + x).collect();
-        assert!(lab.read::<f32>(&y_mem) == expected, "{n} elements");
-    }
-}
-
 /// Rows in any order, also repeated.
 pub fn gather_rows<D: Driver>(lab: &mut Lab<D>) {
     for n in [1, 32, 255, 300] {

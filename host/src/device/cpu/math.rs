@@ -47,13 +47,12 @@ pub fn attend(q: &[f32], k: &[f16], v: &[f16], y: &mut [f32]) {
     }
 }
 
-/// The index of the largest element; the lowest wins a tie, and NaN never wins.
-pub fn argmax(x: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (i, &value) in x.iter().enumerate() {
-        if value > best.1 {
-            best = (i, value);
-        }
-    }
-    best.0 as u32
+/// The index of the largest element; the lowest wins a tie. None where no element is a number.
+pub fn argmax(x: &[f32]) -> Option<u32> {
+    let better = |best: Option<(u32, f32)>, (i, value): (u32, f32)| match best {
+        Some((_, most)) if value <= most || value.is_nan() => best,
+        None if value.is_nan() => None,
+        _ => Some((i, value)),
+    };
+    (0..).zip(x.iter().copied()).fold(None, better).map(|(i, _)| i)
 }

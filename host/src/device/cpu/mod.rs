@@ -258,7 +258,7 @@ impl Device for CpuDevice {
         let (data, row_bytes) = Self::weight(&bytes, weight)?;
         let (rows, cols, x) = (weight.rows, weight.cols, x.rows(n));
         // One row of W serves all tokens, so it is decoded once; `columns` is y transposed, written row by row.
-        let mut columns = vec![0.0f32; rows * n];
+        let mut columns: Vec<f32> = crate::platform::zeroed("a matrix's output", rows * n)?;
         columns.par_chunks_mut(n).zip(data.par_chunks_exact(row_bytes)).enumerate().for_each_init(
             || vec![0.0f32; cols],
             |decoded, (r, (out, row))| {
@@ -343,10 +343,12 @@ impl Device for CpuDevice {
     }
 
     fn fetch(&mut self, x: &CpuAct, rows: usize, width: usize) -> Result<Vec<f32>> {
-        Ok(x.data[..rows * width].to_vec())
+        let mut out = crate::platform::zeroed("fetched activations", rows * width)?;
+        out.copy_from_slice(&x.data[..rows * width]);
+        Ok(out)
     }
 
-    fn argmax(&mut self, x: &CpuAct, rows: usize, width: usize) -> Result<Vec<u32>> {
+    fn argmax(&mut self, x: &CpuAct, rows: usize, width: usize) -> Result<Vec<Option<u32>>> {
         Ok(x.data.chunks_exact(width).take(rows).map(math::argmax).collect())
     }
 }

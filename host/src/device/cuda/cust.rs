@@ -44,12 +44,13 @@ pub struct CustDriver {
 }
 
 impl CustDriver {
-    /// Opens the GPU `index` (in the driver's order, after `CUDA_VISIBLE_DEVICES`).
+    /// Opens the GPU `index` (in the driver's order, after `CUDA_VISIBLE_DEVICES`). `announce` is told when compiling the
+    /// kernels takes long.
     ///
     /// # Errors
     /// [`DeviceError::Unavailable`] says what is missing: driver, GPU, or one new enough; and the way out.
-    pub fn open(index: usize) -> Result<CustDriver> {
-        CustDriver::with_modules(index, ptx::module)
+    pub fn open(index: usize, announce: fn(&str)) -> Result<CustDriver> {
+        CustDriver::with_modules(index, ptx::module, announce)
     }
 
     /// How many GPUs there are, at least one.
@@ -60,9 +61,9 @@ impl CustDriver {
         gpu::count()
     }
 
-    fn with_modules(index: usize, source: Source) -> Result<CustDriver> {
+    fn with_modules(index: usize, source: Source, announce: fn(&str)) -> Result<CustDriver> {
         let gpu = Rc::new(Gpu::open(index)?);
-        Ok(CustDriver { modules: Modules::new(gpu.clone(), source), staging: OnceCell::new(), gpu })
+        Ok(CustDriver { modules: Modules::new(gpu.clone(), source, announce), staging: OnceCell::new(), gpu })
     }
 
     /// The staging buffers, page-locked at the first write (some 10 ms).

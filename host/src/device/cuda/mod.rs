@@ -39,6 +39,10 @@ struct Pass<M> {
     sin: M,
     /// `[max_tokens]` u32: argmax's results.
     best: M,
+    /// Tokens of the batch that `begin` checked and wrote.
+    tokens_begun: usize,
+    /// How many of them it wants.
+    wanted_begun: usize,
 }
 
 /// Activations: F32, `[rows x width]`.
@@ -55,7 +59,7 @@ pub struct CudaKv<D: Driver> {
 impl<D: Driver> CudaAct<D> {
     /// The device address, after checking that `elements` fit: kernels trust it.
     fn ptr(&self, what: &'static str, elements: usize) -> Result<*mut f32> {
-        in_range(what, 0, elements * size_of::<f32>(), D::len(&self.mem))?;
+        in_range(what, 0, elements.saturating_mul(size_of::<f32>()), D::len(&self.mem))?;
         Ok(D::address(&self.mem) as *mut f32)
     }
 }
@@ -97,8 +101,27 @@ impl<D: Driver> CudaDevice<D> {
         let row_bytes = w.ty.row_bytes(w.cols).ok_or_else(|| {
             DeviceError::Unsupported(format!("a {} tensor cannot have rows of {} elements", w.ty, w.cols))
         })?;
-        in_range("weights", w.offset, w.rows * row_bytes, D::len(&w.buf))?;
+        in_range("weights", w.offset, w.rows.saturating_mul(row_bytes), D::len(&w.buf))?;
         Ok((D::address(&w.buf) + w.offset as u64) as *const u8)
+    }
+
+    /// The address of a vector, after checking that it is one of `len` F32 numbers.
+    fn vector(w: &Tensor<Rc<D::Mem>>, len: usize) -> Result<*const f32> {
+        if (w.ty, w.rows, w.cols) != (TensorType::F32, 1, len) {
+            let what =
+                format!("a vector of {} {} elements in {} rows, where {len} F32 are needed", w.cols, w.ty, w.rows);
+            return Err(DeviceError::Unsupported(what));
+        }
+        Self::weight(w).map(<*const u8>::cast)
+    }
+
+    /// What `begin` wrote, after checking that it was for a batch of as many tokens.
+    fn begun(&self, batch: &Batch) -> Result<&Pass<D::Mem>> {
+        let pass = self.pass();
+        if (pass.tokens_begun, pass.wanted_begun) == (batch.len(), batch.want.len()) {
+            return Ok(pass);
+        }
+        Err(DeviceError::Unsupported("a stage of another batch than the one that was begun".into()))
     }
 }
 
@@ -234,6 +257,8 @@ impl<D: Driver> Device for CudaDevice<D> {
             cos: alloc(dims.rope_dims / 2)?,
             sin: alloc(dims.rope_dims / 2)?,
             best: alloc(1)?,
+            tokens_begun: 0,
+            wanted_begun: 0,
         });
         self.scratch = Some(new_scratch(self, dims, max_tokens)?);
         Ok(())
@@ -253,7 +278,7 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn kv(&self) -> Result<CudaKv<D>> {
-        let bytes = self.dims().kv_bytes() / 2;
+        let bytes = self.dims().kv_bytes() as usize / 2;
         Ok(CudaKv { k: self.driver.alloc("the KV cache", bytes)?, v: self.driver.alloc("the KV cache", bytes)? })
     }
 
@@ -261,16 +286,35 @@ impl<D: Driver> Device for CudaDevice<D> {
         &mut self.scratch
     }
 
+    /// Checks all that kernels will trust: ids, positions and indices inside their ranges, one of each per token.
     fn begin(&mut self, batch: &Batch) -> Result<()> {
-        let (pass, write) = (self.pass(), |mem, bytes: &[u8]| self.driver.write(mem, 0, bytes));
+        let (pass, n) = (self.pass.as_mut().expect("prepare() comes first"), batch.len());
+        let below = |values: &[u32], limit: usize| values.iter().all(|&v| (v as usize) < limit);
+        let angles = n * (pass.dims.rope_dims / 2);
+        let lengths = (batch.positions.len(), batch.cos.len(), batch.sin.len()) == (n, angles, angles);
+        let ranges = below(&batch.tokens, pass.dims.vocab)
+            && below(&batch.positions, pass.dims.context)
+            && below(&batch.want, n);
+        if !lengths || !ranges {
+            return Err(DeviceError::Unsupported("a batch whose tokens, positions or rows are out of range".into()));
+        }
+        pass.tokens_begun = 0;
+        let write = |mem, bytes: &[u8]| self.driver.write(mem, 0, bytes);
         write(&pass.tokens, bytes_of(&batch.tokens))?;
         write(&pass.positions, bytes_of(&batch.positions))?;
         write(&pass.cos, bytes_of(&batch.cos))?;
         write(&pass.sin, bytes_of(&batch.sin))?;
-        if batch.want.is_empty() { Ok(()) } else { write(&pass.want, bytes_of(&batch.want)) }
+        if !batch.want.is_empty() {
+            write(&pass.want, bytes_of(&batch.want))?;
+        }
+        (pass.tokens_begun, pass.wanted_begun) = (n, batch.want.len());
+        Ok(())
     }
 
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CudaAct<D>) -> Result<()> {
+        if table.rows != self.begun(batch)?.dims.vocab {
+            return Err(DeviceError::Unsupported(format!("an embedding table of {} rows", table.rows)));
+        }
         let launch = Embed {
             driver: &self.driver,
             table: Self::weight(table)?,
@@ -290,12 +334,12 @@ impl<D: Driver> Device for CudaDevice<D> {
         let (width, eps) = (w.cols, self.dims().eps);
         let args = (
             x.ptr("RMSNorm's input", n * width)?.cast_const(),
-            Self::weight(w)?.cast::<f32>(),
+            Self::vector(w, width)?,
             y.ptr("RMSNorm's output", n * width)?,
             width as u32,
             eps,
         );
-        // SAFETY: every extent was checked against its buffer; vectors are F32 in every image.
+        // SAFETY: every extent and the vector's type were checked.
         unsafe { self.driver.launch::<ops::rms_norm>(ops::rms_norm_grid(n as u32), args) }
     }
 
@@ -311,7 +355,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             driver: &self.driver,
             w: Self::weight(&w.weight)?,
             x: x.ptr("a matrix's input", n * w.weight.cols)?,
-            bias: w.bias.as_ref().map_or(Ok(std::ptr::null()), |b| Self::weight(b).map(<*const u8>::cast))?,
+            bias: w.bias.as_ref().map_or(Ok(std::ptr::null()), |b| Self::vector(b, w.weight.rows))?,
             y: y.ptr("a matrix's output", n * w.weight.rows)?,
             rows: w.weight.rows as u32,
             cols: w.weight.cols as u32,
@@ -322,7 +366,7 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn rope(&mut self, batch: &Batch, heads: usize, x: &mut CudaAct<D>) -> Result<()> {
-        let pass = self.pass();
+        let pass = self.begun(batch)?;
         let Dims { head_dim, rope_dims, pairing, .. } = pass.dims;
         let grid = ops::rope_grid(batch.len() as u32, heads as u32, rope_dims as u32);
         let args = (
@@ -333,7 +377,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             head_dim as u32,
             rope_dims as u32,
         );
-        // SAFETY: `begin` wrote the batch's angles; x was checked.
+        // SAFETY: `begin` checked and wrote this batch's angles; x was checked.
         unsafe {
             match pairing {
                 Pairing::Adjacent => self.driver.launch::<ops::rope_adjacent>(grid, args),
@@ -343,7 +387,7 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn append(&mut self, batch: &Batch, k: &CudaAct<D>, v: &CudaAct<D>, kv: &mut CudaKv<D>) -> Result<()> {
-        let pass = self.pass();
+        let pass = self.begun(batch)?;
         let elements = batch.len() * pass.dims.kv_width();
         let Dims { kv_heads, head_dim, context, .. } = pass.dims;
         let args = (
@@ -357,12 +401,12 @@ impl<D: Driver> Device for CudaDevice<D> {
             context as u32,
         );
         let grid = ops::kv_append_grid(batch.len() as u32, kv_heads as u32, head_dim as u32);
-        // SAFETY: k and v were checked; the batch's positions are below the context that the caches were made for.
+        // SAFETY: k and v were checked; `begin` checked that the positions are below the context that the caches were made for.
         unsafe { self.driver.launch::<ops::kv_append>(grid, args) }
     }
 
     fn attention(&mut self, batch: &Batch, q: &CudaAct<D>, kv: &CudaKv<D>, y: &mut CudaAct<D>) -> Result<()> {
-        let pass = self.pass();
+        let pass = self.begun(batch)?;
         let elements = batch.len() * pass.dims.q_width();
         let Dims { heads, kv_heads, head_dim, context, .. } = pass.dims;
         let args = (
@@ -378,36 +422,39 @@ impl<D: Driver> Device for CudaDevice<D> {
             1.0 / (head_dim as f32).sqrt(),
         );
         let grid = ops::attention_grid(batch.len() as u32, heads as u32);
-        // SAFETY: q and y were checked; the batch's positions are below the context that the caches were made for.
+        // SAFETY: q and y were checked; `begin` checked that the positions are below the context that the caches were made for.
         unsafe { self.driver.launch::<ops::attention>(grid, args) }
     }
 
     fn swiglu(&mut self, n: usize, gate: &mut CudaAct<D>, up: &CudaAct<D>) -> Result<()> {
         let elements = n * self.dims().ffn;
-        let args = (gate.ptr("gate", elements)?, up.ptr("up", elements)?.cast_const(), elements as u32);
+        let count = u32::try_from(elements);
+        let count =
+            count.map_err(|_| DeviceError::Unsupported(format!("{elements} activations of a layer at once")))?;
+        let args = (gate.ptr("gate", elements)?, up.ptr("up", elements)?.cast_const(), count);
         // SAFETY: both were checked.
-        unsafe { self.driver.launch::<ops::swiglu>(ops::elementwise_grid(elements as u32), args) }
+        unsafe { self.driver.launch::<ops::swiglu>(ops::elementwise_grid(count), args) }
     }
 
     fn gather(&mut self, batch: &Batch, x: &CudaAct<D>, y: &mut CudaAct<D>) -> Result<()> {
-        let (pass, rows) = (self.pass(), batch.want.len());
+        let (pass, rows) = (self.begun(batch)?, batch.want.len());
         let args = (
             x.ptr("hidden states", batch.len() * pass.dims.hidden)?.cast_const(),
             D::address(&pass.want) as *const u32,
             y.ptr("wanted rows", rows * pass.dims.hidden)?,
             pass.dims.hidden as u32,
         );
-        // SAFETY: x and y were checked; `want` holds indices below the batch's length.
+        // SAFETY: x and y were checked; `begin` checked that `want` is below the batch's length.
         unsafe { self.driver.launch::<ops::gather_rows>(ops::gather_rows_grid(rows as u32), args) }
     }
 
     fn fetch(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; rows * width];
+        let mut out = crate::platform::zeroed("fetched activations", rows * width)?;
         self.driver.read(&x.mem, 0, bytes_of_mut(&mut out))?;
         Ok(out)
     }
 
-    fn argmax(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<u32>> {
+    fn argmax(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<Option<u32>>> {
         let best = &self.pass().best;
         in_range("argmax's output", 0, rows * 4, D::len(best))?;
         let args = (x.ptr("logits", rows * width)?.cast_const(), D::address(best) as *mut u32, width as u32);
@@ -415,6 +462,6 @@ impl<D: Driver> Device for CudaDevice<D> {
         unsafe { self.driver.launch::<ops::argmax>(ops::argmax_grid(rows as u32), args)? };
         let mut out = vec![0u32; rows];
         self.driver.read(best, 0, bytes_of_mut(&mut out))?;
-        Ok(out)
+        Ok(out.into_iter().map(|index| Some(index).filter(|&index| index != u32::MAX)).collect())
     }
 }

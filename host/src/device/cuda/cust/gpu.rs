@@ -19,9 +19,6 @@ type Result<T> = std::result::Result<T, DeviceError>;
 const MIN_DRIVER: i32 = 11040;
 /// The least compute capability: the kernels are compiled for sm_80.
 const MIN_CAPABILITY: (i32, i32) = (8, 0);
-/// The end of every message about a GPU that cannot be used.
-const WAY_OUT: &str = "--device cpu runs without a GPU";
-
 /// An open GPU: its primary context and the two queues. Every handle holds it through an `Rc`, so the context outlives
 /// them all; that also keeps them on the thread that opened it.
 pub(super) struct Gpu {
@@ -148,7 +145,7 @@ impl std::fmt::Display for Version {
 }
 
 fn unavailable(why: String) -> DeviceError {
-    DeviceError::Unavailable { why: format!("{why}; {WAY_OUT}") }
+    DeviceError::Unavailable { why }
 }
 
 fn refused(call: &str, code: Code) -> DeviceError {

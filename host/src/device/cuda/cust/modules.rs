@@ -26,14 +26,15 @@ pub(super) type Source = fn(&str) -> Option<&'static str>;
 pub(super) struct Modules {
     gpu: Rc<Gpu>,
     source: Source,
+    announce: fn(&str),
     loaded: RefCell<HashMap<&'static str, CUmodule>>,
     /// By module and name: looked up at every launch.
     kernels: RefCell<HashMap<(&'static str, &'static str), CUfunction>>,
 }
 
 impl Modules {
-    pub fn new(gpu: Rc<Gpu>, source: Source) -> Modules {
-        Modules { gpu, source, loaded: RefCell::default(), kernels: RefCell::default() }
+    pub fn new(gpu: Rc<Gpu>, source: Source, announce: fn(&str)) -> Modules {
+        Modules { gpu, source, announce, loaded: RefCell::default(), kernels: RefCell::default() }
     }
 
     /// The kernel `name` of `module`, which is loaded if it isn't yet.
@@ -62,7 +63,7 @@ impl Modules {
             kernel,
             message: format!("this program contains no kernel module {name}"),
         })?;
-        let module = announced(name, || compile(ptx)).map_err(|(code, log)| {
+        let module = announced(self.announce, name, || compile(ptx)).map_err(|(code, log)| {
             let message = format!("the driver refused the kernel module {name}{log}");
             self.gpu.kernel_error("cuModuleLoadDataEx", code, kernel, message)
         })?;
@@ -125,14 +126,14 @@ fn text(log: &[u8]) -> String {
     String::from_utf8_lossy(&log[..end]).into_owned()
 }
 
-/// Runs `work`, and says on stderr what takes so long once it has taken a second: the first run on a machine compiles,
-/// later ones find the result in the driver's cache.
-fn announced<T>(module: &str, work: impl FnOnce() -> T) -> T {
+/// Runs `work`, and says what takes so long once it has taken a second: the first run on a machine compiles, later ones
+/// find the result in the driver's cache. Where no thread can be started for that, nothing is said.
+fn announced<T>(announce: fn(&str), module: &str, work: impl FnOnce() -> T) -> T {
     let (done, waiting) = mpsc::channel::<()>();
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let _ = thread::Builder::new().spawn_scoped(scope, move || {
             if waiting.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("compiling GPU kernels ({module}) ...");
+                announce(&format!("compiling GPU kernels ({module}) ..."));
             }
         });
         let result = work();

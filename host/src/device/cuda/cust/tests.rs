@@ -57,7 +57,7 @@ fn modules(name: &str) -> Option<&'static str> {
 }
 
 fn open() -> CustDriver {
-    CustDriver::with_modules(0, modules).unwrap()
+    CustDriver::with_modules(0, modules, |line| eprintln!("{line}")).unwrap()
 }
 
 fn why(result: Result<CustDriver>) -> String {
@@ -85,7 +85,7 @@ fn no_driver_is_said_with_the_way_out() {
     if fake::outer(&format!("{HERE}no_driver_is_said_with_the_way_out"), &settings).is_some() {
         return;
     }
-    let message = why(CustDriver::open(0));
+    let message = why(CustDriver::open(0, |_| ()));
     for part in ["not installed or not visible", "/nonexistent/libcuda.so.1", "--device cpu"] {
         assert!(message.contains(part), "{message}");
     }
@@ -106,7 +106,7 @@ fn unusable_devices_are_named_with_the_reason() {
     for (number, (variable, value, _)) in cases.iter().enumerate() {
         let name = format!("{HERE}unusable_devices_are_named_with_the_reason");
         if fake::outer_with_driver(&name, &[("CASE", &number.to_string()), (variable, value)]).is_none() {
-            let message = why(CustDriver::open(0));
+            let message = why(CustDriver::open(0, |_| ()));
             let case: usize = env::var("CASE").unwrap().parse().unwrap();
             for part in cases[case].2.iter().chain(&["no CUDA device: ", "--device cpu"]) {
                 assert!(message.contains(part), "{part:?} is not in {message:?}");
@@ -120,10 +120,10 @@ fn unusable_devices_are_named_with_the_reason() {
 fn an_index_beyond_the_devices_is_said_with_their_number() {
     with_driver!("an_index_beyond_the_devices_is_said_with_their_number", "FAKE_CUDA_DEVICES" = "2");
     assert_eq!(CustDriver::count().unwrap(), 2);
-    assert_eq!(CustDriver::open(1).unwrap().name(), "cuda:1 Fake 1");
-    let message = why(CustDriver::open(2));
+    assert_eq!(CustDriver::open(1, |_| ()).unwrap().name(), "cuda:1 Fake 1");
+    let message = why(CustDriver::open(2, |_| ()));
     assert!(message.contains("no cuda:2") && message.contains("2 are visible"), "{message}");
-    assert!(why(CustDriver::open(usize::MAX)).contains("no cuda:18446744073709551615"));
+    assert!(why(CustDriver::open(usize::MAX, |_| ())).contains("no cuda:18446744073709551615"));
 }
 
 #[test]
