@@ -1,6 +1,7 @@
 //! The engine's tests: one binary, a module per area.
 
 mod bad_input;
+mod batches;
 mod commands;
 mod generate;
 mod gguf;

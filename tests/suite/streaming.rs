@@ -14,8 +14,7 @@ use std::{
 use ntransformer::{
     cli::synth::{Quant, Shape},
     device::{
-        Batch, Device, DeviceError, Dims, Epilogue, Layer, Linear, MemoryInfo, Scratch, SharedBytes, Tensor, Transfer,
-        Weight,
+        Batch, Device, DeviceError, Dims, Epilogue, Layer, Linear, MemoryInfo, Scratch, Tensor, Transfer, Weight,
     },
     gguf::Gguf,
     model::{Layers, Model},
@@ -63,6 +62,8 @@ struct Recorder {
     ops: RefCell<Vec<Op>>,
     /// The upload that fails, counted down to 0.
     fail_upload: Cell<Option<usize>>,
+    /// Marks fail.
+    fail_marks: Cell<bool>,
     races: RefCell<Vec<String>>,
 }
 
@@ -114,14 +115,6 @@ impl Transfer for Recorder {
         Ok(vec![0xEE; bytes])
     }
 
-    fn in_place(&self) -> bool {
-        false
-    }
-
-    fn share(&self, _bytes: SharedBytes) -> Option<Rc<Memory>> {
-        None
-    }
-
     fn write(&self, dst: &Rc<Memory>, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         dst.bytes.borrow_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
@@ -157,7 +150,10 @@ impl Transfer for Recorder {
     }
 
     fn mark(&self) -> Result<Ended, DeviceError> {
-        Ok(self.compute_queue.get())
+        match self.fail_marks.get() {
+            true => Err(DeviceError::Unsupported("this mark fails".into())),
+            false => Ok(self.compute_queue.get()),
+        }
     }
 
     fn compute_waits(&self, event: &Ended) -> Result<(), DeviceError> {
@@ -351,6 +347,23 @@ fn a_computation_that_fails_is_fenced() {
 }
 
 /// Layers in any order, as skipped layers and rejected drafts will ask for them, and failures anywhere.
+#[test]
+fn a_slot_without_a_fence_is_not_overwritten() {
+    let mut stage = Stage::new(0);
+    stage.compute(0, true).unwrap();
+    stage.dev.fail_marks.set(true);
+    assert!(stage.compute(1, true).is_err(), "a computation that cannot be fenced is an error");
+    stage.dev.fail_marks.set(false);
+    // Layer 2 is in the other slot, and its successor would overwrite layer 1's.
+    let message = stage.compute(2, true).unwrap_err().to_string();
+    assert!(message.contains("slot"), "{message}");
+    // Layer 1 is still there: computing it again, with a fence, frees its slot.
+    stage.compute(1, true).unwrap();
+    stage.compute(2, true).unwrap();
+    stage.compute(3, true).unwrap();
+    stage.assert_no_races();
+}
+
 #[test]
 fn any_order_with_failures() {
     let mut rng = SmallRng::seed_from_u64(11);

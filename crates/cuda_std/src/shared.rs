@@ -19,16 +19,8 @@ macro_rules! shared_array {
                     const ($len) * ::core::mem::size_of::<$ty>()
                 );
             }
-            let address: u64;
-            // SAFETY: reads the address of an array that the line above declares.
-            unsafe {
-                ::core::arch::asm!(
-                    concat!("mov.u64 {0}, ", stringify!($name), ";"), "cvta.shared.u64 {0}, {0};",
-                    out(reg64) address, options(pure, nomem, nostack)
-                );
-            }
-            // SAFETY: it is an address of shared memory.
-            unsafe { $crate::in_shared_memory(address as *mut $ty) }
+            // SAFETY: the array is declared above.
+            unsafe { $crate::shared_address!($name: $ty) }
         };
         #[cfg(not(target_arch = "nvptx64"))]
         let pointer: *mut $ty = {
@@ -52,16 +44,8 @@ macro_rules! dynamic_shared {
             mod declaration {
                 ::core::arch::global_asm!(concat!(".extern .shared .align 16 .b8 ", stringify!($name), "[];"));
             }
-            let address: u64;
-            // SAFETY: reads the address of an array that the line above declares.
-            unsafe {
-                ::core::arch::asm!(
-                    concat!("mov.u64 {0}, ", stringify!($name), ";"), "cvta.shared.u64 {0}, {0};",
-                    out(reg64) address, options(pure, nomem, nostack)
-                );
-            }
-            // SAFETY: it is an address of shared memory.
-            unsafe { $crate::in_shared_memory(address as *mut $ty) }
+            // SAFETY: the array is declared above.
+            unsafe { $crate::shared_address!($name: $ty) }
         };
         #[cfg(not(target_arch = "nvptx64"))]
         let pointer: *mut $ty = {
@@ -69,5 +53,20 @@ macro_rules! dynamic_shared {
             $crate::host_dynamic_shared().cast()
         };
         pointer
+    }};
+}
+
+/// For [`shared_array!`] and [`dynamic_shared!`] alone: the generic address of the array that is called `$name` in the PTX.
+#[cfg(target_arch = "nvptx64")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! shared_address {
+    ($name:ident: $ty:ty) => {{
+        let address: u64;
+        ::core::arch::asm!(
+            concat!("mov.u64 {0}, ", stringify!($name), ";"), "cvta.shared.u64 {0}, {0};",
+            out(reg64) address, options(pure, nomem, nostack)
+        );
+        $crate::in_shared_memory(address as *mut $ty)
     }};
 }

@@ -43,10 +43,14 @@ pub trait Transfer {
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Buf>;
     /// Page-locked host memory.
     fn pinned(&self, what: &str, bytes: usize) -> Result<Self::Pinned>;
-    /// The device computes in host memory: [`Transfer::share`] gives a buffer, and resident weights cost none.
-    fn in_place(&self) -> bool;
-    /// A buffer that is `bytes` itself, on devices that compute in host memory.
-    fn share(&self, bytes: SharedBytes) -> Option<Self::Buf>;
+    /// The device computes in host memory: resident weights are [`Transfer::share`]d and cost none of it.
+    fn in_place(&self) -> bool {
+        false
+    }
+    /// A buffer that is `bytes` itself, on devices that compute in place.
+    fn share(&self, _bytes: SharedBytes) -> Result<Self::Buf> {
+        Err(DeviceError::Unsupported(format!("{} does not compute in host memory", self.name())))
+    }
     /// Copies `bytes` to `dst[offset..]` before anything that is queued later; `bytes` may be reused on return.
     fn write(&self, dst: &Self::Buf, offset: usize, bytes: &[u8]) -> Result<()>;
     /// Starts copying `src[range]` to `dst[offset..]`, beside the computation, once `after` has passed. The event is the

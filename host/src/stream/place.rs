@@ -71,8 +71,7 @@ fn share<D: Transfer>(dev: &D, gguf: &Arc<Gguf>, placed: &Placed) -> Result<(Ten
         return Ok((placed.id, view(placed, buf, 0)));
     };
     let bytes = SharedBytes::new(gguf.clone(), range.start, range.end).expect("the reader checked the tensor's place");
-    let buf = dev.share(bytes).expect("a device that computes in place shares the file's bytes");
-    Ok((placed.id, view(placed, buf, 0)))
+    Ok((placed.id, view(placed, dev.share(bytes)?, 0)))
 }
 
 /// The head's weights, to stay on the device, and the device memory they took.

@@ -123,7 +123,8 @@ impl<D: Device> Layers<D> for Streamed<D> {
         let result = f(dev, &views[index]);
         match dev.mark() {
             Ok(end) => {
-                slot.read_until = Some(end);
+                // The queue's end now is also behind what an earlier mark should have fenced.
+                (slot.read_until, slot.unfenced) = (Some(end), false);
                 result
             }
             Err(e) => {

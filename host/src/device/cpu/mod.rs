@@ -131,8 +131,8 @@ impl Transfer for CpuDevice {
         true
     }
 
-    fn share(&self, bytes: SharedBytes) -> Option<CpuBuf> {
-        Some(CpuBuf::Shared(bytes))
+    fn share(&self, bytes: SharedBytes) -> Result<CpuBuf> {
+        Ok(CpuBuf::Shared(bytes))
     }
 
     fn write(&self, dst: &CpuBuf, offset: usize, bytes: &[u8]) -> Result<()> {

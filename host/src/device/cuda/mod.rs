@@ -15,8 +15,8 @@ use quant::TensorType;
 
 use self::driver::Driver;
 use super::{
-    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
-    Transfer, Weight, new_scratch,
+    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, Tensor, Transfer, Weight,
+    new_scratch,
 };
 
 /// A device whose kernels `D` runs.
@@ -144,14 +144,6 @@ impl<D: Driver> Transfer for CudaDevice<D> {
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<D::Pinned> {
         self.driver.pinned(what, bytes)
-    }
-
-    fn in_place(&self) -> bool {
-        false
-    }
-
-    fn share(&self, _bytes: SharedBytes) -> Option<Rc<D::Mem>> {
-        None
     }
 
     fn write(&self, dst: &Rc<D::Mem>, offset: usize, bytes: &[u8]) -> Result<()> {
