@@ -216,6 +216,22 @@ fn metadata_that_make_no_sense() {
     folder.refused("bos.gguf", &bos, &["tokenizer.ggml.bos_token_id", "tokens"]);
 }
 
+/// Both ways of choosing a token notice it, on the CPU and in the kernel.
+#[test]
+fn weights_that_are_no_numbers() {
+    let folder = Folder::new();
+    let demo = demo::gguf().unwrap();
+    let norm = demo.require("output_norm.weight").unwrap();
+    let start = demo.tensor_file_offset(norm) as usize;
+    let mut bytes = demo::BYTES.to_vec();
+    bytes[start..start + norm.bytes as usize].fill(0xff);
+    let path = folder.file("nan.gguf", &bytes);
+    for (device, temperature) in [("cpu", "0"), ("cpu", "0.8"), ("emulator", "0")] {
+        let args = ["-m", path.to_str().unwrap(), "--device", device, "-n", "2", "-c", "32", "-t", temperature];
+        refused(&args, &["logits", "are not numbers"]);
+    }
+}
+
 #[test]
 fn requests_that_cannot_be_met() {
     let folder = Folder::new();
