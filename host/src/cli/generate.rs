@@ -7,12 +7,11 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{interrupt, open::ModelArgs};
+use super::{interrupt, open::ModelArgs, sampling::SamplingArgs};
 use crate::engine::{
-    EncodeOptions, Event, Generated, Runner, Sampler, Sampling, Stop, Timing, Tokenizer, Utf8Stream, check_length,
-    generate,
+    EncodeOptions, Event, Generated, Runner, Stop, Timing, Tokenizer, Utf8Stream, check_length, generate,
 };
 
 /// New tokens when -n is not given, unless the context holds fewer.
@@ -32,32 +31,14 @@ pub struct GenerateArgs {
     /// New tokens at most. 512 or what the context holds if absent.
     #[arg(short, long, value_name = "N")]
     n_predict: Option<usize>,
-    /// Randomness: 0 always takes the most likely token.
-    #[arg(short, long, value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
-    temperature: f32,
-    /// Choose among the K most likely tokens only; 0 for all.
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
-    /// Choose among the most likely tokens that have probability P together; 1 for all.
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
-    top_p: f32,
-    /// Seed of the random numbers. A new one each time if absent.
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
     context: Option<usize>,
     /// Print one JSON object at the end instead of text.
     #[arg(long)]
     json: bool,
-}
-
-fn non_negative(s: &str) -> Result<f32, String> {
-    s.parse().ok().filter(|t: &f32| t.is_finite() && *t >= 0.0).ok_or("expected a number, 0 or more".into())
-}
-
-fn probability(s: &str) -> Result<f32, String> {
-    s.parse().ok().filter(|p: &f32| 0.0 < *p && *p <= 1.0).ok_or("expected a number above 0 and up to 1".into())
 }
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
@@ -69,23 +50,18 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let config = &opened.model.config;
     let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(config.dims.context.saturating_sub(prompt.len()).max(1)));
     check_length(config, &prompt, length)?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed.unwrap_or_else(rand::random),
-    };
+    let mut sampler = args.sampling.sampler(&tokenizer, config.dims.vocab)?;
     let mut runner = args.model.load(opened.model, 1)?;
     if args.model.verbose {
-        args.model.say(&format!("{sampling:?}, up to {length} tokens after {} of prompt", prompt.len()));
-    } else if !sampling.is_greedy() {
-        args.model.say(&format!("seed: {}", sampling.seed));
+        args.model.say(&args.sampling.describe(&sampler));
+        args.model.say(&format!("up to {length} tokens after {} of prompt", prompt.len()));
+    } else if !sampler.sampling().is_greedy() {
+        args.model.say(&format!("seed: {}", sampler.sampling().seed));
     }
     args.model.say("");
 
     // From here on a Ctrl-C is asked for between tokens; while loading, it ends the process as usual.
     interrupt::install();
-    let mut sampler = Sampler::new(sampling);
     let mut output = Output::new(&tokenizer, args.json);
     let bar = args.model.counter("prompt {pos}/{len} tokens", prompt.len() as u64)?;
     let is_end = |token| tokenizer.is_end(token);
@@ -99,7 +75,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     })?;
     let text = output.finish()?;
     if args.json {
-        writeln!(io::stdout(), "{:#}", report(&*runner, &generated, &text, &sampling))?;
+        writeln!(io::stdout(), "{:#}", report(&*runner, &generated, &text, args.sampling.report(&sampler)))?;
+    }
+    if generated.stop == Stop::Length && sampler.is_unfinished() {
+        args.model.say("the text ends before the grammar is complete: allow more tokens with -n");
     }
     summary(args, &*runner, &generated);
     Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
@@ -195,7 +174,7 @@ fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
     ));
 }
 
-fn report(runner: &dyn Runner, generated: &Generated, text: &str, sampling: &Sampling) -> serde_json::Value {
+fn report(runner: &dyn Runner, generated: &Generated, text: &str, sampling: Value) -> Value {
     let memory = runner.memory();
     let timing = |t: &Timing| json!({ "tokens": t.tokens, "passes": t.passes, "seconds": t.time.as_secs_f64(), "tokens_per_second": t.rate() });
     json!({
@@ -204,7 +183,7 @@ fn report(runner: &dyn Runner, generated: &Generated, text: &str, sampling: &Sam
         "stop": match generated.stop { Stop::End => "end", Stop::Length => "length", Stop::Interrupted => "interrupted" },
         "model": { "name": runner.config().name, "arch": runner.config().arch.name(), "context": runner.config().dims.context },
         "device": runner.device(),
-        "sampling": { "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed },
+        "sampling": sampling,
         "prompt": timing(&generated.prompt),
         "decode": timing(&generated.decode),
         "memory": {

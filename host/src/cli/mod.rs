@@ -5,6 +5,7 @@ pub mod inspect;
 mod interrupt;
 mod open;
 mod perplexity;
+mod sampling;
 pub mod synth;
 mod tokenize;
 

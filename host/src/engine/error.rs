@@ -1,5 +1,6 @@
 //! What can go wrong between a text and its continuation.
 
+use super::{SampleError, SamplingError};
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -15,6 +16,12 @@ pub enum EngineError {
     /// What the file holds.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Settings of the sampler.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// No token can be chosen.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
     /// The model does not fit on the device.
     #[error(
         "{device}: the model needs {need} and {limit} are available ({weights} of weights, {kv} of KV cache for {context} \

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{EngineError, Runner, Sampler};
+use super::{EngineError, Runner, SampleError, Sampler};
 use crate::model::Config;
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The model ended its text.
+    /// The model ended its text, or the grammar is complete.
     End,
     /// As many tokens as asked for.
     Length,
@@ -74,8 +74,8 @@ pub fn check_length(config: &Config, prompt: &[u32], max_new: usize) -> Result<(
 /// Continues `prompt` by up to `max_new` tokens, until `is_end` accepts one.
 ///
 /// # Errors
-/// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens. Later:
-/// the device's errors, or logits that are not numbers.
+/// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens, or
+/// sampling settings without a meaning. Later: the device's errors, logits that are not numbers, or no token that may follow.
 pub fn generate(
     runner: &mut dyn Runner,
     prompt: &[u32],
@@ -85,6 +85,8 @@ pub fn generate(
     go_on: &mut dyn FnMut(Event) -> bool,
 ) -> Result<Generated, EngineError> {
     check_length(runner.config(), prompt, max_new)?;
+    sampler.sampling().check(runner.config().dims.vocab)?;
+    sampler.begin();
     let mut out =
         Generated { tokens: Vec::new(), stop: Stop::Length, prompt: Timing::default(), decode: Timing::default() };
 
@@ -103,7 +105,12 @@ pub fn generate(
     if max_new == 0 {
         return Ok(out);
     }
-    let mut next = choose(runner, sampler, prompt.len() - 1)?;
+    if sampler.is_complete() {
+        out.stop = Stop::End;
+        return Ok(out);
+    }
+    let mut context = prompt.to_vec();
+    let mut next = choose(runner, sampler, &context)?;
     out.prompt.time = started.elapsed();
 
     let started = Instant::now();
@@ -117,21 +124,32 @@ pub fn generate(
             out.stop = Stop::Interrupted;
             break;
         }
+        if sampler.is_complete() {
+            out.stop = Stop::End;
+            break;
+        }
         if out.tokens.len() == max_new {
             break;
         }
-        let position = prompt.len() + out.tokens.len() - 1;
-        runner.pass(&[next], position, 1)?;
+        runner.pass(&[next], context.len(), 1)?;
+        context.push(next);
         out.decode.tokens += 1;
         out.decode.passes += 1;
-        next = choose(runner, sampler, position)?;
+        next = choose(runner, sampler, &context)?;
     }
     out.decode.time = started.elapsed();
     Ok(out)
 }
 
-/// The token that follows `position`.
-fn choose(runner: &mut dyn Runner, sampler: &mut Sampler, position: usize) -> Result<u32, EngineError> {
-    let token = if sampler.sampling().is_greedy() { runner.argmax()? } else { sampler.sample(&runner.logits()?) };
-    token.ok_or(EngineError::NotANumber { position })
+/// The token that follows `context`, whose last token was the last one of the last pass.
+fn choose(runner: &mut dyn Runner, sampler: &mut Sampler, context: &[u32]) -> Result<u32, EngineError> {
+    let chosen = if sampler.takes_argmax() {
+        runner.argmax()?.ok_or(SampleError::NotANumber)
+    } else {
+        sampler.sample(&runner.logits()?, context)
+    };
+    chosen.map_err(|e| match e {
+        SampleError::NotANumber => EngineError::NotANumber { position: context.len() - 1 },
+        other => other.into(),
+    })
 }

@@ -2,6 +2,7 @@
 
 mod error;
 mod generate;
+mod grammar;
 mod open;
 mod perplexity;
 mod sampler;
@@ -10,8 +11,9 @@ pub mod tokenizer;
 
 pub use error::EngineError;
 pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
+pub use grammar::{Grammar, GrammarError, GrammarVocabulary, Syntax};
 pub use open::{DeviceChoice, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::{SampleError, Sampler, Sampling, SamplingError};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
 pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};
