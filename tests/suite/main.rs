@@ -10,6 +10,7 @@ mod models;
 mod ptx;
 mod readme;
 mod reference;
+mod sampling;
 mod setup;
 mod streaming;
 mod synth;

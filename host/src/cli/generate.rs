@@ -31,14 +31,15 @@ pub struct GenerateArgs {
     /// New tokens at most. 512 or what the context holds if absent.
     #[arg(short, long, value_name = "N")]
     n_predict: Option<usize>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
     context: Option<usize>,
     /// Print one JSON object at the end instead of text.
     #[arg(long)]
     json: bool,
+    // The last one, because its heading in --help is for all flags from here on.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.

@@ -11,7 +11,7 @@ pub mod tokenizer;
 
 pub use error::EngineError;
 pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
-pub use grammar::{Grammar, GrammarError, GrammarVocabulary, Syntax};
+pub use grammar::{GbnfError, GbnfFault, Grammar, GrammarError, GrammarVocabulary, Syntax};
 pub use open::{DeviceChoice, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
 pub use sampler::{SampleError, Sampler, Sampling, SamplingError};

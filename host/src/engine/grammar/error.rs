@@ -15,10 +15,10 @@ pub enum GrammarError {
         limit: usize,
     },
     /// A GBNF grammar that cannot be read.
-    #[error("the grammar, line {}: {}", .0.line, .0.fault)]
+    #[error(transparent)]
     Gbnf(#[from] GbnfError),
     /// A JSON schema that is no JSON.
-    #[error("the JSON schema is not JSON: {0}")]
+    #[error("the JSON schema is not JSON")]
     Json(#[from] serde_json::Error),
     /// A grammar or schema that cannot be used.
     #[error("the grammar cannot be used: {0}")]
@@ -46,9 +46,14 @@ impl GrammarError {
     }
 }
 
-/// The first line of a message: after it come the parser's state, backtraces, and excerpts of the grammar.
+/// The first line of a message, and what it announces: the parser's state, backtraces and excerpts follow.
 fn essence(message: &str) -> String {
-    message.lines().next().unwrap_or_default().to_owned()
+    let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('<'));
+    let first = lines.next().unwrap_or_default();
+    match lines.last() {
+        Some(last) if first.ends_with(':') => format!("{first} {last}"),
+        _ => first.to_owned(),
+    }
 }
 
 /// A fault in a GBNF grammar and its place.
@@ -91,6 +96,4 @@ pub enum GbnfFault {
     NoRule(String),
     #[error("there is no rule \"root\", which the text has to follow")]
     NoRoot,
-    #[error("the rule {0:?} comes to no end: each of its alternatives contains the rule itself")]
-    Endless(String),
 }

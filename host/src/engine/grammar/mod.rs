@@ -21,8 +21,11 @@ pub enum Syntax {
     JsonSchema,
 }
 
-/// The longest grammar. The longest that llama.cpp comes with has 3 KB.
-const MAX_TEXT: usize = 1 << 20;
+/// The longest grammar, in bytes: with this much text the worst ones are refused in seconds.
+const MAX_TEXT: usize = 256 << 10;
+
+/// Stack for reading a grammar, in bytes: llguidance follows rules recursively. Only what is used of it takes memory.
+const STACK: usize = 1 << 30;
 
 /// Blanks between the parts of a JSON text: without a limit a model may write nothing else.
 const JSON_BLANKS: &str = r" |\n[ \t]{0,20}";
@@ -49,15 +52,22 @@ impl Grammar {
         if text.len() > MAX_TEXT {
             return Err(GrammarError::TooLong { bytes: text.len(), limit: MAX_TEXT });
         }
-        let grammar = match syntax {
-            Syntax::Gbnf => TopLevelGrammar::from_lark(gbnf::to_lark(text)?),
-            Syntax::Lark => TopLevelGrammar::from_lark(text.to_owned()),
-            Syntax::JsonSchema => TopLevelGrammar::from_json_schema(schema(text)?),
+        let compile = || {
+            let grammar = match syntax {
+                Syntax::Gbnf => TopLevelGrammar::from_lark(gbnf::to_lark(text)?),
+                Syntax::Lark => TopLevelGrammar::from_lark(text.to_owned()),
+                Syntax::JsonSchema => TopLevelGrammar::from_json_schema(schema(text)?),
+            };
+            let mut start = vocabulary.matcher(grammar);
+            // No tokens: this finds out whether the grammar is complete before anything was written.
+            start.consume_tokens(&[]).map_err(|e| GrammarError::text(&e.to_string()))?;
+            Ok(Grammar { now: start.clone(), start })
         };
-        let mut start = vocabulary.matcher(grammar);
-        // No tokens: this finds out whether the grammar is complete before anything was written.
-        start.consume_tokens(&[]).map_err(|e| GrammarError::text(&e.to_string()))?;
-        Ok(Grammar { now: start.clone(), start })
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, compile);
+            let thread = thread.map_err(|e| GrammarError::Text(format!("no thread can be started for it: {e}")))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// What the reader of the grammar wants its author to know.

@@ -1,4 +1,0 @@
-use super::GbnfError;
-pub(super) fn to_lark(text: &str) -> Result<String, GbnfError> {
-    Ok(text.to_owned())
-}
