@@ -429,9 +429,16 @@ fn a_large_vocabulary_is_fast() {
             ("no filter", Sampling { top_p: 1.0, min_p: 0.0, ..all }, 500.0),
         ] {
             let mut sampler = Sampler::new(sampling, None);
-            let started = Instant::now();
-            (0..20).for_each(|_| assert!(sampler.sample(&logits, &context).is_ok()));
-            let ms = started.elapsed().as_secs_f64() * 1e3 / 20.0;
+            // The median, because other programs take their time too.
+            let mut times: Vec<f64> = (0..41)
+                .map(|_| {
+                    let started = Instant::now();
+                    assert!(sampler.sample(&logits, &context).is_ok());
+                    started.elapsed().as_secs_f64() * 1e3
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            let ms = times[20];
             println!("{vocab} tokens, {name}: {ms:.2} ms per token");
             assert!(ms < limit, "{name}: {ms} ms");
         }

@@ -46,13 +46,13 @@ impl GrammarError {
     }
 }
 
-/// The first line of a message, and what it announces: the parser's state, backtraces and excerpts follow.
+/// The first line of a message, and with a regular expression what is wrong in it. Excerpts, the parser's state, and
+/// backtraces follow.
 fn essence(message: &str) -> String {
-    let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('<'));
-    let first = lines.next().unwrap_or_default();
-    match lines.last() {
-        Some(last) if first.ends_with(':') => format!("{first} {last}"),
-        _ => first.to_owned(),
+    let first = message.lines().next().unwrap_or_default().trim_end_matches(':');
+    match message.lines().find(|line| line.starts_with("error: ")) {
+        Some(error) => format!("{first}: {}", &error["error: ".len()..]),
+        None => first.strip_prefix("panic: ").map_or(first.to_owned(), |why| format!("its reader gave up ({why})")),
     }
 }
 
