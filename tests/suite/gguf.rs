@@ -275,7 +275,7 @@ fn bad_tensors() {
     assert!(matches!(raw.fault(), F::TooLong { len: 65, max: 64, .. }));
     // The message names the tensor and both sizes.
     let text = one(&[17], 0).to_string();
-    assert_eq!(text, "truncated: tensor t needs bytes 64..132, the file has 128");
+    assert_eq!(text, "truncated: tensor t needs bytes 64..132, the file has 128: get it again");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod ptx;
 mod readme;
 mod reference;
 mod setup;
+mod split;
 mod streaming;
 mod synth;
 mod tokenizer;

@@ -57,11 +57,15 @@ impl ModelArgs {
         let model = Model::new(gguf, context, DEFAULT_CONTEXT)?;
         let config = &model.config;
         self.say(&format!(
-            "model: {} ({}, {} layers, {})",
+            "model: {} ({}, {} layers, {}{})",
             config.name.as_deref().unwrap_or(model.gguf.name()).escape_debug(),
             config.arch.name(),
             config.layers,
-            ByteSize(AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64)
+            ByteSize(model.gguf.file_bytes()),
+            match model.gguf.parts().len() {
+                1 => String::new(),
+                parts => format!(" in {parts} files"),
+            }
         ));
         let trained = config.trained_context;
         self.say(&format!("context: {} tokens (the model allows {trained})", config.dims.context));

@@ -42,7 +42,7 @@ pub struct MemoryReport {
     pub activations: u64,
     /// Weights in page-locked RAM.
     pub pinned: u64,
-    /// The model file's map, which is read where it is as far as the device does not hold copies.
+    /// The maps of the model's files, which is read where it is as far as the device does not hold copies.
     pub mapped: u64,
     /// Layers that stay on the device.
     pub resident_layers: usize,
@@ -195,7 +195,7 @@ const OTHER_ADVICE: &str =
 /// When a tensor's type is not supported.
 pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
     let needs = Needs::new(model, 1, 1)?;
-    Ok(needs.weights())
+    Ok(needs.images.iter().chain([&needs.head]).map(|image| image.tensor_bytes() as u64).sum())
 }
 
 impl<D: Device + 'static> Session<D> {
@@ -235,7 +235,7 @@ impl<D: Device + 'static> Session<D> {
             kv: needs.kv,
             activations: needs.activations,
             pinned: layers.pinned_bytes(),
-            mapped: AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64,
+            mapped: model.gguf.file_bytes(),
             resident_layers: resident,
             read_per_pass: needs.weights(),
             streamed_per_pass: layers.streamed_bytes(),

@@ -73,11 +73,6 @@ impl Config {
         let keys = Keys { gguf, prefix: arch.name() };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
 
-        let parts = keys.gguf.metadata().u32("split.count")?.unwrap_or(1);
-        if parts > 1 {
-            let what = format!("a model in {parts} files (split.count; `llama-gguf-split --merge` makes it one)");
-            return Err(keys.unsupported(what));
-        }
         if gguf.tensors().is_empty() {
             return Err(keys.unsupported("a file without tensors (a vocabulary, say)".into()));
         }
