@@ -1,12 +1,15 @@
 //! The engine's tests: one binary, a module per area.
 
+mod allocations;
 mod bad_input;
 mod batches;
+mod big_metadata;
 mod commands;
 mod generate;
 mod gguf;
 mod kernels;
 mod models;
+mod mutations;
 mod ptx;
 mod readme;
 mod reference;
@@ -15,3 +18,4 @@ mod split;
 mod streaming;
 mod synth;
 mod tokenizer;
+mod untrusted;
