@@ -3,6 +3,7 @@
 mod bad_input;
 mod batches;
 mod commands;
+mod engine;
 mod generate;
 mod gguf;
 mod kernels;

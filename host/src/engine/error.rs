@@ -1,5 +1,6 @@
 //! What can go wrong between a text and its continuation.
 
+use super::TokenizerError;
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -15,6 +16,9 @@ pub enum EngineError {
     /// What the file holds.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The vocabulary.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// The model does not fit on the device.
     #[error(
         "{device}: the model needs {need} and {limit} are available ({weights} of weights, {kv} of KV cache for {context} \

@@ -31,6 +31,13 @@ pub struct LoadOptions {
     pub announce: fn(&str),
 }
 
+impl Default for LoadOptions {
+    /// All of the model on the device, to generate; silent.
+    fn default() -> Self {
+        LoadOptions { streaming: false, vram_budget: None, wanted: 1, announce: |_| () }
+    }
+}
+
 /// Where the model's memory is, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {
