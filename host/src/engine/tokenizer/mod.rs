@@ -234,11 +234,6 @@ impl Tokenizer {
         self.vocab.is_end(id)
     }
 
-    /// Whether the token is a control token (`<|eot_id|>`): a mark, not text.
-    pub fn is_control(&self, id: u32) -> bool {
-        self.vocab.kind(id) == Some(Kind::Control)
-    }
-
     /// The number of tokens. A model's output may be longer, padded with rows that no token has.
     pub fn vocab_size(&self) -> usize {
         self.vocab.len()
