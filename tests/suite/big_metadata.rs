@@ -1,5 +1,5 @@
-//! Opening a model with the metadata of Llama 3.1 70B: 128,256 tokens, 280,147 merges, 724 tensors. The weights are a hole in
-//! the file, which nobody reads.
+//! Opening a model with the metadata of Llama 3.1 70B (128,256 tokens, 280,147 merges, 724 tensors), and one with a
+//! SentencePiece vocabulary as big as Gemma's (256,000 tokens). The weights are a hole in the file, which nobody reads.
 
 use std::{fs::File, io::Write, path::Path, sync::Arc, time::Duration};
 
@@ -11,26 +11,49 @@ use ntransformer::{
 use rustix::time::{ClockId, clock_gettime};
 
 const LAYERS: usize = 80;
-const TOKENS: usize = 128_000;
 const CONTROL: usize = 256;
-const MERGES: usize = 280_147;
 
-/// Ten times what it takes, so that only a change of another order is noticed. A thread's time, which other programs don't
-/// lengthen much.
-const LIMIT: Duration = Duration::from_secs(2);
+/// What is promised is 0.3 s. The limit is for changes of another order: a thread's time, which other programs lengthen, but
+/// not that much.
+const LIMIT: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Bpe,
+    SentencePiece,
+}
+
+impl Kind {
+    /// Tokens that are not control tokens.
+    fn tokens(self) -> usize {
+        match self {
+            Kind::Bpe => 128_000,
+            Kind::SentencePiece => 256_000 - CONTROL,
+        }
+    }
+
+    /// The merges that a file lists.
+    fn merges(self) -> usize {
+        match self {
+            Kind::Bpe => 280_147,
+            Kind::SentencePiece => 0,
+        }
+    }
+}
 
 /// All texts of up to three of 40 syllables and a part of those of four, and the merges that make them of each other.
-fn vocabulary() -> (Vec<String>, Vec<String>) {
+fn vocabulary(kind: Kind) -> (Vec<String>, Vec<String>) {
+    let (count, merge_count) = (kind.tokens(), kind.merges());
     let syllables: Vec<String> =
         "bcdfghjk".chars().flat_map(|c| "aeiou".chars().map(move |v| format!("{c}{v}"))).collect();
-    let mut tokens: Vec<String> = Vec::with_capacity(TOKENS + CONTROL);
+    let mut tokens: Vec<String> = Vec::with_capacity(count + CONTROL);
     // Bytes stand for themselves or for characters from U+0100 on; those are not needed here.
     tokens.extend((0x21..0x7f).chain(0xa1..0xad).chain(0xae..0x144).map(|c| char::from_u32(c).unwrap().to_string()));
-    let mut merges = Vec::with_capacity(MERGES);
+    let mut merges = Vec::with_capacity(3 * count);
     let mut longer = vec![String::new()];
-    while tokens.len() < TOKENS {
+    while tokens.len() < count {
         let next: Vec<String> = longer.iter().flat_map(|a| syllables.iter().map(move |b| format!("{a}{b}"))).collect();
-        longer = next.into_iter().take(TOKENS - tokens.len()).collect();
+        longer = next.into_iter().take(count - tokens.len()).collect();
         for text in &longer {
             // A syllable is made of its two letters, longer texts at the end of any syllable.
             let cuts = (2..text.len()).step_by(2).chain((text.len() == 2).then_some(1));
@@ -39,16 +62,17 @@ fn vocabulary() -> (Vec<String>, Vec<String>) {
         tokens.extend(longer.iter().cloned());
     }
     tokens.extend((0..CONTROL).map(|i| format!("<|control_{i}|>")));
-    merges.truncate(MERGES);
+    assert!(merges.len() >= merge_count);
+    merges.truncate(merge_count);
     (tokens, merges)
 }
 
 /// Writes all but the weights. Returns the file's length.
-fn write(path: &Path) -> u64 {
-    let (tokens, merges) = vocabulary();
-    assert_eq!((tokens.len(), merges.len()), (TOKENS + CONTROL, MERGES));
-    let mut types = vec![1i32; TOKENS];
-    types.resize(TOKENS + CONTROL, 3);
+fn write(path: &Path, kind: Kind) -> u64 {
+    let (tokens, merges) = vocabulary(kind);
+    let vocab = tokens.len();
+    let mut types = vec![1i32; vocab - CONTROL];
+    types.resize(vocab, 3);
     let mut writer = Writer::new();
     let fill = |w: &mut Writer| -> Result<(), GgufFault> {
         w.set("general.architecture", "llama")?.set("general.name", "big")?;
@@ -58,11 +82,21 @@ fn write(path: &Path) -> u64 {
             w.set(&format!("llama.{key}"), &value)?;
         }
         w.set("llama.attention.layer_norm_rms_epsilon", &1e-5f32)?.set("llama.rope.freq_base", &5e5f32)?;
-        w.set("tokenizer.ggml.model", "gpt2")?.set("tokenizer.ggml.pre", "llama-bpe")?;
         w.set("tokenizer.ggml.tokens", &tokens)?.set("tokenizer.ggml.token_type", &types)?;
-        w.set("tokenizer.ggml.merges", &merges)?.set("tokenizer.ggml.bos_token_id", &(TOKENS as u32))?;
+        w.set("tokenizer.ggml.bos_token_id", &(vocab as u32 - 1))?;
+        match kind {
+            Kind::Bpe => {
+                w.set("tokenizer.ggml.model", "gpt2")?.set("tokenizer.ggml.pre", "llama-bpe")?;
+                w.set("tokenizer.ggml.merges", &merges)?;
+            }
+            Kind::SentencePiece => {
+                let scores: Vec<f32> = (0..vocab).map(|id| -(id as f32)).collect();
+                w.set("tokenizer.ggml.model", "llama")?.set("tokenizer.ggml.scores", &scores)?;
+                w.set("tokenizer.ggml.add_space_prefix", &false)?;
+            }
+        }
         use quant::TensorType::{F32, Q4_K, Q6_K};
-        let vocab = (TOKENS + CONTROL) as u64;
+        let vocab = vocab as u64;
         w.tensor("token_embd.weight", &[8192, vocab], Q4_K)?.tensor("output.weight", &[8192, vocab], Q6_K)?;
         w.tensor("output_norm.weight", &[8192], F32)?.tensor("rope_freqs.weight", &[64], F32)?;
         let matrices = [
@@ -105,30 +139,33 @@ fn thread_time() -> Duration {
 }
 
 #[test]
-fn a_70b_file_opens_without_delay() {
+fn big_models_open_without_delay() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("70b.gguf");
-    let len = write(&path);
-    assert!(len > 35 << 30, "{len} bytes");
-    let mut times = Vec::new();
-    for _ in 0..3 {
-        let start = thread_time();
-        let gguf = Arc::new(Gguf::open(&path).unwrap());
-        let opened = thread_time();
-        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
-        let vocabulary = thread_time();
-        let model = Model::new(gguf, None, 4096).unwrap();
-        let end = thread_time();
-        println!("file {:?}, tokenizer {:?}, model {:?}", opened - start, vocabulary - opened, end - vocabulary);
-        times.push(end - start);
+    for kind in [Kind::Bpe, Kind::SentencePiece] {
+        let path = folder.path().join("70b.gguf");
+        let len = write(&path, kind);
+        assert!(len > 35 << 30, "{len} bytes");
+        let mut times = Vec::new();
+        for _ in 0..3 {
+            let start = thread_time();
+            let gguf = Arc::new(Gguf::open(&path).unwrap());
+            let opened = thread_time();
+            let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+            let vocabulary = thread_time();
+            let model = Model::new(gguf, None, 4096).unwrap();
+            let end = thread_time();
+            times.push([opened - start, vocabulary - opened, end - vocabulary, end - start]);
 
-        assert_eq!((model.gguf.file_bytes(), model.tensors.layers.len()), (len, LAYERS));
-        let ids = tokenizer.encode("babebibo fuhe", EncodeOptions::default()).unwrap();
-        let pieces: Vec<_> = ids.iter().map(|&id| String::from_utf8(tokenizer.token_bytes(id)).unwrap()).collect();
-        assert_eq!(pieces, ["babebibo", " ", "fuhe"]);
+            assert_eq!((model.gguf.file_bytes(), model.tensors.layers.len()), (len, LAYERS));
+            assert_eq!(tokenizer.vocab_size(), kind.tokens() + CONTROL);
+            let ids = tokenizer.encode("babebibo!fuhe", EncodeOptions::default()).unwrap();
+            let pieces: Vec<_> = ids.iter().map(|&id| String::from_utf8(tokenizer.token_bytes(id)).unwrap()).collect();
+            assert_eq!(pieces, ["babebibo", "!", "fuhe"]);
+        }
+        for [file, tokenizer, model, all] in &times {
+            println!("{kind:?}: {all:.1?}: file {file:.1?}, tokenizer {tokenizer:.1?}, model {model:.1?}");
+        }
+        let best = times.iter().map(|time| time[3]).min().unwrap();
+        assert!(best < LIMIT, "{kind:?}: opening took {best:?} of CPU time, more than {LIMIT:?}");
     }
-    let first = times[0];
-    println!("first {first:?}, all {times:?}");
-    let best = times.into_iter().min().unwrap();
-    assert!(best < LIMIT, "opening took {best:?} of CPU time, more than {LIMIT:?}");
 }

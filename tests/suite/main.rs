@@ -5,6 +5,7 @@ mod bad_input;
 mod batches;
 mod big_metadata;
 mod commands;
+mod engine;
 mod generate;
 mod gguf;
 mod kernels;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::{
-    fuzz::{self, Fuzz, Target},
+    fuzz::{self, Fuzz},
     ptx, ptxas, root, sh,
 };
 
@@ -51,7 +51,7 @@ pub fn run(args: &Ci) -> Result<()> {
                 steps.step("PTX is what the sources give", || ptx::run(&ptx::Ptx { check: true }))?;
                 steps.step("PTX assembles everywhere", ptxas::run)?;
             }
-            Part::Fuzz => steps.step("fuzzing", || fuzz::run(&Fuzz { seconds: FUZZ_SECONDS, targets: vec![Target::Open, Target::Blocks] }))?,
+            Part::Fuzz => steps.step("fuzzing", || fuzz::run(&Fuzz::all(FUZZ_SECONDS)))?,
             Part::Bench => steps.step("benchmarks run", || sh::run(&mut build(&["bench", "--package", "host"])))?,
         }
     }

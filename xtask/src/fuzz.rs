@@ -4,9 +4,13 @@
 //! default it asks for a nightly compiler: its address sanitizer is a nightly flag. What finds the way through the code,
 //! LLVM's coverage pass, is within a stable compiler's reach, by the flags that cargo-fuzz passes as well.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 
 use crate::{root, sh};
 
@@ -15,14 +19,21 @@ use crate::{root, sh};
 pub struct Fuzz {
     /// How long each target runs
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    pub seconds: u32,
+    seconds: u32,
     /// Only these targets
     #[arg(value_enum, default_values = ["open", "blocks"])]
-    pub targets: Vec<Target>,
+    targets: Vec<Target>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum Target {
+impl Fuzz {
+    /// All targets, `seconds` each.
+    pub fn all(seconds: u32) -> Self {
+        Fuzz { seconds, targets: Target::value_variants().to_vec() }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Target {
     /// A file is opened and all of it read
     Open,
     /// Blocks of every type are decoded and encoded
@@ -70,7 +81,7 @@ pub fn run(args: &Fuzz) -> Result<()> {
     Ok(())
 }
 
-fn fuzz(target: Target, seconds: u32, built: &std::path::Path) -> Result<()> {
+fn fuzz(target: Target, seconds: u32, built: &Path) -> Result<()> {
     let name = target.name();
     let folder = |kind: &str| -> Result<PathBuf> {
         let folder = root().join("fuzz").join(kind).join(name);

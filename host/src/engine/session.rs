@@ -31,6 +31,13 @@ pub struct LoadOptions {
     pub announce: fn(&str),
 }
 
+impl Default for LoadOptions {
+    /// All of the model on the device, to generate; silent.
+    fn default() -> Self {
+        LoadOptions { streaming: false, vram_budget: None, wanted: 1, announce: |_| () }
+    }
+}
+
 /// Where the model's memory is, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {
@@ -262,7 +269,7 @@ impl<D: Device> Runner for Session<D> {
     }
 
     fn pass(&mut self, tokens: &[u32], start: usize, wanted: usize) -> Result<(), EngineError> {
-        let Config { dims, trained_context, .. } = &self.model.config;
+        let Config { file, dims, trained_context, .. } = &self.model.config;
         if tokens.is_empty() || tokens.len() > self.max_batch || wanted > tokens.len().min(self.max_wanted) {
             let (max_batch, max_wanted) = (self.max_batch, self.max_wanted);
             return Err(EngineError::Pass { tokens: tokens.len(), wanted, max_batch, max_wanted });
@@ -272,7 +279,7 @@ impl<D: Device> Runner for Session<D> {
             return Err(EngineError::Context { prompt: start, max_new, context, trained });
         }
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= dims.vocab) {
-            return Err(EngineError::Vocabulary { token, vocab: dims.vocab });
+            return Err(EngineError::Vocabulary { file: file.clone(), token, vocab: dims.vocab });
         }
         let want = (tokens.len() - wanted..tokens.len()).map(|i| i as u32).collect();
         let batch = self.model.batch(tokens, start, want);

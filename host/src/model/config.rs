@@ -14,6 +14,8 @@ const MAX_HEAD_DIM: usize = gpu::ops::MAX_HEAD_DIM as usize;
 pub struct Config {
     /// `general.architecture`.
     pub arch: Architecture,
+    /// The model's file, for messages.
+    pub file: String,
     /// `general.name`, where there is one.
     pub name: Option<String>,
     /// Number of layers.
@@ -133,6 +135,7 @@ impl Config {
             Dims { hidden, heads, kv_heads, head_dim, ffn, vocab, rope_dims, pairing: arch.pairing(), eps, context };
         Ok(Config {
             arch,
+            file: gguf.name().to_owned(),
             name: gguf.metadata().str("general.name")?.map(str::to_owned),
             layers,
             trained_context,
