@@ -228,8 +228,12 @@ fn weights_that_are_no_numbers() {
     let path = folder.file("nan.gguf", &bytes);
     for (device, temperature) in [("cpu", "0"), ("cpu", "0.8"), ("emulator", "0")] {
         let args = ["-m", path.to_str().unwrap(), "--device", device, "-n", "2", "-c", "32", "-t", temperature];
-        refused(&args, &["logits", "are not numbers"]);
+        refused(&args, &["nan.gguf: ", "logits", "are not numbers"]);
     }
+    let text = setup::root().join("assets/heldout.txt");
+    let output = run(&["perplexity", "-q", "-m", path.to_str().unwrap(), "--device", "cpu", "-c", "16", "-f", text.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("nan.gguf: the model's logits at position 8 are not numbers"), "{}", stderr(&output));
 }
 
 #[test]

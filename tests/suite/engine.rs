@@ -146,6 +146,7 @@ fn the_context_bounds_the_answer() {
     assert!(matches!(refuse(&mut engine, &[], greedy(1)), EngineError::EmptyPrompt));
     let outside = refuse(&mut engine, &[prompt[0], prompt[1], 1 << 30], greedy(1));
     assert!(matches!(outside, EngineError::Vocabulary { token: 0x4000_0000, .. }));
+    assert!(outside.to_string().starts_with("the built-in demo model: token 1073741824 is outside"), "{outside}");
     assert_eq!(engine.cached(), &prompt[..2], "what was refused is not in the cache");
     assert_eq!(run(&mut engine, &prompt, &greedy(5)).tokens, full.tokens[..5]);
 }

@@ -44,11 +44,15 @@ impl ModelArgs {
         let file = ModelFile::from_gguf(self.gguf()?, context)?;
         let (gguf, config) = (file.gguf(), file.config());
         self.say(&format!(
-            "model: {} ({}, {} layers, {})",
+            "model: {} ({}, {} layers, {}{})",
             config.name.as_deref().unwrap_or(gguf.name()).escape_debug(),
             config.arch.name(),
             config.layers,
-            ByteSize(AsRef::<[u8]>::as_ref(gguf).len() as u64)
+            ByteSize(gguf.file_bytes()),
+            match gguf.parts().len() {
+                1 => String::new(),
+                parts => format!(" in {parts} files"),
+            }
         ));
         let trained = config.trained_context;
         self.say(&format!("context: {} tokens (the model allows {trained})", config.dims.context));

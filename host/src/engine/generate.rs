@@ -223,7 +223,8 @@ impl Engine {
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, EngineError> {
         let runner = &mut *self.runner;
         let token = if sampler.sampling().is_greedy() { runner.argmax()? } else { sampler.sample(&runner.logits()?) };
-        token.ok_or(EngineError::NotANumber { position: self.cached.len() - 1 })
+        let (file, position) = (&runner.config().file, self.cached.len() - 1);
+        token.ok_or_else(|| EngineError::NotANumber { file: file.clone(), position })
     }
 }
 

@@ -97,7 +97,9 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// The type.
     pub ty: GgmlType,
-    /// Where the data starts, in bytes from the start of the file's data section.
+    /// The file that holds the data, by its index in [`super::Gguf::parts`]; 0 unless the model is split.
+    pub part: usize,
+    /// Where the data starts, in bytes from the start of that file's data section.
     pub offset: u64,
     /// The data's size in bytes. For a type of unknown block size: all bytes up to the next tensor or the file's end.
     pub bytes: u64,
@@ -140,7 +142,7 @@ impl TensorInfo {
                 None => return Err(GgufFault::TensorTooLarge { tensor, dims }),
             },
         };
-        Ok(Self { name: tensor, dims, ty, offset, bytes })
+        Ok(Self { name: tensor, dims, ty, part: 0, offset, bytes })
     }
 
     /// Reads one info: name, dimensions, type, offset.
