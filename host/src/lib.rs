@@ -19,7 +19,7 @@
 //!     ControlFlow::Continue(()) // Break(()) ends the text here
 //! })?;
 //! assert_eq!(answer.tokens.len(), 8);
-//! assert!(answer.text.starts_with(" there was"));
+//! assert!(answer.text.starts_with(" there lived"));
 //!
 //! // The tokens that both prompts start with are in the KV cache: this costs three tokens of prompt, not twelve.
 //! let more = [&prompt[..], &answer.tokens, &engine.tokenizer().encode(" One day", Default::default())?].concat();

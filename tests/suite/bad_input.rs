@@ -152,8 +152,8 @@ fn models_that_are_not_supported() {
     let folder = Folder::new();
     let gptj = with("general.architecture", "gptj");
     folder.refused("gptj.gguf", &gptj, &["architecture `gptj` is not supported", "llama", "qwen2"]);
-    let q4_0 = retyped("blk.0.ffn_up.weight", 2);
-    folder.refused("q4_0.gguf", &q4_0, &["blk.0.ffn_up.weight", "Q4_0", "supported: F32 F16"]);
+    let q8_1 = retyped("blk.0.ffn_up.weight", 9);
+    folder.refused("q8_1.gguf", &q8_1, &["blk.0.ffn_up.weight", "Q8_1", "supported: F32 F16"]);
     let unknown = retyped("blk.0.ffn_up.weight", 77);
     folder.refused("unknown.gguf", &unknown, &["blk.0.ffn_up.weight", "77", "supported: F32 F16"]);
     let tokenizer = with("tokenizer.ggml.model", "words");

@@ -279,14 +279,15 @@ fn bad_tensors() {
 
 #[test]
 fn other_types_are_listed_but_not_computed_with() {
-    let raw = Raw::new(3, 3, 0).tensor("a", &[32], 2, 0).tensor("b", &[7], 999, 32);
-    let gguf = raw.tensor("c", &[1], 0, 96).data(&[0; 100]).open().unwrap();
+    let raw = Raw::new(3, 3, 0).tensor("a", &[32], 9, 0).tensor("b", &[7], 999, 64);
+    let gguf = raw.tensor("c", &[1], 0, 128).data(&[0; 132]).open().unwrap();
     let a = gguf.tensor("a").unwrap();
-    assert_eq!((a.ty, a.bytes, a.ty.to_string().as_str()), (GgmlType::Other(2), 18, "Q4_0"));
+    assert_eq!((a.ty, a.bytes, a.ty.to_string().as_str()), (GgmlType::Other(9), 40, "Q8_1"));
     let b = gguf.tensor("b").unwrap();
     assert_eq!((b.bytes, b.ty.to_string().as_str()), (64, "type 999"));
     assert_eq!(
         gguf.supported_type(a).unwrap_err().to_string(),
-        "raw: tensor a has the type Q4_0, which is not supported (supported: F32 F16 BF16 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K)"
+        "raw: tensor a has the type Q8_1, which is not supported \
+         (supported: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS)"
     );
 }
