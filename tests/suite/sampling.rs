@@ -7,12 +7,8 @@ use std::{
 
 use ntransformer::{
     demo,
-    engine::{
-        EngineError, Grammar, GrammarVocabulary, MemoryReport, Runner, SampleError, Sampler, Sampling, Stop, Syntax,
-        Tokenizer, generate,
-    },
+    engine::{Grammar, GrammarVocabulary, Sampler, Sampling, Syntax, Tokenizer},
     gguf::{Gguf, Writer},
-    model::{Config, Model},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::Value;
@@ -32,101 +28,6 @@ fn text(args: &[&str]) -> String {
 
 fn report(args: &[&str]) -> Value {
     serde_json::from_str(&text(&[&["--json"], args].concat())).unwrap()
-}
-
-/// A model that computes the same logits for every token.
-struct Constant {
-    config: Config,
-    logits: Vec<f32>,
-    /// Tokens that were passed, and how often the device was asked for the best.
-    passed: Vec<u32>,
-    argmax: usize,
-}
-
-impl Constant {
-    /// `best` are the logits of the first tokens, the others are far below.
-    fn new(best: &[f32]) -> Self {
-        let config = Model::new(demo::gguf().unwrap().into(), None, 1024).unwrap().config;
-        let mut logits = vec![-20.0; config.dims.vocab];
-        logits[..best.len()].copy_from_slice(best);
-        Constant { config, logits, passed: Vec::new(), argmax: 0 }
-    }
-
-    fn continued(&mut self, prompt: &[u32], length: usize, sampling: Sampling) -> Result<Vec<u32>, EngineError> {
-        let mut sampler = Sampler::new(sampling, None);
-        Ok(generate(self, prompt, length, &mut sampler, &|_| false, &mut |_| true)?.tokens)
-    }
-}
-
-impl Runner for Constant {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-    fn device(&self) -> &str {
-        "none"
-    }
-    fn max_batch(&self) -> usize {
-        2
-    }
-    fn memory(&self) -> MemoryReport {
-        MemoryReport::default()
-    }
-    fn pass(&mut self, tokens: &[u32], start: usize, _: usize) -> Result<(), EngineError> {
-        assert_eq!(start, self.passed.len());
-        self.passed.extend(tokens);
-        Ok(())
-    }
-    fn logits(&mut self) -> Result<Vec<f32>, EngineError> {
-        Ok(self.logits.clone())
-    }
-    fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
-        self.argmax += 1;
-        let best = self.logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        Ok(best.map(|(id, _)| id as u32))
-    }
-}
-
-fn greedy() -> Sampling {
-    Sampling { temperature: 0.0, ..Sampling::default() }
-}
-
-#[test]
-fn penalties_see_prompt_and_answer_and_do_not_compound() {
-    let presence = || Sampling { presence_penalty: 1.5, repeat_last_n: Some(2), ..greedy() };
-    let mut model = Constant::new(&[3.0, 2.0, 1.0]);
-    // The logits by the window before each token: 5 5: 3 2 1, 5 0: 1.5 2 1, 0 1: 1.5 0.5 1, 1 0: the same, 0 0: 1.5 2 1.
-    assert_eq!(model.continued(&[5, 5], 8, presence()).unwrap(), [0, 1, 0, 0, 1, 0, 0, 1]);
-    assert_eq!(model.argmax, 0, "the device's choice knows no penalty");
-    assert_eq!(Constant::new(&[3.0, 2.0, 1.0]).continued(&[5, 0], 1, presence()).unwrap(), [1], "the prompt counts");
-
-    // Counted twice, 0 falls behind 1 for good. A penalty for each step would let even 2 win.
-    let frequency = Sampling { frequency_penalty: 0.6, repeat_last_n: Some(2), ..greedy() };
-    let found = Constant::new(&[3.0, 2.0, 1.0]).continued(&[5, 5], 6, frequency).unwrap();
-    assert_eq!(found, [0, 0, 1, 0, 0, 1]);
-
-    let repeat = Sampling { repeat_penalty: 1.4, repeat_last_n: None, ..greedy() };
-    let found = Constant::new(&[3.0, 2.0, 1.0]).continued(&[5, 5], 6, repeat).unwrap();
-    assert_eq!(found, [0; 6], "3 / 1.4 stays above 2, however often");
-}
-
-#[test]
-fn greedy_without_penalties_is_the_devices_choice() {
-    let mut model = Constant::new(&[3.0, 2.0]);
-    assert_eq!(model.continued(&[5], 4, greedy()).unwrap(), [0; 4]);
-    assert_eq!(model.argmax, 4);
-}
-
-#[test]
-fn settings_without_a_meaning_are_refused_before_the_first_pass() {
-    let mut model = Constant::new(&[1.0]);
-    let vocab = model.config.dims.vocab as u32;
-    let refused = model.continued(&[5], 4, Sampling { logit_bias: vec![(vocab, 1.0)], ..greedy() });
-    assert!(matches!(refused, Err(EngineError::Sampling(_))), "{refused:?}");
-    assert!(model.passed.is_empty());
-    let bans = (0..vocab).map(|token| (token, f32::NEG_INFINITY)).collect();
-    let refused = model.continued(&[5], 4, Sampling { logit_bias: bans, ..greedy() });
-    let expected = matches!(refused, Err(EngineError::Sample(SampleError::NothingAllowed { .. })));
-    assert!(expected, "{refused:?}");
 }
 
 #[test]
@@ -337,19 +238,6 @@ fn grammars_from_flags_and_files() {
     assert_eq!(ended.trim_end_matches('\n').len(), 700, "{ended:?}");
 }
 
-#[test]
-fn each_generation_starts_its_grammar() {
-    let tokenizer = Tokenizer::from_gguf(&demo::gguf().unwrap()).unwrap();
-    let vocabulary = GrammarVocabulary::new(&tokenizer).unwrap();
-    let grammar = Grammar::new(&vocabulary, Syntax::Gbnf, "root ::= \"ab\"").unwrap();
-    let mut sampler = Sampler::new(greedy(), Some(grammar));
-    for _ in 0..2 {
-        let done =
-            generate(&mut Constant::new(&[]), &[5], 9, &mut sampler, &|t| tokenizer.is_end(t), &mut |_| true).unwrap();
-        assert_eq!((tokenizer.decode(&done.tokens), done.stop), (b"ab".to_vec(), Stop::End));
-    }
-}
-
 /// A vocabulary of a file with `tokens` and their types.
 fn vocabulary(tokens: &[&str], types: &[i32]) -> Tokenizer {
     let mut writer = Writer::new();
@@ -380,7 +268,7 @@ fn odd_vocabularies_serve() {
     assert_eq!(seen, [false, true, true, false, false, false, false, true], "a as either token, and b");
     // A text that the vocabulary cannot write.
     let grammar = Grammar::new(&prepared, Syntax::Gbnf, "root ::= \"ac\"").unwrap();
-    let mut sampler = Sampler::new(greedy(), Some(grammar));
+    let mut sampler = Sampler::new(Sampling::greedy(), Some(grammar));
     assert!(sampler.sample(&[0.0; 8], &[]).is_ok());
     let stuck = sampler.sample(&[0.0; 8], &[]).unwrap_err().to_string();
     assert!(stuck.contains("no token of the model fits"), "{stuck}");

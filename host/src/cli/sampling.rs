@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::engine::{Grammar, GrammarVocabulary, Sampler, Sampling, Syntax, Tokenizer};
+use crate::engine::{Grammar, GrammarVocabulary, Sampling, Syntax, Tokenizer};
 
 /// The grammar of --json-mode.
 const ANY_OBJECT: &str = r#"{"type": "object"}"#;
@@ -104,8 +104,8 @@ fn bias(s: &str) -> Result<(u32, f32), String> {
 }
 
 impl SamplingArgs {
-    /// The sampler for a model with `vocab` logits. Made before weights are loaded, so that faults are told early.
-    pub fn sampler(&self, tokenizer: &Tokenizer, vocab: usize) -> anyhow::Result<Sampler> {
+    /// The settings, for a model with `vocab` logits.
+    pub fn sampling(&self, vocab: usize) -> anyhow::Result<Sampling> {
         let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -119,11 +119,11 @@ impl SamplingArgs {
             seed: self.seed.unwrap_or_else(rand::random),
         };
         sampling.check(vocab)?;
-        Ok(Sampler::new(sampling, self.grammar(tokenizer)?))
+        Ok(sampling)
     }
 
-    /// The grammar, if there is one.
-    fn grammar(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<Grammar>> {
+    /// The grammar, if there is one. Made before weights are loaded, so that faults are told early.
+    pub fn grammar(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<Grammar>> {
         let Some(constraint) = self.constraint()? else { return Ok(None) };
         let vocabulary = GrammarVocabulary::new(tokenizer)?;
         let grammar = Grammar::new(&vocabulary, constraint.syntax, &constraint.text);
@@ -167,15 +167,14 @@ impl SamplingArgs {
         given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }
 
-    /// All settings that `sampler` has, on one line.
-    pub fn describe(&self, sampler: &Sampler) -> String {
+    /// All settings on one line.
+    pub fn describe(&self, sampling: &Sampling) -> String {
         let constraint = self.constraint_name().map_or("none".into(), |name| format!("of --{name}"));
-        format!("sampling: {}, grammar {constraint}", sampler.sampling())
+        format!("sampling: {sampling}, grammar {constraint}")
     }
 
-    /// All settings that `sampler` has, for --json.
-    pub fn report(&self, sampler: &Sampler) -> Value {
-        let s = sampler.sampling();
+    /// All settings, for --json.
+    pub fn report(&self, s: &Sampling) -> Value {
         // JSON has no infinity. That a ban is `false` is from llama.cpp's server.
         let bias =
             |&(token, bias): &(u32, f32)| json!([token, if bias.is_finite() { short(bias) } else { false.into() }]);

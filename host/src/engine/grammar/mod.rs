@@ -30,10 +30,9 @@ const STACK: usize = 1 << 30;
 /// Blanks between the parts of a JSON text: without a limit a model may write nothing else.
 const JSON_BLANKS: &str = r" |\n[ \t]{0,20}";
 
-/// The place in a grammar that a text has reached. A clone goes its own way.
+/// A grammar, and the place in it that a text has reached. A clone goes its own way.
 #[derive(Clone)]
 pub struct Grammar {
-    start: Matcher,
     now: Matcher,
 }
 
@@ -58,10 +57,10 @@ impl Grammar {
                 Syntax::Lark => TopLevelGrammar::from_lark(text.to_owned()),
                 Syntax::JsonSchema => TopLevelGrammar::from_json_schema(schema(text)?),
             };
-            let mut start = vocabulary.matcher(grammar);
+            let mut now = vocabulary.matcher(grammar);
             // No tokens: this finds out whether the grammar is complete before anything was written.
-            start.consume_tokens(&[]).map_err(|e| GrammarError::text(&e.to_string()))?;
-            Ok(Grammar { now: start.clone(), start })
+            now.consume_tokens(&[]).map_err(|e| GrammarError::text(&e.to_string()))?;
+            Ok(Grammar { now })
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, compile);
@@ -72,12 +71,7 @@ impl Grammar {
 
     /// What the reader of the grammar wants its author to know.
     pub fn warnings(&mut self) -> Vec<String> {
-        self.start.grammar_warnings()
-    }
-
-    /// Back to the start.
-    pub(super) fn restart(&mut self) {
-        self.now = self.start.clone();
+        self.now.grammar_warnings()
     }
 
     /// Whether the text is complete and nothing can follow.

@@ -56,13 +56,6 @@ impl Sampler {
         self.sampling.is_greedy() && !self.sampling.changes_logits() && self.grammar.is_none()
     }
 
-    /// A new text begins: the grammar starts over.
-    pub fn begin(&mut self) {
-        if let Some(grammar) = &mut self.grammar {
-            grammar.restart();
-        }
-    }
-
     /// Whether a grammar is at its end, and nothing can follow.
     pub fn is_complete(&self) -> bool {
         self.grammar.as_ref().is_some_and(Grammar::is_complete)
@@ -123,6 +116,9 @@ impl Sampler {
         Some(kept[drawn.unwrap_or(kept.len() - 1)].0)
     }
 }
+
+#[cfg(test)]
+mod generation;
 
 #[cfg(test)]
 mod tests {
@@ -255,7 +251,7 @@ mod tests {
     #[test]
     fn greedy_with_penalties_needs_the_logits() {
         let argmax = |s: Sampling| Sampler::new(s, None).takes_argmax();
-        let greedy = || Sampling { temperature: 0.0, ..Sampling::default() };
+        let greedy = Sampling::greedy;
         assert!(argmax(greedy()) && argmax(Sampling { repeat_penalty: 1.1, repeat_last_n: Some(0), ..greedy() }));
         assert!(!argmax(Sampling::default()));
         assert!(!argmax(Sampling { repeat_penalty: 1.1, ..greedy() }));
@@ -283,7 +279,7 @@ mod tests {
         assert!(bad(bias(1, f32::INFINITY)).starts_with("a logit bias is inf"));
         assert_eq!(bias(1, f32::NEG_INFINITY).check(10), Ok(()));
         assert_eq!(
-            Sampling { logit_bias: vec![(5, 1.5), (6, f32::NEG_INFINITY)], ..Sampling::default() }.to_string(),
+            Sampling { logit_bias: vec![(5, 1.5), (6, f32::NEG_INFINITY)], seed: 0, ..Sampling::default() }.to_string(),
             "repeat penalty 1, frequency penalty 0, presence penalty 0 (over the last 64 tokens), top-k 40, top-p 0.95, \
              min-p 0.05, temperature 0.8, logit bias 5+1.5 6-inf, seed 0"
         );

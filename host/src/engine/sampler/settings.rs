@@ -31,6 +31,7 @@ pub struct Sampling {
 }
 
 impl Default for Sampling {
+    /// What the command line takes where nothing is said, with a new seed each time.
     fn default() -> Self {
         Sampling {
             temperature: 0.8,
@@ -42,7 +43,7 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
-            seed: 0,
+            seed: rand::random(),
         }
     }
 }
@@ -71,6 +72,11 @@ pub enum SamplingError {
 }
 
 impl Sampling {
+    /// Always the most likely token.
+    pub fn greedy() -> Self {
+        Sampling { temperature: 0.0, ..Self::default() }
+    }
+
     /// Always the most likely token.
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0 || self.top_k == 1
