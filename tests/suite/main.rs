@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod batches;
+mod bench;
 mod commands;
+mod completions;
 mod generate;
 mod gguf;
 mod kernels;

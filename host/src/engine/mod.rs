@@ -1,5 +1,6 @@
-//! From text to text: sessions, sampling, generation, perplexity.
+//! From text to text: sessions, sampling, generation, perplexity, speed.
 
+mod bench;
 mod error;
 mod generate;
 mod open;
@@ -8,6 +9,7 @@ mod sampler;
 mod session;
 pub mod tokenizer;
 
+pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};
 pub use error::EngineError;
 pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
 pub use open::{DeviceChoice, open};
