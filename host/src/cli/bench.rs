@@ -97,10 +97,11 @@ pub fn measure(model: &ModelArgs, plan: &Plan) -> anyhow::Result<()> {
     let subject = Subject::new(&gguf);
     drop::<Gguf>(gguf);
 
-    let mut runner = model.load(model.open(Some(context))?.model, 1)?;
-    let mut report = Report::new(plan.output, subject, &*runner, &workloads, io::stdout());
+    let mut engine = model.load(model.open(Some(context))?, 1)?;
+    let runner = engine.runner();
+    let mut report = Report::new(plan.output, subject, runner, &workloads, io::stdout());
     report.begin()?;
-    let mut bench = Bench::new(&mut *runner);
+    let mut bench = Bench::new(runner);
     for (done, workload) in workloads.iter().enumerate() {
         let bar = model.counter("{prefix}: {msg} {pos}/{len}", 0)?;
         bar.set_prefix(format!("test {} of {}, {workload}", done + 1, workloads.len()));

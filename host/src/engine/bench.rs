@@ -158,8 +158,8 @@ impl<'a> Bench<'a> {
             let end = start + chunk.len();
             let wanted = end >= prompt_end;
             self.runner.pass(chunk, start, usize::from(wanted))?;
-            if wanted {
-                self.runner.argmax()?.ok_or(EngineError::NotANumber { position: end - 1 })?;
+            if wanted && self.runner.argmax()?.is_none() {
+                return Err(EngineError::NotANumber { file: self.runner.config().file.clone(), position: end - 1 });
             }
             (start, passes) = (end, passes + 1);
         }

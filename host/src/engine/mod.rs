@@ -1,4 +1,4 @@
-//! From text to text: sessions, sampling, generation, perplexity, speed.
+//! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity, speed.
 
 mod bench;
 mod error;
@@ -7,12 +7,13 @@ mod open;
 mod perplexity;
 mod sampler;
 mod session;
+mod stop;
 pub mod tokenizer;
 
 pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};
 pub use error::EngineError;
-pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
-pub use open::{DeviceChoice, open};
+pub use generate::{Event, GenerateOptions, Generated, Stop, Timing, check_length};
+pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
 pub use sampler::{Sampler, Sampling};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
