@@ -3,8 +3,10 @@
 mod allocations;
 mod bad_input;
 mod batches;
+mod bench;
 mod big_metadata;
 mod commands;
+mod completions;
 mod engine;
 mod generate;
 mod gguf;

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use super::{interrupt, open::ModelArgs, sampling::SamplingArgs};
+use super::{bench, interrupt, open::ModelArgs, sampling::SamplingArgs};
 use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Stop, Timing, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
@@ -36,6 +36,9 @@ pub struct GenerateArgs {
     /// Print one JSON object at the end instead of text.
     #[arg(long)]
     json: bool,
+    /// Measure speed instead, as `ntransformer bench` does with its defaults; -n sets the tokens to generate.
+    #[arg(long, conflicts_with_all = ["prompt", "file"])]
+    benchmark: bool,
     // The last one, because its heading in --help is for all flags from here on.
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -43,6 +46,11 @@ pub struct GenerateArgs {
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
+    if args.benchmark {
+        let format = if args.json { bench::Format::Json } else { bench::Format::Md };
+        bench::measure(&args.model, &bench::Plan::usual(args.n_predict, args.context, format))?;
+        return Ok(0);
+    }
     let file = args.model.open(args.context)?;
     let tokenizer = file.tokenizer();
     let prompt = tokenizer.encode(&args.text()?, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;

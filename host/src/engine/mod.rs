@@ -1,5 +1,6 @@
-//! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity.
+//! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity, speed.
 
+mod bench;
 mod error;
 mod generate;
 mod grammar;
@@ -10,6 +11,7 @@ mod session;
 mod stop;
 pub mod tokenizer;
 
+pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};
 pub use error::EngineError;
 pub use generate::{Event, GenerateOptions, Generated, Stop, Timing, check_length};
 pub use grammar::{GbnfError, GbnfFault, Grammar, GrammarError, GrammarVocabulary, Syntax};
