@@ -3,6 +3,7 @@
 mod bad_input;
 mod batches;
 mod commands;
+mod cpu;
 mod generate;
 mod gguf;
 mod kernels;
