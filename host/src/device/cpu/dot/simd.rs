@@ -92,71 +92,88 @@ macro_rules! each {
     }};
 }
 
+/// Byte `i` of words of two.
+#[inline(always)]
+fn byte(words: [u16; 16], i: u8) -> u8 {
+    words[usize::from(i / 2) % 16].to_le_bytes()[usize::from(i % 2)]
+}
+
 /// Plain Rust, for any CPU.
 #[derive(Clone, Copy)]
 pub struct Portable;
 
 impl Simd for Portable {
-    type Bytes = [u8; 32];
+    /// Words of two bytes each, as the other implementations compute them: compilers vectorise that better than bytes.
+    type Bytes = [u16; 16];
     type Words = [i16; 16];
     type Ints = [i32; 8];
     type Floats = [f32; 8];
 
     #[inline(always)]
-    fn bytes(self, v: &[u8; 32]) -> [u8; 32] {
-        *v
+    fn bytes(self, v: &[u8; 32]) -> [u16; 16] {
+        each!(i => u16::from_le_bytes([v[2 * i], v[2 * i + 1]]))
     }
 
     #[inline(always)]
-    fn bytes_twice(self, v: &[u8; 16]) -> [u8; 32] {
-        each!(i => v[i % 16])
+    fn bytes_twice(self, v: &[u8; 16]) -> [u16; 16] {
+        each!(i => u16::from_le_bytes([v[2 * i % 16], v[2 * i % 16 + 1]]))
     }
 
     #[inline(always)]
-    fn nibbles(self, v: &[u8; 16]) -> [u8; 32] {
-        each!(i => v[i % 16] >> (4 * (i / 16)))
+    fn nibbles(self, v: &[u8; 16]) -> [u16; 16] {
+        each!(i => u16::from_le_bytes([v[2 * i % 16], v[2 * i % 16 + 1]]) >> (4 * (i / 8)))
     }
 
     #[inline(always)]
-    fn field(self, v: [u8; 32], shift: i32, mask: u8) -> [u8; 32] {
+    fn field(self, v: [u16; 16], shift: i32, mask: u8) -> [u16; 16] {
+        let mask = u16::from_le_bytes([mask; 2]);
         if shift >= 0 { each!(i => v[i] >> shift & mask) } else { each!(i => v[i] << -shift & mask) }
     }
 
     #[inline(always)]
-    fn and(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+    fn and(self, a: [u16; 16], b: [u16; 16]) -> [u16; 16] {
         each!(i => a[i] & b[i])
     }
 
     #[inline(always)]
-    fn or(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+    fn or(self, a: [u16; 16], b: [u16; 16]) -> [u16; 16] {
         each!(i => a[i] | b[i])
     }
 
     #[inline(always)]
-    fn minus(self, a: [u8; 32], b: u8) -> [u8; 32] {
-        each!(i => a[i].wrapping_sub(b))
+    fn minus(self, a: [u16; 16], b: u8) -> [u16; 16] {
+        let (low, high) = (u16::from(b), u16::from(b) << 8);
+        each!(i => a[i].wrapping_sub(low) & 0xff | (a[i] & 0xff00).wrapping_sub(high))
     }
 
     #[inline(always)]
-    fn equal(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
-        each!(i => if a[i] == b[i] { 0xff } else { 0 })
+    fn equal(self, a: [u16; 16], b: [u16; 16]) -> [u16; 16] {
+        let equal = |a: u8, b: u8| if a == b { 0xff } else { 0 };
+        each!(i => {
+            let ([a, b], [c, d]) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+            u16::from_le_bytes([equal(a, c), equal(b, d)])
+        })
     }
 
     #[inline(always)]
-    fn lookup(self, table: [u8; 32], index: [u8; 32]) -> [u8; 32] {
-        each!(i => table[usize::from(index[i] % 16)])
+    fn lookup(self, table: [u16; 16], index: [u16; 16]) -> [u16; 16] {
+        each!(i => {
+            let [a, b] = index[i].to_le_bytes();
+            u16::from_le_bytes([byte(table, a), byte(table, b)])
+        })
     }
 
     #[inline(always)]
-    fn widen(self, v: [u8; 32]) -> ([i16; 16], [i16; 16]) {
-        (each!(i => i16::from(v[2 * i] as i8)), each!(i => i16::from(v[2 * i + 1] as i8)))
+    fn widen(self, v: [u16; 16]) -> ([i16; 16], [i16; 16]) {
+        (each!(i => (v[i] << 8) as i16 >> 8), each!(i => v[i] as i16 >> 8))
     }
 
     #[inline(always)]
-    fn widen_scaled(self, v: [u8; 32], scales: [u8; 32], low: u8, high: u8) -> ([i16; 16], [i16; 16]) {
-        let scale = |i: u8| i16::from(scales[usize::from(i)] as i8);
-        let (scale, (even, odd)) = ([scale(low), scale(high)], self.widen(v));
-        (each!(i => even[i] * scale[i / 8]), each!(i => odd[i] * scale[i / 8]))
+    fn widen_scaled(self, v: [u16; 16], scales: [u16; 16], low: u8, high: u8) -> ([i16; 16], [i16; 16]) {
+        let (low, high) = (i16::from(byte(scales, low) as i8), i16::from(byte(scales, high) as i8));
+        let scale = |i: usize| if i < 8 { low } else { high };
+        let (even, odd) = self.widen(v);
+        (each!(i => even[i] * scale(i)), each!(i => odd[i] * scale(i)))
     }
 
     #[inline(always)]
