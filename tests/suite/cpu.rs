@@ -153,8 +153,14 @@ fn bits_depend_on_row_and_column_alone() {
 #[test]
 fn extreme_blocks_do_not_overflow() {
     // Where a type keeps d and, if it has one, the factor of its minima; and bytes to set apart from the others.
-    let types: [(TensorType, &[usize], std::ops::Range<usize>); 6] = [
+    let types: [(TensorType, &[usize], std::ops::Range<usize>); 12] = [
         (TensorType::Q8_0, &[0], 0..0),
+        (TensorType::Q4_0, &[0], 0..0),
+        (TensorType::Q4_1, &[0, 2], 0..0),
+        (TensorType::Q5_0, &[0], 2..6),
+        (TensorType::Q5_1, &[0, 2], 4..8),
+        (TensorType::IQ4_NL, &[0], 0..0),
+        (TensorType::IQ4_XS, &[0], 2..8),
         (TensorType::Q2_K, &[80, 82], 0..16),
         (TensorType::Q3_K, &[108], 96..108),
         (TensorType::Q4_K, &[0, 2], 4..16),
@@ -221,15 +227,13 @@ fn bias_and_residual_are_added() {
         let x: Vec<f32> = (0..n * 256).map(|_| rng.random_range(-1.0..1.0)).collect();
         let before: Vec<f32> = (0..n * 21).map(|_| rng.random_range(-1.0..1.0)).collect();
         let (products, bias_values) = (matrix.times(sets()[0], &x), bias.row(0));
-        for (with_bias, epilogue) in
-            [(false, Epilogue::Residual), (true, Epilogue::Store), (true, Epilogue::Residual)]
+        for (with_bias, epilogue) in [(false, Epilogue::Residual), (true, Epilogue::Store), (true, Epilogue::Residual)]
         {
             let mut device = CpuDevice::new();
             let (mut from, mut to) = (device.act(n, 256).unwrap(), device.act(n, 21).unwrap());
             device.load(&x, &mut from).unwrap();
             device.load(&before, &mut to).unwrap();
-            let linear =
-                Linear { weight: matrix.tensor(&device), bias: with_bias.then(|| bias.tensor(&device)) };
+            let linear = Linear { weight: matrix.tensor(&device), bias: with_bias.then(|| bias.tensor(&device)) };
             device.matmul(&linear, n, &from, &mut to, epilogue).unwrap();
             for (i, found) in device.fetch(&to, n, 21).unwrap().into_iter().enumerate() {
                 let bias = if with_bias { bias_values[i % 21] } else { 0.0 };
@@ -244,7 +248,9 @@ fn bias_and_residual_are_added() {
 #[test]
 fn the_device_tells_its_instruction_set() {
     assert!(CpuDevice::with(InstructionSet::Portable).name().ends_with(", portable)"));
-    if cfg!(target_arch = "x86_64") && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains(" avx2 ")) {
+    if cfg!(target_arch = "x86_64")
+        && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains(" avx2 "))
+    {
         assert!(CpuDevice::new().name().ends_with(", AVX2)"), "{}", CpuDevice::new().name());
     }
 }

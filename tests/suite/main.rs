@@ -1,17 +1,23 @@
 //! The engine's tests: one binary, a module per area.
 
+mod allocations;
 mod bad_input;
 mod batches;
+mod big_metadata;
 mod commands;
 mod cpu;
+mod engine;
 mod generate;
 mod gguf;
 mod kernels;
 mod models;
+mod mutations;
 mod ptx;
 mod readme;
 mod reference;
 mod setup;
+mod split;
 mod streaming;
 mod synth;
 mod tokenizer;
+mod untrusted;

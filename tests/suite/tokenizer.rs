@@ -251,6 +251,25 @@ fn start_and_end_tokens() {
 }
 
 #[test]
+fn tokens_by_id_and_by_text() {
+    let tokens =
+        [("<s>", 0.0, 3), ("x", 0.0, 3), ("x", 0.0, 1), ("x", 0.0, 5), ("<0x41>", 0.0, 6), ("\u{2581}a", 0.0, 1)];
+    let load = || Vocabulary::tiny_spm(&tokens).set("bos_token_id", &0u32);
+    let tokenizer = load().load();
+    assert_eq!(tokenizer.token_id_by_text("<s>"), Some(0));
+    assert_eq!(tokenizer.token_id_by_text("x"), Some(2), "the one that text becomes");
+    assert_eq!(tokenizer.token_id_by_text("\u{2581}a"), Some(5));
+    assert_eq!((tokenizer.token_id_by_text(" a"), tokenizer.token_id_by_text("")), (None, None));
+    assert_eq!((tokenizer.token_text(4), tokenizer.token_text(6)), (Some("<0x41>"), None));
+    assert_eq!((0..8).map(|id| tokenizer.is_control(id)).filter(|&control| control).count(), 2);
+    assert!(tokenizer.is_control(0) && tokenizer.is_control(1));
+    let bytes: Vec<_> = tokenizer.all_token_bytes().collect();
+    assert_eq!(bytes, [&b"<s>"[..], b"x", b"x", b"x", b"A", b" a"]);
+    assert_eq!(tokenizer.eos(), None);
+    assert_eq!(load().set("eos_token_id", &1u32).load().eos(), Some(1));
+}
+
+#[test]
 fn bad_vocabularies() {
     let words = &["a", "b", "ab"][..];
     let bpe = || Vocabulary::new("gpt2").set("pre", "gpt-2").set("tokens", words);

@@ -1,4 +1,4 @@
-//! From text to text: sessions, sampling, generation, perplexity.
+//! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity.
 
 mod error;
 mod generate;
@@ -6,11 +6,12 @@ mod open;
 mod perplexity;
 mod sampler;
 mod session;
+mod stop;
 pub mod tokenizer;
 
 pub use error::EngineError;
-pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
-pub use open::{DeviceChoice, open};
+pub use generate::{Event, GenerateOptions, Generated, Stop, Timing, check_length};
+pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
 pub use sampler::{Sampler, Sampling};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};

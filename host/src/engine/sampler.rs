@@ -16,7 +16,19 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+impl Default for Sampling {
+    /// What the command line takes where nothing is said, with a new seed each time.
+    fn default() -> Self {
+        Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, seed: rand::random() }
+    }
+}
+
 impl Sampling {
+    /// Always the most likely token.
+    pub fn greedy() -> Self {
+        Sampling { temperature: 0.0, ..Self::default() }
+    }
+
     /// Always the most likely token.
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0 || self.top_k == 1

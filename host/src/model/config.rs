@@ -14,6 +14,8 @@ const MAX_HEAD_DIM: usize = gpu::ops::MAX_HEAD_DIM as usize;
 pub struct Config {
     /// `general.architecture`.
     pub arch: Architecture,
+    /// The model's file, for messages.
+    pub file: String,
     /// `general.name`, where there is one.
     pub name: Option<String>,
     /// Number of layers.
@@ -73,11 +75,6 @@ impl Config {
         let keys = Keys { gguf, prefix: arch.name() };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
 
-        let parts = keys.gguf.metadata().u32("split.count")?.unwrap_or(1);
-        if parts > 1 {
-            let what = format!("a model in {parts} files (split.count; `llama-gguf-split --merge` makes it one)");
-            return Err(keys.unsupported(what));
-        }
         if gguf.tensors().is_empty() {
             return Err(keys.unsupported("a file without tensors (a vocabulary, say)".into()));
         }
@@ -138,6 +135,7 @@ impl Config {
             Dims { hidden, heads, kv_heads, head_dim, ffn, vocab, rope_dims, pairing: arch.pairing(), eps, context };
         Ok(Config {
             arch,
+            file: gguf.name().to_owned(),
             name: gguf.metadata().str("general.name")?.map(str::to_owned),
             layers,
             trained_context,

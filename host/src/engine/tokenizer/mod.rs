@@ -192,9 +192,36 @@ impl Tokenizer {
         out
     }
 
+    /// The bytes of every token in the order of the ids, as [`Self::token_bytes`].
+    pub fn all_token_bytes(&self) -> impl ExactSizeIterator<Item = Vec<u8>> {
+        (0..self.vocab.len() as u32).map(|id| self.token_bytes(id))
+    }
+
+    /// A token's text as the file has it: in byte-level BPE characters stand for bytes, in SentencePiece U+2581 stands for
+    /// a blank. `None` for an id outside the vocabulary.
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        self.vocab.kind(id).map(|_| self.vocab.text(id))
+    }
+
+    /// The token with this text as the file has it, of whatever kind: `<|im_start|>`, `</s>`. Where several have the same
+    /// text it is the one that text becomes.
+    pub fn token_id_by_text(&self, text: &str) -> Option<u32> {
+        self.vocab.any_id(text)
+    }
+
+    /// Whether the token steers the model and is no text: the start of a turn, the end of a document.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocab.kind(id) == Some(Kind::Control)
+    }
+
     /// The token that starts a text, if the model has one.
     pub fn bos(&self) -> Option<u32> {
         self.vocab.bos
+    }
+
+    /// The token that ends a text, if the file names one. A model may have more, see [`Self::is_end`].
+    pub fn eos(&self) -> Option<u32> {
+        self.vocab.eos
     }
 
     /// Whether the model expects its BOS token at the start of a prompt.

@@ -25,14 +25,22 @@ pub(super) enum Kind {
     Byte,
 }
 
+impl Kind {
+    /// Whether text becomes tokens of this kind without being asked to.
+    fn is_text(self) -> bool {
+        matches!(self, Self::Normal | Self::UserDefined)
+    }
+}
+
 /// The tokens of a model.
 #[derive(Debug)]
 pub(super) struct Vocab {
     texts: Vec<Arc<str>>,
     kinds: Vec<Kind>,
-    /// The tokens that text can become; where several have the same text, the last.
+    /// All tokens; where several have the same text, one that text can become goes before others, then the last.
     by_text: HashMap<Arc<str>, u32>,
     pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
     pub(super) unknown: Option<u32>,
     ends: HashSet<u32>,
 }
@@ -54,9 +62,11 @@ impl Vocab {
             return Err(fail(TokenizerFault::Length { key: TYPES, found, expected }));
         }
         let texts: Vec<Arc<str>> = tokens.into_iter().map(Arc::from).collect();
-        let is_text = |kind: &Kind| matches!(kind, Kind::Normal | Kind::UserDefined);
-        let entries = texts.iter().zip(0u32..).zip(&kinds).filter(|(_, kind)| is_text(kind));
-        let by_text = entries.map(|((text, id), _)| (text.clone(), id)).collect();
+        let mut by_text = HashMap::with_capacity(texts.len());
+        for from_text in [false, true] {
+            let entries = texts.iter().zip(0u32..).zip(&kinds).filter(|(_, kind)| kind.is_text() == from_text);
+            by_text.extend(entries.map(|((text, id), _)| (text.clone(), id)));
+        }
 
         let special = |key: &'static str| match metadata.u32(key)? {
             Some(id) if id as usize >= texts.len() => {
@@ -66,13 +76,14 @@ impl Vocab {
         };
         let bos = special("tokenizer.ggml.bos_token_id")?;
         let unknown = special("tokenizer.ggml.unknown_token_id")?;
-        let mut ends = HashSet::new();
-        for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+        let eos = special("tokenizer.ggml.eos_token_id")?;
+        let mut ends: HashSet<u32> = eos.into_iter().collect();
+        for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
             ends.extend(special(key)?);
         }
         let known_end = |&id: &u32| kinds[id as usize] == Kind::Control && END_TEXTS.contains(&&*texts[id as usize]);
         ends.extend((0..texts.len() as u32).filter(known_end));
-        Ok(Self { texts, kinds, by_text, bos, unknown, ends })
+        Ok(Self { texts, kinds, by_text, bos, eos, unknown, ends })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -90,6 +101,11 @@ impl Vocab {
 
     /// The token that stands for this text in the file, unless it is one that text does not become (control, unused, ...).
     pub(super) fn id(&self, text: &str) -> Option<u32> {
+        self.any_id(text).filter(|&id| self.kinds[id as usize].is_text())
+    }
+
+    /// The token with this text, of whatever kind.
+    pub(super) fn any_id(&self, text: &str) -> Option<u32> {
         self.by_text.get(text).copied()
     }
 

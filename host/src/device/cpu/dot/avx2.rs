@@ -35,6 +35,8 @@ macro_rules! avx2 {
 }
 
 impl Simd for Avx2 {
+    const TILES: bool = true;
+
     type Bytes = __m256i;
     type Words = __m256i;
     type Ints = __m256i;
@@ -129,7 +131,8 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn floats_of_bytes(self, v: &[u8; 16], first: usize, step: usize) -> __m256 {
         // Byte `first + step * i` at the bottom of integer `i`; an index of 0x80 gives 0.
-        let places: [i32; 8] = std::array::from_fn(|i| i32::from_le_bytes([(first + step * i) as u8, 0x80, 0x80, 0x80]));
+        let places: [i32; 8] =
+            std::array::from_fn(|i| i32::from_le_bytes([(first + step * i) as u8, 0x80, 0x80, 0x80]));
         avx2!({
             let places = _mm256_loadu_si256(places.as_ptr().cast());
             _mm256_cvtepi32_ps(_mm256_shuffle_epi8(self.bytes_twice(v), places))

@@ -59,7 +59,7 @@ pub fn multiply(
     }
     by_type! {
         Float(floats): F32 F16 BF16;
-        Integer(quantised): Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K;
+        Integer(quantised): Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS;
     }
 
     let n = x.len() / w.cols;
@@ -77,13 +77,7 @@ pub fn multiply(
 }
 
 /// Computes `products`, `[rows x columns]`.
-fn compute<K: Kernel>(
-    set: InstructionSet,
-    w: Matrix,
-    x: &[f32],
-    columns: &mut Vec<K::Step>,
-    products: &mut Vec<f32>,
-) {
+fn compute<K: Kernel>(set: InstructionSet, w: Matrix, x: &[f32], columns: &mut Vec<K::Step>, products: &mut Vec<f32>) {
     let row_bytes = w.ty.row_bytes(w.cols).expect("a row is whole blocks");
     let (n, rows, steps) = (x.len() / w.cols, w.data.len() / row_bytes, w.cols.div_ceil(STEP));
     assert!(n * w.cols == x.len() && rows * row_bytes == w.data.len());
@@ -137,7 +131,7 @@ impl<K: Kernel> Task for Rows<'_, K> {
     fn run<S: Simd>(mut self, s: S) {
         let n = self.columns.len() / self.steps;
         let mut first = 0;
-        while first + TILE <= n {
+        while S::TILES && first + TILE <= n {
             self.tile::<S, TILE>(s, first);
             first += TILE;
         }

@@ -6,6 +6,9 @@
 
 /// The operations. A value of an implementing type shows that the CPU has the instructions.
 pub trait Simd: Copy {
+    /// Several columns at a time are faster than one after the other.
+    const TILES: bool;
+
     /// 32 bytes, `u8` or `i8`.
     type Bytes: Copy;
     /// 16 `i16`.
@@ -103,6 +106,9 @@ fn byte(words: [u16; 16], i: u8) -> u8 {
 pub struct Portable;
 
 impl Simd for Portable {
+    // The compiler does not vectorise as much code.
+    const TILES: bool = false;
+
     /// Words of two bytes each, as the other implementations compute them: compilers vectorise that better than bytes.
     type Bytes = [u16; 16];
     type Words = [i16; 16];

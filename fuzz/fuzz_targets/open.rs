@@ -1,0 +1,13 @@
+//! A file: opened, and everything in it read, as before a model computes.
+#![no_main]
+
+#[path = "../../tests/suite/allocations.rs"]
+mod allocations;
+#[path = "../../tests/suite/untrusted.rs"]
+#[allow(dead_code, reason = "the seeds are another program's")]
+mod untrusted;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let (_, peak) = allocations::peak(|| untrusted::read_all(bytes.to_vec()));
+    assert!(peak <= untrusted::allowed(bytes.len()), "{peak} bytes for a file of {}", bytes.len());
+});
