@@ -17,6 +17,7 @@ mod mutations;
 mod ptx;
 mod readme;
 mod reference;
+mod sampling;
 mod setup;
 mod split;
 mod streaming;
