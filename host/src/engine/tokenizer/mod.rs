@@ -23,7 +23,7 @@ mod vocab;
 pub use utf8::Utf8Stream;
 
 use crate::gguf::{Gguf, GgufError};
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use bpe::Bpe;
 use spm::Spm;
 use vocab::{Kind, Vocab};
@@ -250,7 +250,9 @@ struct Special {
 impl Special {
     fn new(vocab: &Vocab, kinds: &'static [Kind]) -> Result<Self, TokenizerFault> {
         let (ids, texts): (Vec<_>, Vec<_>) = vocab.of_kinds(kinds).filter(|(_, text)| !text.is_empty()).unzip();
-        let matcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        // Of a few tokens the builder would make a table of a row per byte, a thousand times their size.
+        let kind = Some(AhoCorasickKind::ContiguousNFA);
+        let matcher = AhoCorasick::builder().kind(kind).match_kind(MatchKind::LeftmostLongest).build(texts);
         let matcher = matcher.map_err(|error| TokenizerFault::Build(error.to_string()))?;
         Ok(Self { matcher, ids })
     }
