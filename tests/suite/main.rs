@@ -7,6 +7,7 @@ mod bench;
 mod big_metadata;
 mod commands;
 mod completions;
+mod cpu;
 mod engine;
 mod generate;
 mod gguf;
