@@ -231,9 +231,24 @@ fn weights_that_are_no_numbers() {
         refused(&args, &["nan.gguf: ", "logits", "are not numbers"]);
     }
     let text = setup::root().join("assets/heldout.txt");
-    let output = run(&["perplexity", "-q", "-m", path.to_str().unwrap(), "--device", "cpu", "-c", "16", "-f", text.to_str().unwrap()]);
+    let output = run(&[
+        "perplexity",
+        "-q",
+        "-m",
+        path.to_str().unwrap(),
+        "--device",
+        "cpu",
+        "-c",
+        "16",
+        "-f",
+        text.to_str().unwrap(),
+    ]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("nan.gguf: the model's logits at position 8 are not numbers"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("nan.gguf: the model's logits at position 8 are not numbers"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod allocations;
 mod bad_input;
 mod batches;
 mod big_metadata;
+mod chat;
 mod commands;
 mod engine;
 mod generate;

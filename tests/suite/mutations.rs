@@ -84,8 +84,8 @@ fn damaged_files_are_errors_or_consistent() {
         let mut bytes = original.clone();
         mutate(&mut bytes, &mut rng);
         let len = bytes.len();
-        let (reached, peak) = catch_unwind(AssertUnwindSafe(|| allocations::peak(|| read_all(bytes))))
-            .unwrap_or_else(|panic| {
+        let (reached, peak) =
+            catch_unwind(AssertUnwindSafe(|| allocations::peak(|| read_all(bytes)))).unwrap_or_else(|panic| {
                 eprintln!("the panic is of seed {seed}, which damages {name}");
                 resume_unwind(panic)
             });

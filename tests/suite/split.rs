@@ -145,7 +145,10 @@ fn a_missing_part_is_named() {
     for given in [1, 3] {
         let message = parts.error(given, 2);
         assert!(message.starts_with("cannot be read: No such file"), "{message}");
-        assert!(message.contains("it is part 2 of 3 of a split model: all of them have to be in one folder"), "{message}");
+        assert!(
+            message.contains("it is part 2 of 3 of a split model: all of them have to be in one folder"),
+            "{message}"
+        );
     }
 }
 
@@ -201,7 +204,10 @@ fn parts_of_different_models_are_refused() {
     // One tensor less than all parts state.
     write(3, all, 17..all - 1);
     let message = parts.error(2, 1);
-    assert!(message.contains(&format!("has {all} tensors in all parts (split.tensors.count), but the parts have {}", all - 1)));
+    assert!(
+        message
+            .contains(&format!("has {all} tensors in all parts (split.tensors.count), but the parts have {}", all - 1))
+    );
     // A part that states another number of them.
     write(3, all + 1, 17..all);
     let message = parts.error(1, 3);

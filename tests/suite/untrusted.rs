@@ -161,7 +161,10 @@ fn values(w: &mut Writer) -> Result<(), GgufFault> {
     w.set("f32", &1.5f32)?.set("f64", &0.1f64)?.set("yes", &true)?.set("no", &false)?;
     w.set("text", "gr\u{fc}\u{df}e")?.set("words", &vec!["a", "", "bc"])?.set("floats", &vec![0.5f32, -1.0])?;
     w.set("doubles", &vec![0.5f64])?.set("bytes", &vec![1u8, 2])?.set("signed", &vec![-1i8])?;
-    w.set("shorts", &vec![1u16])?.set("negative", &vec![-1i16])?.set("longs", &vec![1u64])?.set("deep", &vec![-1i64])?;
+    w.set("shorts", &vec![1u16])?
+        .set("negative", &vec![-1i16])?
+        .set("longs", &vec![1u64])?
+        .set("deep", &vec![-1i64])?;
     w.set("ints", &vec![1i32, -2, 3])?.set("flags", &vec![true, false])?.set("none", &Vec::<u32>::new())?;
     w.set("nested", &vec![vec![vec!["x"], vec![]], vec![], vec![vec!["y", "z"]]])?;
     // ggml's types up to 41, less those that it removed.
@@ -224,7 +227,8 @@ fn spm(w: &mut Writer) -> Result<usize, GgufFault> {
 }
 
 fn bpe(w: &mut Writer) -> Result<usize, GgufFault> {
-    let tokens = ["a", "b", "\u{120}", "\u{10a}", "ab", "\u{120}a", "1", "<s>", "\u{c3}", "\u{bc}", "<|im_end|>", "<user>"];
+    let tokens =
+        ["a", "b", "\u{120}", "\u{10a}", "ab", "\u{120}a", "1", "<s>", "\u{c3}", "\u{bc}", "<|im_end|>", "<user>"];
     w.set("tokenizer.ggml.model", "gpt2")?.set("tokenizer.ggml.pre", "qwen2")?;
     w.set("tokenizer.ggml.tokens", &tokens[..])?;
     w.set("tokenizer.ggml.token_type", &[1i32, 1, 1, 1, 1, 1, 1, 3, 1, 1, 3, 4][..])?;

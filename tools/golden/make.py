@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools/demo"))
 
 import blocks  # noqa: E402
+import chat  # noqa: E402
 import demo  # noqa: E402
 import models  # noqa: E402
 
@@ -20,6 +21,8 @@ def main():
     data.mkdir(parents=True, exist_ok=True)
     print("blocks", file=sys.stderr)
     blocks.write(ROOT / "crates/quant/tests/data")
+    print("chat templates", file=sys.stderr)
+    chat.write(data)
     print("tiny models", file=sys.stderr)
     entries = models.write(data)
     print("demo models", file=sys.stderr)

@@ -97,11 +97,7 @@ fn fuzz(target: Target, seconds: u32, built: &Path) -> Result<()> {
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .args(["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1", "-verbosity=1"]);
     sh::run(&mut run).with_context(|| {
-        format!(
-            "{name}: the input is in {}; {} INPUT runs it again",
-            artifacts.display(),
-            built.join(name).display()
-        )
+        format!("{name}: the input is in {}; {} INPUT runs it again", artifacts.display(), built.join(name).display())
     })?;
     // A fuzzer that has learnt nothing was built without coverage, and would find nothing.
     let inputs = fs::read_dir(&corpus)?.count();

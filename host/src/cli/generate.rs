@@ -10,7 +10,11 @@ use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
 use serde_json::json;
 
-use super::{interrupt, open::ModelArgs};
+use super::{
+    chat::{self, ChatArgs},
+    interrupt,
+    open::ModelArgs,
+};
 use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Sampling, Stop, Timing, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
@@ -20,7 +24,7 @@ const DEFAULT_LENGTH: usize = 512;
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// The text to continue. Without -p and -f, the model starts a text of its own.
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
@@ -29,7 +33,7 @@ pub struct GenerateArgs {
     file: Option<PathBuf>,
     /// New tokens at most. 512 or what the context holds if absent.
     #[arg(short, long, value_name = "N")]
-    n_predict: Option<usize>,
+    pub(super) n_predict: Option<usize>,
     /// Randomness: 0 always takes the most likely token.
     #[arg(short, long, value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
     temperature: f32,
@@ -44,10 +48,12 @@ pub struct GenerateArgs {
     seed: Option<u64>,
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
-    context: Option<usize>,
+    pub(super) context: Option<usize>,
     /// Print one JSON object at the end instead of text.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "chat")]
     json: bool,
+    #[command(flatten)]
+    pub(super) chat: ChatArgs,
 }
 
 fn non_negative(s: &str) -> Result<f32, String> {
@@ -60,18 +66,16 @@ fn probability(s: &str) -> Result<f32, String> {
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
+    if args.chat.asked() {
+        return chat::run(args);
+    }
     let file = args.model.open(args.context)?;
     let tokenizer = file.tokenizer();
     let prompt = tokenizer.encode(&args.text()?, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
     let context = file.config().dims.context;
     let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(context.saturating_sub(prompt.len()).max(1)));
     check_length(file.config(), &prompt, length)?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed.unwrap_or_else(rand::random),
-    };
+    let sampling = args.sampling();
     let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&format!("{sampling:?}, up to {length} tokens after {} of prompt", prompt.len()));
@@ -110,7 +114,17 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
 }
 
 impl GenerateArgs {
-    fn text(&self) -> anyhow::Result<String> {
+    pub(super) fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed.unwrap_or_else(rand::random),
+        }
+    }
+
+    /// The text of -p or -f; empty if there is none.
+    pub(super) fn text(&self) -> anyhow::Result<String> {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(text.clone()),
             (None, Some(path)) => {
@@ -127,15 +141,15 @@ impl GenerateArgs {
 
 /// The text on its way out.
 #[derive(Default)]
-struct Output {
+pub(super) struct Output {
     /// The text goes into a JSON object instead.
     silent: bool,
     begun: bool,
-    error: Option<io::Error>,
+    pub error: Option<io::Error>,
 }
 
 impl Output {
-    fn print(&mut self, text: &str) {
+    pub fn print(&mut self, text: &str) {
         if !self.silent {
             let mut out = io::stdout().lock();
             self.begun = true;
@@ -143,8 +157,13 @@ impl Output {
         }
     }
 
+    /// Whether nothing has been printed.
+    pub fn is_empty(&self) -> bool {
+        !self.begun
+    }
+
     /// Ends the line, which is also there for an empty text that is `whole`.
-    fn finish(mut self, whole: bool) -> anyhow::Result<()> {
+    pub fn finish(mut self, whole: bool) -> anyhow::Result<()> {
         if whole || self.begun {
             self.print("\n");
         }

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod chat;
 mod generate;
 pub mod inspect;
 mod interrupt;

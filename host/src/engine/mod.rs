@@ -1,5 +1,6 @@
 //! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity.
 
+pub mod chat;
 mod error;
 mod generate;
 mod open;

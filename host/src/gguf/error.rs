@@ -80,7 +80,9 @@ pub enum GgufFault {
     PartName { number: u32, count: u32, suffix: String },
     #[error("by its metadata it is {}: rename it, or get it again", describe_part(*stated))]
     OtherPart { stated: Option<(u32, u32)> },
-    #[error("is of another model than {first}: it counts {stated} tensors in all parts (split.tensors.count), not {expected}")]
+    #[error(
+        "is of another model than {first}: it counts {stated} tensors in all parts (split.tensors.count), not {expected}"
+    )]
     OtherModel { stated: u32, first: String, expected: u32 },
     #[error(
         "has {expected} tensors in all parts (split.tensors.count), but the parts have {found}: they are not of one model; get \

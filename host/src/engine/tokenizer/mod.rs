@@ -142,29 +142,68 @@ impl Tokenizer {
     /// # Errors
     /// If the text has a byte for which there is no token, or BOS is asked for and there is none.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        let fail = |fault| TokenizerError::Vocabulary { file: self.file.clone(), fault };
         let mut ids = Vec::new();
         if options.bos {
-            ids.push(self.vocab.bos.ok_or_else(|| fail(TokenizerFault::NoBos))?);
+            ids.push(self.vocab.bos.ok_or_else(|| self.error(TokenizerFault::NoBos))?);
         }
         let special = if options.special { &self.special } else { &self.user_defined };
-        let mut start = 0;
-        for (range, id) in special.find(text) {
-            self.encode_plain(&text[start..range.start], &mut ids).map_err(fail)?;
-            ids.push(id);
-            start = range.end;
-        }
-        self.encode_plain(&text[start..], &mut ids).map_err(fail)?;
+        let plain = |text: &str, ids: &mut Vec<u32>| self.encode_plain(text, ids);
+        self.encode_around(special, text, &mut ids, plain)?;
         Ok(ids)
     }
 
+    /// The ids of `text` with its special tokens, without the character `mark`: it is dropped, and a special token's text
+    /// with a mark in it is text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        let plain = |text: &str, ids: &mut Vec<u32>| {
+            // A token that text becomes anyway may have been broken by a mark in a control token that it overlaps.
+            let text = text.replace(mark, "");
+            let again = |text: &str, ids: &mut Vec<u32>| self.encode_plain(text, ids);
+            self.encode_around(&self.user_defined, &text, ids, again)
+        };
+        self.encode_around(&self.special, text, &mut ids, plain)?;
+        Ok(ids)
+    }
+
+    /// The texts that only become tokens when special tokens are asked for.
+    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
+        let texts = self.vocab.of_kinds(&[Kind::Control, Kind::Unknown]);
+        texts.map(|(_, text)| text).filter(|text| !text.is_empty())
+    }
+
+    /// Encodes the tokens that `special` finds, and what is between them with `plain`.
+    fn encode_around(
+        &self,
+        special: &Special,
+        text: &str,
+        ids: &mut Vec<u32>,
+        plain: impl Fn(&str, &mut Vec<u32>) -> Result<(), TokenizerError>,
+    ) -> Result<(), TokenizerError> {
+        let mut start = 0;
+        for (range, id) in special.find(text) {
+            plain(&text[start..range.start], ids)?;
+            ids.push(id);
+            start = range.end;
+        }
+        plain(&text[start..], ids)
+    }
+
+    fn error(&self, fault: TokenizerFault) -> TokenizerError {
+        TokenizerError::Vocabulary { file: self.file.clone(), fault }
+    }
+
     /// Text without special tokens; it starts the input or follows one.
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerFault> {
-        match &self.model {
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let result = match &self.model {
             _ if text.is_empty() => Ok(()),
             Model::Bpe(bpe) => bpe.encode(&self.vocab, text, ids),
             Model::Spm(spm) => spm.encode(&self.vocab, text, ids),
-        }
+        };
+        result.map_err(|fault| self.error(fault))
     }
 
     /// The bytes that a token stands for: they may be part of a character, see [`Utf8Stream`]. A control token's are its
