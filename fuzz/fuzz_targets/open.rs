@@ -3,11 +3,14 @@
 
 #[path = "../../tests/suite/allocations.rs"]
 mod allocations;
+mod seeds;
 #[path = "../../tests/suite/untrusted.rs"]
-#[allow(dead_code, reason = "the seeds are another program's")]
 mod untrusted;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let (_, peak) = allocations::peak(|| untrusted::read_all(bytes.to_vec()));
-    assert!(peak <= untrusted::allowed(bytes.len()), "{peak} bytes for a file of {}", bytes.len());
-});
+libfuzzer_sys::fuzz_target!(
+    init: seeds::write(untrusted::seeds()),
+    |bytes: &[u8]| {
+        let (_, peak) = allocations::peak(|| untrusted::read_all(bytes.to_vec()));
+        assert!(peak <= untrusted::allowed(bytes.len()), "{peak} bytes for a file of {}", bytes.len());
+    }
+);

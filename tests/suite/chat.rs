@@ -139,8 +139,10 @@ fn edited(texts: &[(&str, &str)], template: Option<&str>) -> Gguf {
     for (key, value) in demo.metadata().iter().filter(|(key, _)| *key != "tokenizer.chat_template") {
         if key == "tokenizer.ggml.tokens" {
             let tokens = demo.metadata().strings(key).unwrap().unwrap().into_iter();
-            let renamed = |token| texts.iter().find(|(old, _)| *old == token).map_or(token, |(_, new)| new);
-            writer.set(key, &tokens.map(renamed).collect::<Vec<_>>()[..]).unwrap();
+            let renamed =
+                |token: &str| texts.iter().find(|(old, _)| *old == token).map_or(token, |(_, new)| new).to_owned();
+            let tokens: Vec<String> = tokens.map(renamed).collect();
+            writer.set(key, &tokens.iter().map(String::as_str).collect::<Vec<_>>()[..]).unwrap();
         } else {
             writer.set_value(key, value).unwrap();
         }
@@ -189,7 +191,7 @@ fn engine(gguf: Gguf, context: usize) -> (Engine, Template) {
 }
 
 fn say(chat: &mut Chat, engine: &mut Engine, text: &str, max_new: usize) -> Answer {
-    let options = GenerateOptions { max_new: Some(max_new), sampling: Sampling::greedy(), stop: Vec::new() };
+    let options = GenerateOptions { max_new: Some(max_new), sampling: Sampling::greedy(), ..Default::default() };
     chat.say(engine, text, &options, |_| ControlFlow::Continue(())).unwrap()
 }
 
@@ -255,7 +257,7 @@ fn a_turn_costs_its_new_tokens_and_answers_as_a_fresh_model_does() {
         let special = EncodeOptions { bos: false, special: true };
         let text = fresh.tokenizer().encode(&source.render(&whole, true).unwrap(), special).unwrap();
         assert_eq!(text.len(), prompt);
-        let greedy = GenerateOptions { max_new: Some(30), sampling: Sampling::greedy(), stop: Vec::new() };
+        let greedy = GenerateOptions { max_new: Some(30), sampling: Sampling::greedy(), ..Default::default() };
         let expected = fresh.generate(&text, &greedy, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(answer.tokens, expected.tokens, "{text:?}");
     }

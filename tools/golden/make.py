@@ -14,6 +14,7 @@ import blocks  # noqa: E402
 import chat  # noqa: E402
 import demo  # noqa: E402
 import models  # noqa: E402
+import vocabularies  # noqa: E402
 
 
 def main():
@@ -23,6 +24,8 @@ def main():
     blocks.write(ROOT / "crates/quant/tests/data")
     print("chat templates", file=sys.stderr)
     chat.write(data)
+    print("vocabularies", file=sys.stderr)
+    vocabularies.write(data / "tokenizers.json")
     print("tiny models", file=sys.stderr)
     entries = models.write(data)
     print("demo models", file=sys.stderr)

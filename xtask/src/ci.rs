@@ -51,7 +51,11 @@ pub fn run(args: &Ci) -> Result<()> {
                 steps.step("PTX is what the sources give", || ptx::run(&ptx::Ptx { check: true }))?;
                 steps.step("PTX assembles everywhere", ptxas::run)?;
             }
-            Part::Fuzz => steps.step("fuzzing", || fuzz::run(&Fuzz::all(FUZZ_SECONDS)))?,
+            Part::Fuzz => {
+                let format = ["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"];
+                steps.step("format of the fuzz targets", || sh::run(&mut build(&format)))?;
+                steps.step("fuzzing", || fuzz::run(&Fuzz::all(FUZZ_SECONDS)))?;
+            }
             Part::Bench => steps.step("benchmarks run", || sh::run(&mut build(&["bench", "--package", "host"])))?,
         }
     }

@@ -71,7 +71,7 @@ pub fn run(args: &Fuzz) -> Result<()> {
     fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).context("Cargo.lock")?;
     let target_dir = sh::target().join("fuzz");
     let mut build = sh::cargo();
-    build.args(["build", "--release", "--bins", "--target", TRIPLE]).current_dir(&folder);
+    build.args(["build", "--release", "--target", TRIPLE]).current_dir(&folder);
     build.env("CARGO_TARGET_DIR", &target_dir).env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS");
     sh::run(&mut build).context("building needs a C++ compiler for libFuzzer (Debian, Ubuntu: apt-get install g++)")?;
     let built = target_dir.join(TRIPLE).join("release");
@@ -89,13 +89,13 @@ fn fuzz(target: Target, seconds: u32, built: &Path) -> Result<()> {
         Ok(folder)
     };
     let (corpus, artifacts) = (folder("corpus")?, folder("artifacts")?);
-    sh::run(sh::command(built.join("seeds")).arg(name).arg(&corpus))?;
     let mut run = sh::command(built.join(name));
-    run.arg(&corpus)
+    run.env("NT_FUZZ_SEEDS", &corpus)
+        .arg(&corpus)
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-max_len={}", target.max_len()))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        .args(["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1", "-verbosity=1"]);
+        .args(["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1", "-verbosity=0"]);
     sh::run(&mut run).with_context(|| {
         format!("{name}: the input is in {}; {} INPUT runs it again", artifacts.display(), built.join(name).display())
     })?;

@@ -79,15 +79,16 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     args.model.say(&format!("chat template: {}", template.name()));
     let mut chat = Chat::new(template, args.chat.system.clone())?;
     tell_merged(args, &chat);
-    let sampling = args.sampling();
+    let sampling = args.sampling.sampling(file.config().dims.vocab)?;
+    let grammar = args.sampling.grammar(file.tokenizer())?;
     let engine = args.model.load(file, 1)?;
     if args.model.verbose {
-        args.model.say(&format!("{sampling:?}"));
+        args.model.say(&args.sampling.describe(&sampling));
     } else if !sampling.is_greedy() {
         args.model.say(&format!("seed: {}", sampling.seed));
     }
     interrupt::install();
-    let options = GenerateOptions { max_new: args.n_predict, sampling, stop: Vec::new() };
+    let options = GenerateOptions { max_new: args.n_predict, sampling, grammar, stop: Vec::new() };
     let mut talk = Talk { args, engine, options };
     if io::stdin().is_terminal() { talk.with_user(&mut chat, first) } else { talk.with_lines(&mut chat, first) }
 }
