@@ -20,7 +20,7 @@ fn engine() -> Engine {
 }
 
 fn greedy(max_new: usize) -> GenerateOptions {
-    GenerateOptions { max_new: Some(max_new), sampling: Sampling::greedy(), stop: Vec::new() }
+    GenerateOptions { max_new: Some(max_new), sampling: Sampling::greedy(), ..Default::default() }
 }
 
 fn run(engine: &mut Engine, prompt: &[u32], options: &GenerateOptions) -> Generated {

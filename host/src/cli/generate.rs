@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{bench, interrupt, open::ModelArgs};
-use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Sampling, Stop, Timing, check_length};
+use super::{bench, interrupt, open::ModelArgs, sampling::SamplingArgs};
+use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Stop, Timing, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
 const DEFAULT_LENGTH: usize = 512;
@@ -30,18 +30,6 @@ pub struct GenerateArgs {
     /// New tokens at most. 512 or what the context holds if absent.
     #[arg(short, long, value_name = "N")]
     n_predict: Option<usize>,
-    /// Randomness: 0 always takes the most likely token.
-    #[arg(short, long, value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
-    temperature: f32,
-    /// Choose among the K most likely tokens only; 0 for all.
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
-    /// Choose among the most likely tokens that have probability P together; 1 for all.
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
-    top_p: f32,
-    /// Seed of the random numbers. A new one each time if absent.
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
     context: Option<usize>,
@@ -51,14 +39,9 @@ pub struct GenerateArgs {
     /// Measure speed instead, as `ntransformer bench` does with its defaults; -n sets the tokens to generate.
     #[arg(long, conflicts_with_all = ["prompt", "file"])]
     benchmark: bool,
-}
-
-fn non_negative(s: &str) -> Result<f32, String> {
-    s.parse().ok().filter(|t: &f32| t.is_finite() && *t >= 0.0).ok_or("expected a number, 0 or more".into())
-}
-
-fn probability(s: &str) -> Result<f32, String> {
-    s.parse().ok().filter(|p: &f32| 0.0 < *p && *p <= 1.0).ok_or("expected a number above 0 and up to 1".into())
+    // The last one, because its heading in --help is for all flags from here on.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
@@ -74,15 +57,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let context = file.config().dims.context;
     let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(context.saturating_sub(prompt.len()).max(1)));
     check_length(file.config(), &prompt, length)?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed.unwrap_or_else(rand::random),
-    };
+    let sampling = args.sampling.sampling(file.config().dims.vocab)?;
+    let grammar = args.sampling.grammar(tokenizer)?;
     let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
-        args.model.say(&format!("{sampling:?}, up to {length} tokens after {} of prompt", prompt.len()));
+        args.model.say(&args.sampling.describe(&sampling));
+        args.model.say(&format!("up to {length} tokens after {} of prompt", prompt.len()));
     } else if !sampling.is_greedy() {
         args.model.say(&format!("seed: {}", sampling.seed));
     }
@@ -90,7 +70,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
 
     // From here on a Ctrl-C is asked for between tokens; while loading, it ends the process as usual.
     interrupt::install();
-    let options = GenerateOptions { max_new: Some(length), sampling, stop: Vec::new() };
+    let options = GenerateOptions { max_new: Some(length), sampling, grammar, stop: Vec::new() };
     let mut output = Output { silent: args.json, ..Output::default() };
     let bar = args.model.counter("prompt {pos}/{len} tokens", prompt.len() as u64)?;
     let generated = engine.generate(&prompt, &options, |event| {
@@ -111,7 +91,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     output.finish(generated.is_ok())?;
     let generated = generated?;
     if args.json {
-        writeln!(io::stdout(), "{:#}", report(&engine, &generated, &options.sampling))?;
+        writeln!(io::stdout(), "{:#}", report(&engine, &generated, args.sampling.report(&options.sampling)))?;
+    }
+    if generated.stop == Stop::Length && generated.unfinished {
+        args.model.say("the text ends before the grammar is complete: allow more tokens with -n");
     }
     summary(args, &engine, &generated);
     Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
@@ -193,7 +176,7 @@ fn summary(args: &GenerateArgs, engine: &Engine, generated: &Generated) {
     ));
 }
 
-fn report(engine: &Engine, generated: &Generated, sampling: &Sampling) -> serde_json::Value {
+fn report(engine: &Engine, generated: &Generated, sampling: Value) -> Value {
     let memory = engine.memory();
     let config = engine.config();
     let timing = |t: &Timing| json!({ "tokens": t.tokens, "passes": t.passes, "seconds": t.time.as_secs_f64(), "tokens_per_second": t.rate() });
@@ -203,7 +186,7 @@ fn report(engine: &Engine, generated: &Generated, sampling: &Sampling) -> serde_
         "stop": match generated.stop { Stop::End => "end", Stop::Length => "length", Stop::StopString => "stop string", Stop::Interrupted => "interrupted" },
         "model": { "name": config.name, "arch": config.arch.name(), "context": config.dims.context },
         "device": engine.device(),
-        "sampling": { "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed },
+        "sampling": sampling,
         "prompt": timing(&generated.prompt),
         "decode": timing(&generated.decode),
         "memory": {

@@ -7,6 +7,7 @@ pub mod inspect;
 mod interrupt;
 mod open;
 mod perplexity;
+mod sampling;
 pub mod synth;
 mod tokenize;
 

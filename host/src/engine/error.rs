@@ -1,6 +1,6 @@
 //! What can go wrong between a text and its continuation.
 
-use super::TokenizerError;
+use super::{SampleError, SamplingError, TokenizerError};
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -19,6 +19,12 @@ pub enum EngineError {
     /// The vocabulary.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Settings of the sampler.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// No token can be chosen.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
     /// The model does not fit on the device.
     #[error(
         "{device}: the model needs {need} and {limit} are available ({weights} of weights, {kv} of KV cache for {context} \

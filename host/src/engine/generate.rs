@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Engine, EngineError, Sampler, Sampling, Utf8Stream, stop::StopStrings};
+use super::{Engine, EngineError, Grammar, SampleError, Sampler, Sampling, Utf8Stream, stop::StopStrings};
 use crate::model::Config;
 
 /// How a prompt is continued.
@@ -15,6 +15,8 @@ pub struct GenerateOptions {
     pub max_new: Option<usize>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What the answer has to follow, if anything.
+    pub grammar: Option<Grammar>,
     /// Texts that end the answer before them.
     pub stop: Vec<String>,
 }
@@ -22,7 +24,7 @@ pub struct GenerateOptions {
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The model ended its text.
+    /// The model ended its text, or the grammar is complete.
     End,
     /// As many tokens as asked for, or the context is full.
     Length,
@@ -70,6 +72,8 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub stop: Stop,
+    /// Whether the grammar wanted more text before the end.
+    pub unfinished: bool,
     /// Tokens of the prompt that were in the KV cache already.
     pub reused: usize,
     /// Processing the rest of the prompt, up to the first new token's logits.
@@ -106,7 +110,8 @@ impl Answer {
     fn new(stop: &[String]) -> Self {
         let none = Timing::default();
         let (tokens, text) = (Vec::new(), String::new());
-        let out = Generated { tokens, text, stop: Stop::Length, reused: 0, prompt: none, decode: none };
+        let out =
+            Generated { tokens, text, stop: Stop::Length, unfinished: false, reused: 0, prompt: none, decode: none };
         Answer { out, utf8: Utf8Stream::default(), stop: StopStrings::new(stop) }
     }
 
@@ -147,8 +152,9 @@ impl Engine {
     /// only the last one always is, for its logits. After an error or an interruption the cache is as valid as before.
     ///
     /// # Errors
-    /// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens. Later:
-    /// the device's errors, or logits that are not numbers.
+    /// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens, or
+    /// sampling settings without a meaning. Later: the device's errors, logits that are not numbers, or no token that may
+    /// follow.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -159,7 +165,8 @@ impl Engine {
         let room = self.config().dims.context.saturating_sub(prompt.len());
         let max_new = options.max_new.unwrap_or(room.max(1));
         check_length(self.config(), prompt, max_new)?;
-        let mut sampler = Sampler::new(options.sampling);
+        options.sampling.check(self.config().dims.vocab)?;
+        let mut sampler = Sampler::new(options.sampling.clone(), options.grammar.clone());
         let mut answer = Answer::new(&options.stop);
 
         let started = Instant::now();
@@ -178,6 +185,9 @@ impl Engine {
         if max_new == 0 {
             return Ok(answer.end(Stop::Length, told));
         }
+        if sampler.is_complete() {
+            return Ok(answer.end(Stop::End, told));
+        }
         let mut next = self.choose(&mut sampler)?;
         answer.out.prompt.time = started.elapsed();
 
@@ -189,6 +199,9 @@ impl Engine {
             if let Some(stop) = answer.push(next, &self.text_of(next), told) {
                 break stop;
             }
+            if sampler.is_complete() {
+                break Stop::End;
+            }
             if answer.out.tokens.len() == max_new {
                 break Stop::Length;
             }
@@ -198,6 +211,7 @@ impl Engine {
             next = self.choose(&mut sampler)?;
         };
         answer.out.decode.time = started.elapsed();
+        answer.out.unfinished = sampler.is_unfinished();
         Ok(answer.end(stop, told))
     }
 
@@ -222,9 +236,16 @@ impl Engine {
     /// The token that follows what is cached.
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, EngineError> {
         let runner = &mut *self.runner;
-        let token = if sampler.sampling().is_greedy() { runner.argmax()? } else { sampler.sample(&runner.logits()?) };
+        let chosen = if sampler.takes_argmax() {
+            runner.argmax()?.ok_or(SampleError::NotANumber)
+        } else {
+            sampler.sample(&runner.logits()?, &self.cached)
+        };
         let (file, position) = (&runner.config().file, self.cached.len() - 1);
-        token.ok_or_else(|| EngineError::NotANumber { file: file.clone(), position })
+        chosen.map_err(|e| match e {
+            SampleError::NotANumber => EngineError::NotANumber { file: file.clone(), position },
+            other => other.into(),
+        })
     }
 }
 
@@ -300,7 +321,7 @@ mod tests {
     }
 
     fn run(engine: &mut Engine, prompt: &[u32]) -> Result<Vec<u32>, EngineError> {
-        let options = GenerateOptions { max_new: Some(3), sampling: Sampling::greedy(), stop: Vec::new() };
+        let options = GenerateOptions { max_new: Some(3), sampling: Sampling::greedy(), ..Default::default() };
         engine.generate(prompt, &options, |_| ControlFlow::Continue(())).map(|generated| generated.tokens)
     }
 

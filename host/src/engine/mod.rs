@@ -3,6 +3,7 @@
 mod bench;
 mod error;
 mod generate;
+mod grammar;
 mod open;
 mod perplexity;
 mod sampler;
@@ -13,8 +14,9 @@ pub mod tokenizer;
 pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};
 pub use error::EngineError;
 pub use generate::{Event, GenerateOptions, Generated, Stop, Timing, check_length};
+pub use grammar::{GbnfError, GbnfFault, Grammar, GrammarError, GrammarVocabulary, Syntax};
 pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::{SampleError, Sampler, Sampling, SamplingError};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
 pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};
