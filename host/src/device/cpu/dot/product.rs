@@ -167,7 +167,9 @@ impl<K: Kernel> Rows<'_, K> {
     /// All rows times the columns from `first` on.
     #[inline(always)]
     fn tile<S: Simd, const N: usize>(&mut self, s: S, first: usize) {
-        let (n, part) = (self.columns.len() / self.steps, PART / N);
+        let n = self.columns.len() / self.steps;
+        // A single column is small: rows are read from end to end.
+        let part = if N == 1 { self.steps } else { PART / N };
         let mut sums = [[s.splat(0.0); N]; ROWS];
         for start in (0..self.steps).step_by(part) {
             let end = self.steps.min(start + part);
