@@ -160,13 +160,13 @@ fn models_that_are_not_supported() {
     folder.refused("words.gguf", &tokenizer, &["words", "supported: gpt2 llama"]);
     let pre = with("tokenizer.ggml.pre", "unheard-of");
     folder.refused("pre.gguf", &pre, &["unheard-of", "supported"]);
-    let yarn = edited(|writer, key| {
+    let dynamic = edited(|writer, key| {
         if key == "llama.block_count" {
-            writer.set("llama.rope.scaling.type", "yarn").unwrap();
+            writer.set("llama.rope.scaling.type", "dynamic").unwrap();
         }
         false
     });
-    folder.refused("yarn.gguf", &yarn, &["rope scaling `yarn`"]);
+    folder.refused("dynamic.gguf", &dynamic, &["rope scaling `dynamic`", "llama.rope.scaling.type"]);
 }
 
 #[test]

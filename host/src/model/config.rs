@@ -1,10 +1,12 @@
 //! A model's hyperparameters, from its metadata.
 
-use super::{ModelError, rope::Rope};
-use crate::{
-    device::{Dims, Pairing},
-    gguf::Gguf,
+use super::{
+    ModelError,
+    arch::{Architecture, Traits},
+    keys::Keys,
+    rope::Rope,
 };
+use crate::{device::Dims, gguf::Gguf};
 
 /// Heads wider than this have no kernel.
 const MAX_HEAD_DIM: usize = gpu::ops::MAX_HEAD_DIM as usize;
@@ -22,45 +24,21 @@ pub struct Config {
     pub trained_context: usize,
     /// What the device computes with. `dims.context` is the context of this run.
     pub dims: Dims,
-    /// How positions become rotations.
-    pub rope: Rope,
+    /// How positions become rotations: `dims.rotations` ways.
+    pub ropes: Vec<Rope>,
+    /// The layers' kinds, in order.
+    pub kinds: Vec<LayerKind>,
 }
 
-/// The architectures that have a forward pass here.
+/// What is a layer's own, beside its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 1 to 3, Mistral and others stored as `llama`.
-    Llama,
-    /// Qwen 1.5, 2 and 2.5.
-    Qwen2,
-}
-
-impl Architecture {
-    const ALL: [Architecture; 2] = [Architecture::Llama, Architecture::Qwen2];
-
-    /// The name in `general.architecture`, which is also the prefix of its metadata.
-    pub fn name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "llama",
-            Architecture::Qwen2 => "qwen2",
-        }
-    }
-
-    fn pairing(self) -> Pairing {
-        match self {
-            Architecture::Llama => Pairing::Adjacent,
-            Architecture::Qwen2 => Pairing::Half,
-        }
-    }
-
-    fn of(gguf: &Gguf) -> Result<Self, ModelError> {
-        let arch = gguf.metadata().require_str("general.architecture")?;
-        Self::ALL.into_iter().find(|a| a.name() == arch).ok_or_else(|| ModelError::Architecture {
-            file: gguf.name().to_owned(),
-            arch: arch.to_owned(),
-            supported: Self::ALL.map(Self::name).join(", "),
-        })
-    }
+pub struct LayerKind {
+    /// Positions that a token sees, its own included; none: all of them.
+    pub window: Option<u32>,
+    /// Which of the model's ropes turns the queries.
+    pub q_rotation: usize,
+    /// Which of them turns the keys.
+    pub k_rotation: usize,
 }
 
 impl Config {
@@ -70,7 +48,8 @@ impl Config {
     /// An architecture or feature that is not supported, or metadata that make no sense.
     pub fn new(gguf: &Gguf, context: Option<usize>, default_context: usize) -> Result<Self, ModelError> {
         let arch = Architecture::of(gguf)?;
-        let keys = Keys { gguf, prefix: arch.name() };
+        let traits = arch.traits();
+        let keys = Keys { gguf, prefix: traits.name };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
 
         let parts = keys.gguf.metadata().u32("split.count")?.unwrap_or(1);
@@ -88,8 +67,8 @@ impl Config {
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(keys.bad("attention.head_count_kv", format!("{kv_heads} does not divide {heads} query heads")));
         }
-        let head_dim = match keys.gguf.metadata().u32(&keys.key("attention.key_length"))? {
-            Some(stated) => stated as usize,
+        let head_dim = match keys.size("attention.key_length")? {
+            Some(stated) => stated,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 return Err(
@@ -134,51 +113,89 @@ impl Config {
             return Err(keys.unsupported(format!("a vocabulary of {vocab} tokens")));
         }
 
-        let dims =
-            Dims { hidden, heads, kv_heads, head_dim, ffn, vocab, rope_dims, pairing: arch.pairing(), eps, context };
-        Ok(Config {
-            arch,
-            name: gguf.metadata().str("general.name")?.map(str::to_owned),
-            layers,
-            trained_context,
-            rope: Rope::new(gguf, arch.name(), rope_dims)?,
-            dims,
-        })
+        let (ropes, kinds) = layer_kinds(&keys, &traits, layers, rope_dims, head_dim, trained_context, context)?;
+        let cap = |key: &str, default: Option<f32>| -> Result<Option<f32>, ModelError> {
+            match keys.float(key)? {
+                None => Ok(default),
+                Some(_) => Ok(keys.positive_or_off(key)?.map(|cap| cap as f32)),
+            }
+        };
+        let scaled_width = match traits.layers_of_the_model_scaled_by_width == Some(layers) {
+            true => hidden / heads,
+            false => head_dim,
+        };
+        let dims = Dims {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn,
+            vocab,
+            rope_dims,
+            pairing: traits.pairing,
+            rotations: ropes.len(),
+            activation: traits.activation,
+            embedding_scale: if traits.scaled_embeddings { (hidden as f32).sqrt() } else { 1.0 },
+            attention_scale: 1.0 / (scaled_width as f32).sqrt(),
+            attention_cap: cap("attn_logit_softcapping", traits.attention_cap)?,
+            logit_cap: cap("final_logit_softcapping", traits.logit_cap)?,
+            eps,
+            context,
+        };
+        let name = gguf.metadata().str("general.name")?.map(str::to_owned);
+        Ok(Config { arch, name, layers, trained_context, dims, ropes, kinds })
     }
 }
 
-/// Integer metadata under an architecture's prefix.
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    prefix: &'a str,
-}
-
-impl Keys<'_> {
-    fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.prefix)
-    }
-
-    fn require(&self, key: &str) -> Result<usize, ModelError> {
-        Ok(self.gguf.metadata().require_u32(&self.key(key))? as usize)
-    }
-
-    fn or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
-        Ok(self.gguf.metadata().u32(&self.key(key))?.map_or(default, |v| v as usize))
-    }
-
-    fn within(&self, key: &str, value: usize, min: usize, max: usize) -> Result<usize, ModelError> {
-        if (min..=max).contains(&value) {
-            Ok(value)
-        } else {
-            Err(self.bad(key, format!("{value} is outside {min}..={max}")))
+/// The ropes of the model, and what each layer sees and turns by.
+fn layer_kinds(
+    keys: &Keys<'_>,
+    traits: &Traits,
+    layers: usize,
+    rope_dims: usize,
+    head_dim: usize,
+    trained: usize,
+    context: usize,
+) -> Result<(Vec<Rope>, Vec<LayerKind>), ModelError> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let window = match keys.size("attention.sliding_window")? {
+        None => traits.window,
+        Some(0) => None,
+        Some(stated) => u32::try_from(stated).ok(),
+    };
+    let windowed = match keys.bools(PATTERN, layers)? {
+        Some(stated) => stated,
+        None => {
+            let period = match keys.gguf.metadata().get(&keys.key(PATTERN)) {
+                Some(_) => keys.or(PATTERN, 0)?,
+                None => traits.window_period as usize,
+            };
+            (0..layers).map(|i| period == 0 || !(i + 1).is_multiple_of(period)).collect()
         }
-    }
+    };
 
-    fn bad(&self, key: &str, why: String) -> ModelError {
-        ModelError::Metadata { file: self.gguf.name().to_owned(), key: self.key(key), why }
-    }
-
-    fn unsupported(&self, what: String) -> ModelError {
-        ModelError::Unsupported { file: self.gguf.name().to_owned(), what }
-    }
+    let mut ropes = vec![Rope::new(keys, rope_dims, trained, context)?];
+    let local_base = keys.positive("rope.freq_base_swa")?.or(traits.window_rope_base.map(f64::from));
+    let local = local_base.filter(|_| window.is_some()).map(|base| {
+        ropes.push(Rope::plain(base, rope_dims));
+        ropes.len() - 1
+    });
+    // Queries that grow with their position are turned by longer cosines and sines.
+    let query = match keys.positive_or_off("attention.temperature_scale")? {
+        None => 0,
+        Some(_) if rope_dims != head_dim => {
+            let what = format!("{} with heads that turn in part", keys.key("attention.temperature_scale"));
+            return Err(keys.unsupported(what));
+        }
+        Some(beta) => {
+            let period = keys.require("rope.scaling.original_context_length")?;
+            ropes.push(ropes[0].with_temperature(beta, period));
+            ropes.len() - 1
+        }
+    };
+    let kind = |windowed: bool| {
+        let (q_rotation, k_rotation) = local.filter(|_| windowed).map_or((query, 0), |local| (local, local));
+        LayerKind { window: window.filter(|_| windowed), q_rotation, k_rotation }
+    };
+    Ok((ropes, windowed.into_iter().map(kind).collect()))
 }
