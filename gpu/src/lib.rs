@@ -16,12 +16,18 @@ pub mod probe;
     feature = "f32",
     feature = "f16",
     feature = "bf16",
+    feature = "q4_0",
+    feature = "q4_1",
+    feature = "q5_0",
+    feature = "q5_1",
     feature = "q8_0",
     feature = "q2_k",
     feature = "q3_k",
     feature = "q4_k",
     feature = "q5_k",
-    feature = "q6_k"
+    feature = "q6_k",
+    feature = "iq4_nl",
+    feature = "iq4_xs"
 ))]
 pub mod weights;
 

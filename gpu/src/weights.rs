@@ -380,10 +380,16 @@ weights! {
     "f32" F32 gemv_f32 gemm_f32 embed_f32;
     "f16" F16 gemv_f16 gemm_f16 embed_f16;
     "bf16" BF16 gemv_bf16 gemm_bf16 embed_bf16;
+    "q4_0" Q4_0 gemv_q4_0 gemm_q4_0 embed_q4_0;
+    "q4_1" Q4_1 gemv_q4_1 gemm_q4_1 embed_q4_1;
+    "q5_0" Q5_0 gemv_q5_0 gemm_q5_0 embed_q5_0;
+    "q5_1" Q5_1 gemv_q5_1 gemm_q5_1 embed_q5_1;
     "q8_0" Q8_0 gemv_q8_0 gemm_q8_0 embed_q8_0;
     "q2_k" Q2_K gemv_q2_k gemm_q2_k embed_q2_k;
     "q3_k" Q3_K gemv_q3_k gemm_q3_k embed_q3_k;
     "q4_k" Q4_K gemv_q4_k gemm_q4_k embed_q4_k;
     "q5_k" Q5_K gemv_q5_k gemm_q5_k embed_q5_k;
     "q6_k" Q6_K gemv_q6_k gemm_q6_k embed_q6_k;
+    "iq4_nl" IQ4_NL gemv_iq4_nl gemm_iq4_nl embed_iq4_nl;
+    "iq4_xs" IQ4_XS gemv_iq4_xs gemm_iq4_xs embed_iq4_xs;
 }

@@ -1,4 +1,38 @@
 //! ntransformer: runs GGUF language models that are bigger than the GPU's memory.
+//!
+//! The library behind the `ntransformer` command. [`Engine`] is a model that is loaded; it continues texts:
+//!
+//! ```
+//! use ntransformer::{DeviceChoice, Engine, EngineOptions, Event, GenerateOptions, Sampling};
+//! use std::ops::ControlFlow;
+//!
+//! // Or, with a file: `Engine::open("model.gguf", &options)`.
+//! let options = EngineOptions { device: DeviceChoice::Cpu, ..Default::default() };
+//! let mut engine = Engine::demo(&options)?;
+//!
+//! let prompt = engine.tokenize("Once upon a time")?;
+//! let options = GenerateOptions { max_new: Some(8), sampling: Sampling::greedy(), ..Default::default() };
+//! let answer = engine.generate(&prompt, &options, |event| {
+//!     if let Event::Text(text) = event {
+//!         print!("{text}");
+//!     }
+//!     ControlFlow::Continue(()) // Break(()) ends the text here
+//! })?;
+//! assert_eq!(answer.tokens.len(), 8);
+//! assert!(answer.text.starts_with(" there lived"));
+//!
+//! // The tokens that both prompts start with are in the KV cache: this costs three tokens of prompt, not twelve.
+//! let more = [&prompt[..], &answer.tokens, &engine.tokenizer().encode(" One day", Default::default())?].concat();
+//! let next = engine.generate(&more, &options, |_| ControlFlow::Continue(()))?;
+//! assert_eq!(next.reused, prompt.len() + 7);
+//! # Ok::<(), ntransformer::EngineError>(())
+//! ```
+//!
+//! - Layers that do not fit into the GPU's memory: [`LoadOptions::streaming`].
+//! - What loading takes, before it is done: [`ModelFile`], which reads a file's structure only, and [`Loading`].
+//! - Errors name the file, tensor, device or flag, and say what to do: [`EngineError`].
+//!
+//! The modules are what the engine is made of; `docs/architecture.md` says how they hang together.
 
 pub mod cli;
 pub mod demo;
@@ -10,3 +44,8 @@ pub mod pack;
 pub mod platform;
 pub mod ptx;
 pub mod stream;
+
+pub use engine::{
+    DeviceChoice, EncodeOptions, Engine, EngineError, EngineOptions, Event, GenerateOptions, Generated, LoadOptions,
+    Loading, MemoryReport, ModelFile, Sampling, Stop, Timing, Tokenizer, TokenizerError,
+};

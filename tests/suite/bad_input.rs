@@ -90,6 +90,25 @@ fn edited(change: impl Fn(&mut Writer, &str) -> bool) -> Vec<u8> {
     data.finish().unwrap()
 }
 
+/// The demo model with one more tensor.
+fn extended(name: &str) -> Vec<u8> {
+    let demo = demo::gguf().unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in demo.metadata().iter() {
+        writer.set_value(key, value).unwrap();
+    }
+    for tensor in demo.tensors() {
+        writer.tensor(&tensor.name, &tensor.dims, tensor.ty).unwrap();
+    }
+    writer.tensor(name, &[4], quant::TensorType::F32).unwrap();
+    let mut data = writer.begin(Vec::new()).unwrap();
+    for tensor in demo.tensors() {
+        data.write(demo.bytes(tensor)).unwrap();
+    }
+    data.write(&[0; 16]).unwrap();
+    data.finish().unwrap()
+}
+
 /// The demo model with the number `ty` as the type of the matrix `name`.
 fn retyped(name: &str, ty: u32) -> Vec<u8> {
     let mut bytes = demo::BYTES.to_vec();
@@ -152,14 +171,16 @@ fn models_that_are_not_supported() {
     let folder = Folder::new();
     let gptj = with("general.architecture", "gptj");
     folder.refused("gptj.gguf", &gptj, &["architecture `gptj` is not supported", "llama", "qwen2"]);
-    let q4_0 = retyped("blk.0.ffn_up.weight", 2);
-    folder.refused("q4_0.gguf", &q4_0, &["blk.0.ffn_up.weight", "Q4_0", "supported: F32 F16"]);
+    let q8_1 = retyped("blk.0.ffn_up.weight", 9);
+    folder.refused("q8_1.gguf", &q8_1, &["blk.0.ffn_up.weight", "Q8_1", "supported: F32 F16"]);
     let unknown = retyped("blk.0.ffn_up.weight", 77);
     folder.refused("unknown.gguf", &unknown, &["blk.0.ffn_up.weight", "77", "supported: F32 F16"]);
     let tokenizer = with("tokenizer.ggml.model", "words");
     folder.refused("words.gguf", &tokenizer, &["words", "supported: gpt2 llama"]);
     let pre = with("tokenizer.ggml.pre", "unheard-of");
     folder.refused("pre.gguf", &pre, &["unheard-of", "supported"]);
+    let extra = extended("blk.0.attn_q_norm.weight");
+    folder.refused("extra.gguf", &extra, &["blk.0.attn_q_norm.weight", "architecture `llama` does not have"]);
     let dynamic = edited(|writer, key| {
         if key == "llama.block_count" {
             writer.set("llama.rope.scaling.type", "dynamic").unwrap();
@@ -228,8 +249,27 @@ fn weights_that_are_no_numbers() {
     let path = folder.file("nan.gguf", &bytes);
     for (device, temperature) in [("cpu", "0"), ("cpu", "0.8"), ("emulator", "0")] {
         let args = ["-m", path.to_str().unwrap(), "--device", device, "-n", "2", "-c", "32", "-t", temperature];
-        refused(&args, &["logits", "are not numbers"]);
+        refused(&args, &["nan.gguf: ", "logits", "are not numbers"]);
     }
+    let text = setup::root().join("assets/heldout.txt");
+    let output = run(&[
+        "perplexity",
+        "-q",
+        "-m",
+        path.to_str().unwrap(),
+        "--device",
+        "cpu",
+        "-c",
+        "16",
+        "-f",
+        text.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("nan.gguf: the model's logits at position 8 are not numbers"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

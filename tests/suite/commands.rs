@@ -67,8 +67,8 @@ fn inspect_lists_metadata_tensors_and_sums() {
     assert_eq!(
         json["tensors"],
         serde_json::json!([
-            { "name": "blk.10.attn_q.weight", "type": "Q8_0", "dims": [32, 2], "bytes": 68, "offset": data_start },
-            { "name": "output_norm.weight", "type": "F32", "dims": [3], "bytes": 12, "offset": data_start + 96 },
+            { "name": "blk.10.attn_q.weight", "type": "Q8_0", "dims": [32, 2], "bytes": 68, "part": 1, "offset": data_start },
+            { "name": "output_norm.weight", "type": "F32", "dims": [3], "bytes": 12, "part": 1, "offset": data_start + 96 },
         ])
     );
     assert_eq!(std::fs::read(&path).unwrap()[data_start as usize..][..68], [1; 68]);

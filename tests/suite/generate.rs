@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ntransformer::{demo, gguf::Writer};
 use serde_json::Value;
 
 use crate::setup;
@@ -160,4 +161,49 @@ fn a_newline_at_the_end_of_a_prompt_file_is_no_prompt() {
     };
     assert_eq!(tokens("Once upon a time\n"), tokens("Once upon a time"));
     assert_eq!(tokens("Once upon a time\n\n"), tokens("Once upon a time") + 1);
+}
+
+/// The demo model with an output matrix of its own, and an embedding of `token` that is not a number.
+fn damaged_at(token: u32) -> Vec<u8> {
+    let demo = demo::gguf().unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in demo.metadata().iter() {
+        writer.set_value(key, value).unwrap();
+    }
+    let embedding = demo.require("token_embd.weight").unwrap();
+    for tensor in demo.tensors() {
+        writer.tensor(&tensor.name, &tensor.dims, tensor.ty).unwrap();
+    }
+    writer.tensor("output.weight", &embedding.dims, embedding.ty).unwrap();
+    let mut data = writer.begin(Vec::new()).unwrap();
+    for tensor in demo.tensors() {
+        let mut bytes = demo.bytes(tensor).to_vec();
+        if tensor.name == embedding.name {
+            // Q8_0: the first block's scale becomes an F16 NaN.
+            let row = bytes.len() / embedding.dims[1] as usize;
+            bytes[token as usize * row..][..2].copy_from_slice(&[0xff, 0x7f]);
+        }
+        data.write(&bytes).unwrap();
+    }
+    data.write(demo.bytes(embedding)).unwrap();
+    data.finish().unwrap()
+}
+
+#[test]
+fn an_error_after_some_text_is_on_a_line_of_its_own() {
+    let prompt = ["-n", "8", "-t", "0", "-p", "Once upon a time"];
+    let tokens = json(&prompt)["tokens"].as_array().unwrap().clone();
+    let third = tokens[3].as_u64().unwrap() as u32;
+    assert!(tokens[..3].iter().all(|t| *t != tokens[3]), "{tokens:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let (model, log) = (dir.path().join("damaged.gguf"), dir.path().join("log"));
+    std::fs::write(&model, damaged_at(third)).unwrap();
+    // Both into one file, as a terminal shows them.
+    let out = std::fs::File::create(&log).unwrap();
+    let mut both = command(&[&["-q", "-m", model.to_str().unwrap()], &prompt[..]].concat());
+    let status = both.stdout(out.try_clone().unwrap()).stderr(out).status().unwrap();
+    let log = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!((status.code(), lines.len()), (Some(1), 2), "{log:?}");
+    assert!(lines[0].starts_with(" there") && lines[1].starts_with("error: the model's logits at position"), "{log:?}");
 }

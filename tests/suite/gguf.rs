@@ -2,7 +2,6 @@
 
 use ntransformer::gguf::{GgmlType, Gguf, GgufFault, Value, ValueType, Writer};
 use quant::TensorType;
-use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 /// A file by hand: the header's counts, then whatever the test appends.
 struct Raw(Vec<u8>);
@@ -275,82 +274,20 @@ fn bad_tensors() {
     assert!(matches!(raw.fault(), F::TooLong { len: 65, max: 64, .. }));
     // The message names the tensor and both sizes.
     let text = one(&[17], 0).to_string();
-    assert_eq!(text, "truncated: tensor t needs bytes 64..132, the file has 128");
+    assert_eq!(text, "truncated: tensor t needs bytes 64..132, the file has 128: get it again");
 }
 
 #[test]
 fn other_types_are_listed_but_not_computed_with() {
-    let raw = Raw::new(3, 3, 0).tensor("a", &[32], 2, 0).tensor("b", &[7], 999, 32);
-    let gguf = raw.tensor("c", &[1], 0, 96).data(&[0; 100]).open().unwrap();
+    let raw = Raw::new(3, 3, 0).tensor("a", &[32], 9, 0).tensor("b", &[7], 999, 64);
+    let gguf = raw.tensor("c", &[1], 0, 128).data(&[0; 132]).open().unwrap();
     let a = gguf.tensor("a").unwrap();
-    assert_eq!((a.ty, a.bytes, a.ty.to_string().as_str()), (GgmlType::Other(2), 18, "Q4_0"));
+    assert_eq!((a.ty, a.bytes, a.ty.to_string().as_str()), (GgmlType::Other(9), 40, "Q8_1"));
     let b = gguf.tensor("b").unwrap();
     assert_eq!((b.bytes, b.ty.to_string().as_str()), (64, "type 999"));
     assert_eq!(
         gguf.supported_type(a).unwrap_err().to_string(),
-        "raw: tensor a has the type Q4_0, which is not supported (supported: F32 F16 BF16 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K)"
+        "raw: tensor a has the type Q8_1, which is not supported \
+         (supported: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS)"
     );
-}
-
-/// Reads everything that a file offers.
-fn exercise(gguf: &Gguf) -> usize {
-    fn walk(value: Value<'_>) -> usize {
-        match value {
-            Value::Array(array) => {
-                let read = array.iter().map(walk).sum::<usize>();
-                assert_eq!(array.iter().count(), array.len());
-                read
-            }
-            _ => 1,
-        }
-    }
-    let m = gguf.metadata();
-    assert_eq!(m.iter().count(), m.len());
-    let values: usize = m.iter().map(|(_, value)| walk(value)).sum();
-    for key in ["words", "ints", "floats", "u32"] {
-        let _ = (m.strings(key).is_ok(), m.i32s(key).is_ok(), m.f32s(key).is_ok(), m.u32(key).is_ok());
-    }
-    values + gguf.tensors().iter().map(|t| gguf.bytes(t).len() + t.rows() as usize).sum::<usize>()
-}
-
-#[test]
-fn mutated_files_never_panic() {
-    let original = sample();
-    let mut rng = SmallRng::seed_from_u64(7);
-    let (mut opened, mut refused) = (0, 0);
-    for round in 0..20_000 {
-        let mut bytes = original.clone();
-        for _ in 0..rng.random_range(1..4) {
-            let at = rng.random_range(0..bytes.len());
-            match round % 4 {
-                0 => bytes[at] ^= 1 << rng.random_range(0..8),
-                1 => bytes[at] = rng.random(),
-                2 => bytes.truncate(at.max(1)),
-                _ => {
-                    let value = [0u64, 1, u64::MAX, 1 << 31, 1 << 63, 9][rng.random_range(0..6)].to_le_bytes();
-                    let end = bytes.len().min(at + 8);
-                    bytes[at..end].copy_from_slice(&value[..end - at]);
-                }
-            }
-        }
-        match Gguf::from_vec("mutated", bytes) {
-            Ok(gguf) => {
-                opened += 1;
-                exercise(&gguf);
-            }
-            Err(error) => {
-                refused += 1;
-                assert!(error.to_string().starts_with("mutated: "));
-            }
-        }
-    }
-    assert!(opened > 1000 && refused > 1000, "the mutations test one side only: {opened} opened, {refused} refused");
-}
-
-#[test]
-fn every_truncation_is_an_error() {
-    let original = sample();
-    for len in 0..original.len() {
-        assert!(Gguf::from_vec("cut", original[..len].to_vec()).is_err(), "{len} of {} bytes", original.len());
-    }
 }

@@ -9,6 +9,7 @@ use ntransformer::{
     engine::{self, DeviceChoice, EncodeOptions, LoadOptions, Runner, Tokenizer},
     gguf::Gguf,
     model::{Architecture, Model},
+    stream::Progress,
 };
 use quant::TensorType;
 use serde_json::Value;
@@ -22,7 +23,7 @@ const ROUNDING: f64 = 1e-3;
 /// Tokens of context, where the model allows as many.
 const CONTEXT: usize = 64;
 
-fn devices() -> Vec<DeviceChoice> {
+pub fn devices() -> Vec<DeviceChoice> {
     let mut devices = vec![DeviceChoice::Cpu, DeviceChoice::Emulator];
     if std::env::var_os("NT_TEST_GPU").is_some_and(|value| value == "1") {
         devices.push(DeviceChoice::Cuda(0));
@@ -30,19 +31,20 @@ fn devices() -> Vec<DeviceChoice> {
     devices
 }
 
-fn open(device: DeviceChoice, gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> Box<dyn Runner> {
-    open_with(device, gguf, None, vram_budget)
+pub fn open(device: DeviceChoice, gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> Box<dyn Runner> {
+    open_with(device, gguf, None, vram_budget, &mut |_| ())
 }
 
-fn open_with(
+pub fn open_with(
     device: DeviceChoice,
     gguf: &Arc<Gguf>,
     context: Option<usize>,
     vram_budget: Option<u64>,
+    progress: Progress<'_>,
 ) -> Box<dyn Runner> {
     let model = Model::new(gguf.clone(), context, CONTEXT).unwrap();
     let options = LoadOptions { streaming: vram_budget.is_some(), vram_budget, wanted: CONTEXT, announce: |_| () };
-    engine::open(device, model, &options, &mut |line| eprintln!("{line}"), &mut |_| ())
+    engine::open(device, model, &options, &mut |line| eprintln!("{line}"), progress)
         .unwrap_or_else(|e| panic!("{device:?}: {e}"))
 }
 
@@ -52,7 +54,7 @@ fn logits(runner: &mut dyn Runner, tokens: &[u32], batch: usize) -> Vec<f32> {
 }
 
 /// Logits of every position of the tokens that `passes` are, one after the other.
-fn logits_of_passes<'a>(runner: &mut dyn Runner, passes: impl IntoIterator<Item = &'a [u32]>) -> Vec<f32> {
+pub fn logits_of_passes<'a>(runner: &mut dyn Runner, passes: impl IntoIterator<Item = &'a [u32]>) -> Vec<f32> {
     let (mut all, mut position) = (Vec::new(), 0);
     for pass in passes {
         runner.pass(pass, position, pass.len()).unwrap();
@@ -95,7 +97,7 @@ fn devices_agree() {
 }
 
 /// Device memory that holds `resident` layers and two slots.
-fn budget(runner: &dyn Runner, gguf: &Arc<Gguf>, resident: u64) -> u64 {
+pub fn budget(runner: &dyn Runner, gguf: &Arc<Gguf>, resident: u64) -> u64 {
     let model = Model::new(gguf.clone(), None, CONTEXT).unwrap();
     let layer = model.layer_image(0).unwrap().bytes() as u64;
     let memory = runner.memory();
@@ -193,7 +195,7 @@ fn small_models_match_transformers() {
     }
     for golden in &models {
         for device in devices() {
-            let mut runner = open_with(device, &golden.gguf, golden.context, None);
+            let mut runner = open_with(device, &golden.gguf, golden.context, None, &mut |_| ());
             for passes in ways(device, &golden.tokens) {
                 let lengths: Vec<usize> = passes.iter().map(|pass| pass.len()).collect();
                 let apart = difference(&logits_of_passes(&mut *runner, passes), &golden.logits);

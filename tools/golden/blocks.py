@@ -16,8 +16,22 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 
 # Where the half-precision scales lie in a block.
-SCALES = {T.Q8_0: [0], T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208]}
+SCALES = {
+    T.Q4_0: [0],
+    T.Q4_1: [0, 2],
+    T.Q5_0: [0],
+    T.Q5_1: [0, 2],
+    T.Q8_0: [0],
+    T.Q2_K: [80, 82],
+    T.Q3_K: [108],
+    T.Q4_K: [0, 2],
+    T.Q5_K: [0, 2],
+    T.Q6_K: [208],
+    T.IQ4_NL: [0],
+    T.IQ4_XS: [0],
+}
 FLOATS = [T.F32, T.F16, T.BF16]
+ENCODED = [*FLOATS, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0]
 
 
 def blocks_of(ty, rng):
@@ -36,7 +50,7 @@ def blocks_of(ty, rng):
 
 
 def source_of(rng):
-    """Gaussian rows, a zero block, ties of Q8_0's rounding, huge and tiny values."""
+    """Gaussian rows, a zero block, ties of rounding, huge and tiny values, one sign only, a constant."""
     x = rng.standard_normal(512).astype(np.float32)
     x[32:64] = 0
     x[64:96] = np.arange(32, dtype=np.float32) - 15.5
@@ -45,6 +59,14 @@ def source_of(rng):
     x[128:160] *= 1e4
     x[160:192] *= 1e-3
     x[192] = -40
+    x[224:256] = np.arange(32, dtype=np.float32) / 2 - 8  # a scale of 1 in Q4_0
+    x[256:288] = np.arange(32, dtype=np.float32) - 16  # a scale of 1 in Q5_0
+    x[288:320] = np.arange(32, dtype=np.float32) % 31 / 2  # a scale of 1 in Q4_1, of 1/2 in Q5_1
+    x[320:352] = np.abs(x[320:352]) + 1
+    x[352:384] = -np.abs(x[352:384]) - 1
+    x[384:416] = 0.75
+    x[416:418] = 4, -4  # the largest magnitude twice: the first counts
+    x[448:450] = -4, 4
     return x
 
 
@@ -55,11 +77,10 @@ def write(out):
         blocks = blocks_of(ty, rng)
         blocks.tofile(out / f"{ty.name}.blocks")
         dequantize(blocks.reshape(1, -1), ty).astype("<f4").tofile(out / f"{ty.name}.values")
-        if ty in [*FLOATS, T.Q8_0]:
+        if ty in ENCODED:
             source = source_of(rng)
             source.astype("<f4").tofile(out / f"{ty.name}.source")
             quantize(source.reshape(1, -1), ty).tofile(out / f"{ty.name}.encoded")
-
 
 
 if __name__ == "__main__":

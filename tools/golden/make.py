@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "tools/demo"))
 import blocks  # noqa: E402
 import demo  # noqa: E402
 import models  # noqa: E402
+import vocabularies  # noqa: E402
 
 
 def main():
@@ -20,6 +21,8 @@ def main():
     data.mkdir(parents=True, exist_ok=True)
     print("blocks", file=sys.stderr)
     blocks.write(ROOT / "crates/quant/tests/data")
+    print("vocabularies", file=sys.stderr)
+    vocabularies.write(data / "tokenizers.json")
     print("tiny models", file=sys.stderr)
     entries = models.write(data)
     print("demo models", file=sys.stderr)

@@ -8,13 +8,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
-use crate::{ptx, ptxas, root, sh};
+use crate::{
+    fuzz::{self, Fuzz},
+    ptx, ptxas, root, sh,
+};
 
 /// The flags of `cargo xtask ci`.
 #[derive(clap::Args)]
 pub struct Ci {
     /// Only these parts, in this order
-    #[arg(default_values = ["style", "user", "kernels", "bench"])]
+    #[arg(default_values = ["style", "user", "kernels", "bench", "fuzz"])]
     parts: Vec<Part>,
 }
 
@@ -28,7 +31,12 @@ enum Part {
     Kernels,
     /// The benchmarks run
     Bench,
+    /// The fuzz targets are built, and find nothing in a few seconds
+    Fuzz,
 }
+
+/// How long each fuzz target runs: enough to see that it works, and to find again what was easily found.
+const FUZZ_SECONDS: u32 = 15;
 
 /// A story of the demo model has more words.
 const STORY: usize = 50;
@@ -42,6 +50,11 @@ pub fn run(args: &Ci) -> Result<()> {
             Part::Kernels => {
                 steps.step("PTX is what the sources give", || ptx::run(&ptx::Ptx { check: true }))?;
                 steps.step("PTX assembles everywhere", ptxas::run)?;
+            }
+            Part::Fuzz => {
+                let format = ["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"];
+                steps.step("format of the fuzz targets", || sh::run(&mut build(&format)))?;
+                steps.step("fuzzing", || fuzz::run(&Fuzz::all(FUZZ_SECONDS)))?;
             }
             Part::Bench => steps.step("benchmarks run", || sh::run(&mut build(&["bench", "--package", "host"])))?,
         }

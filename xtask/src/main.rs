@@ -1,6 +1,7 @@
 //! Development commands.
 
 mod ci;
+mod fuzz;
 mod golden;
 mod gpu_bundle;
 mod ptx;
@@ -27,6 +28,8 @@ enum Command {
     Ptxas,
     /// Everything that a change has to pass
     Ci(ci::Ci),
+    /// Fuzz the reading of files for a while
+    Fuzz(fuzz::Fuzz),
     /// Pack what scripts/gpu-check.sh needs on a machine without Rust
     GpuBundle(gpu_bundle::GpuBundle),
     /// Remake the test data that other implementations define
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Command::Ptx(args) => ptx::run(&args),
         Command::Ptxas => ptxas::run(),
         Command::Ci(args) => ci::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::GpuBundle(args) => gpu_bundle::run(&args),
         Command::Golden => golden::run(),
     }

@@ -123,56 +123,78 @@ fn quantise_scales<const SUBS: usize>(scales: &[f32; SUBS], top: u8) -> (u16, [u
     (d, scales.map(|scale| level(scale, inverse, top) as u8))
 }
 
-/// A block of sixteen sub-blocks whose values are `d * scale * q` with signed integers.
-pub(crate) struct Symmetric {
+/// The numbers that a symmetric format knows, in units of a scale.
+pub(crate) trait Levels {
+    /// The lowest.
+    const LOW: f32;
+    /// The highest.
+    const HIGH: f32;
+    /// About how far apart they are at both ends.
+    const STEP: f32;
+
+    /// The one nearest to `x`.
+    fn nearest(&self, x: f32) -> f32;
+}
+
+/// The integers from `-N` to `N - 1`.
+pub(crate) struct Integers<const N: i16>;
+
+impl<const N: i16> Levels for Integers<N> {
+    const LOW: f32 = -(N as f32);
+    const HIGH: f32 = N as f32 - 1.0;
+    const STEP: f32 = 1.0;
+
+    fn nearest(&self, x: f32) -> f32 {
+        nearest(x.clamp(Self::LOW, Self::HIGH))
+    }
+}
+
+/// A block of `SUBS` sub-blocks whose values are `d * scale * q` with signed integers.
+pub(crate) struct Symmetric<const SUBS: usize> {
     /// Half precision.
     pub(crate) d: u16,
-    pub(crate) scales: [i8; 16],
+    pub(crate) scales: [i8; SUBS],
     pub(crate) q: [i8; BLOCK],
 }
 
-impl Symmetric {
-    /// Fits 256 values with `q` in `-levels..levels` and scales in `-scale_levels..scale_levels`.
-    pub(crate) fn fit(x: &[f32], levels: f32, scale_levels: f32) -> Self {
-        let mut scales = [0.0f32; 16];
-        for (scale, sub) in scales.iter_mut().zip(x.chunks_exact(16)) {
-            *scale = symmetric_step(sub, levels);
+impl<const SUBS: usize> Symmetric<SUBS> {
+    /// Fits 256 values with `q` of `levels` and scales of `scale_levels`.
+    pub(crate) fn fit<L: Levels, S: Levels>(x: &[f32], levels: L, scale_levels: S) -> Self {
+        let size = BLOCK / SUBS;
+        let mut scales = [0.0f32; SUBS];
+        for (scale, sub) in scales.iter_mut().zip(x.chunks_exact(size)) {
+            *scale = symmetric_step(sub, &levels);
         }
         // The largest scale becomes the most negative integer, which has no positive counterpart.
-        let d = f32_to_f16(largest(&scales) / -scale_levels);
+        let d = f32_to_f16(largest(&scales) / S::LOW);
         let inverse = reciprocal(f16_to_f32(d));
-        let scales = scales.map(|scale| signed_level(scale, inverse, scale_levels) as i8);
+        let scales = scales.map(|scale| scale_levels.nearest(scale * inverse) as i8);
         let mut q = [0; BLOCK];
-        for ((sub, q), &scale) in x.chunks_exact(16).zip(q.chunks_exact_mut(16)).zip(&scales) {
+        for ((sub, q), &scale) in x.chunks_exact(size).zip(q.chunks_exact_mut(size)).zip(&scales) {
             let inverse = reciprocal(f16_to_f32(d) * f32::from(scale));
             for (q, &x) in q.iter_mut().zip(sub) {
-                *q = signed_level(x, inverse, levels) as i8;
+                *q = levels.nearest(x * inverse) as i8;
             }
         }
         Self { d, scales, q }
     }
 }
 
-/// `x` in steps, rounded and clamped to `-levels..levels`.
-fn signed_level(x: f32, inverse: f32, levels: f32) -> f32 {
-    nearest((x * inverse).clamp(-levels, levels - 1.0))
-}
-
 /// The number of the largest magnitude, with its sign.
-fn largest(x: &[f32]) -> f32 {
+pub(crate) fn largest(x: &[f32]) -> f32 {
     x.iter().copied().fold(0.0, |a, b| if b.abs() > a.abs() { b } else { a })
 }
 
-/// The scale, of either sign, for which `scale * q` with `q` in `-levels..levels` comes nearest to `x`.
-fn symmetric_step(x: &[f32], levels: f32) -> f32 {
+/// The scale, of either sign, for which `scale * q` with `q` of `levels` comes nearest to `x`.
+pub(crate) fn symmetric_step<L: Levels>(x: &[f32], levels: &L) -> f32 {
     let extreme = largest(x);
     let (mut best, mut most) = (0.0, 0.0);
     if extreme == 0.0 {
         return best;
     }
     for trial in trials() {
-        for end in [-levels + trial, levels - 1.0 + trial] {
-            let q = |x: f32| signed_level(x, end / extreme, levels);
+        for end in [L::LOW + trial * L::STEP, L::HIGH + trial * L::STEP] {
+            let q = |x: f32| levels.nearest(x * (end / extreme));
             let (qx, q2) = (lane_sum(x, |x| q(x) * x), lane_sum(x, |x| q(x) * q(x)));
             // With the best scale for these q, qx / q2, the squared error is the sum of x^2 less this.
             let explained = qx * qx * reciprocal(q2);

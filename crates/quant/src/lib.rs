@@ -9,8 +9,10 @@
 mod bytes;
 mod fit;
 mod format;
+mod iq4;
 mod k_scales;
 mod minifloat;
+mod nibbles;
 mod random;
 mod row;
 mod tensor_type;
@@ -18,6 +20,9 @@ mod tensor_type;
 /// The formats, as types.
 pub mod formats {
     mod float;
+    mod iq4_nl;
+    mod iq4_xs;
+    mod legacy;
     mod q2_k;
     mod q3_k;
     mod q4_k;
@@ -26,6 +31,9 @@ pub mod formats {
     mod q8_0;
 
     pub use float::{BF16, F16, F32};
+    pub use iq4_nl::IQ4_NL;
+    pub use iq4_xs::IQ4_XS;
+    pub use legacy::{Legacy, Q4_0, Q4_1, Q5_0, Q5_1};
     pub use q2_k::Q2_K;
     pub use q3_k::Q3_K;
     pub use q4_k::Q4_K;

@@ -90,8 +90,8 @@ pub fn decode_row(ty: TensorType, row: &[u8], out: &mut [f32]) -> Result<(), Len
 
 /// Encodes a row into blocks of type `ty`.
 ///
-/// F16 and BF16 round to nearest even, and Q8_0 is the reference quantisation, bit for bit that of PyPI `gguf`. The
-/// K-quants minimise the squared error of each sub-block.
+/// F16 and BF16 round to nearest even, and Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 are the reference quantisation, bit for bit
+/// that of PyPI `gguf`. The K-quants and the IQ4 types minimise the squared error of each sub-block.
 ///
 /// # Errors
 /// If `x` is not whole blocks or `out` has another size than they take.

@@ -86,6 +86,14 @@ tensor_types! {
     F16 = 1,
     /// The upper half of a single: 8 bits of exponent, 7 of mantissa.
     BF16 = 30,
+    /// 4-bit integers, one scale for 32.
+    Q4_0 = 2,
+    /// 4-bit integers, one scale and minimum for 32.
+    Q4_1 = 3,
+    /// 5-bit integers, one scale for 32.
+    Q5_0 = 6,
+    /// 5-bit integers, one scale and minimum for 32.
+    Q5_1 = 7,
     /// 8-bit integers, one scale for 32.
     Q8_0 = 8,
     /// 2-bit integers, a 4-bit scale and minimum for 16.
@@ -98,6 +106,10 @@ tensor_types! {
     Q5_K = 13,
     /// 6-bit integers, an 8-bit scale for 16.
     Q6_K = 14,
+    /// 4-bit indices into a table of values, one scale for 32.
+    IQ4_NL = 20,
+    /// 4-bit indices into a table of values, a 6-bit scale for 32.
+    IQ4_XS = 23,
 }
 
 impl TensorType {

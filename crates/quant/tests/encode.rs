@@ -7,7 +7,7 @@ use quant::{LengthError, TensorType, decode_row, encode_row, fill_random};
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
 
 /// Largest root mean square error, relative to that of the values, after encoding Gaussian values: as measured, plus 3 %.
-const BUDGETS: [(TensorType, f64); 9] = [
+const BUDGETS: [(TensorType, f64); 15] = [
     (TensorType::F32, 0.0),
     (TensorType::F16, 0.000_22),
     (TensorType::BF16, 0.001_73),
@@ -17,6 +17,12 @@ const BUDGETS: [(TensorType, f64); 9] = [
     (TensorType::Q4_K, 0.073),
     (TensorType::Q3_K, 0.149),
     (TensorType::Q2_K, 0.274),
+    (TensorType::Q5_1, 0.039_1),
+    (TensorType::Q5_0, 0.043_9),
+    (TensorType::Q4_1, 0.081),
+    (TensorType::Q4_0, 0.089_2),
+    (TensorType::IQ4_NL, 0.075_6),
+    (TensorType::IQ4_XS, 0.076_4),
 ];
 
 /// Standard normal numbers (Box and Muller).
@@ -46,7 +52,8 @@ fn relative_error(x: &[f32], y: &[f32]) -> f64 {
 
 #[test]
 fn reference_encodings_equal_gguf_py_bit_for_bit() {
-    for ty in [TensorType::F32, TensorType::F16, TensorType::BF16, TensorType::Q8_0] {
+    use TensorType::{BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+    for ty in [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0] {
         let (source, expected) = (floats(ty, "source"), bytes(ty, "encoded"));
         assert!(source.len() >= 512);
         let mut found = vec![0xa5; expected.len()];

@@ -9,12 +9,18 @@ fn types_are_those_of_ggml() {
         (0, "F32", 1, 4),
         (1, "F16", 1, 2),
         (30, "BF16", 1, 2),
+        (2, "Q4_0", 32, 18),
+        (3, "Q4_1", 32, 20),
+        (6, "Q5_0", 32, 22),
+        (7, "Q5_1", 32, 24),
         (8, "Q8_0", 32, 34),
         (10, "Q2_K", 256, 84),
         (11, "Q3_K", 256, 110),
         (12, "Q4_K", 256, 144),
         (13, "Q5_K", 256, 176),
         (14, "Q6_K", 256, 210),
+        (20, "IQ4_NL", 32, 18),
+        (23, "IQ4_XS", 256, 136),
     ];
     assert_eq!(TensorType::ALL.len(), table.len());
     for (id, name, elems, bytes) in table {
@@ -26,7 +32,7 @@ fn types_are_those_of_ggml() {
     let known = (0..100).filter_map(TensorType::from_ggml).count();
     assert_eq!(known, table.len());
     assert_eq!(TensorType::from_ggml(u32::MAX), None);
-    assert_eq!(TensorType::from_name("Q4_0"), None);
+    assert_eq!(TensorType::from_name("Q8_1"), None);
 }
 
 #[test]

@@ -2,18 +2,16 @@
 
 use std::{
     io::{self, Write},
+    ops::ControlFlow,
     path::PathBuf,
 };
 
 use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{interrupt, open::ModelArgs};
-use crate::engine::{
-    EncodeOptions, Event, Generated, Runner, Sampler, Sampling, Stop, Timing, Tokenizer, Utf8Stream, check_length,
-    generate,
-};
+use super::{bench, interrupt, open::ModelArgs, sampling::SamplingArgs};
+use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Stop, Timing, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
 const DEFAULT_LENGTH: usize = 512;
@@ -32,52 +30,39 @@ pub struct GenerateArgs {
     /// New tokens at most. 512 or what the context holds if absent.
     #[arg(short, long, value_name = "N")]
     n_predict: Option<usize>,
-    /// Randomness: 0 always takes the most likely token.
-    #[arg(short, long, value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
-    temperature: f32,
-    /// Choose among the K most likely tokens only; 0 for all.
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
-    /// Choose among the most likely tokens that have probability P together; 1 for all.
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
-    top_p: f32,
-    /// Seed of the random numbers. A new one each time if absent.
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
     context: Option<usize>,
     /// Print one JSON object at the end instead of text.
     #[arg(long)]
     json: bool,
-}
-
-fn non_negative(s: &str) -> Result<f32, String> {
-    s.parse().ok().filter(|t: &f32| t.is_finite() && *t >= 0.0).ok_or("expected a number, 0 or more".into())
-}
-
-fn probability(s: &str) -> Result<f32, String> {
-    s.parse().ok().filter(|p: &f32| 0.0 < *p && *p <= 1.0).ok_or("expected a number above 0 and up to 1".into())
+    /// Measure speed instead, as `ntransformer bench` does with its defaults; -n sets the tokens to generate.
+    #[arg(long, conflicts_with_all = ["prompt", "file"])]
+    benchmark: bool,
+    // The last one, because its heading in --help is for all flags from here on.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
-    let opened = args.model.open(args.context)?;
-    let tokenizer = opened.tokenizer;
-    let options = EncodeOptions { bos: tokenizer.adds_bos(), special: false };
-    let prompt = tokenizer.encode(&args.text()?, options)?;
-    let config = &opened.model.config;
-    let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(config.dims.context.saturating_sub(prompt.len()).max(1)));
-    check_length(config, &prompt, length)?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed.unwrap_or_else(rand::random),
-    };
-    let mut runner = args.model.load(opened.model, 1)?;
+    if args.benchmark {
+        let format = if args.json { bench::Format::Json } else { bench::Format::Md };
+        bench::measure(&args.model, &bench::Plan::usual(args.n_predict, args.context, format))?;
+        return Ok(0);
+    }
+    let file = args.model.open(args.context)?;
+    let tokenizer = file.tokenizer();
+    let prompt = tokenizer.encode(&args.text()?, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
+    let context = file.config().dims.context;
+    let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(context.saturating_sub(prompt.len()).max(1)));
+    check_length(file.config(), &prompt, length)?;
+    let sampling = args.sampling.sampling(file.config().dims.vocab)?;
+    let grammar = args.sampling.grammar(tokenizer)?;
+    let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
-        args.model.say(&format!("{sampling:?}, up to {length} tokens after {} of prompt", prompt.len()));
+        args.model.say(&args.sampling.describe(&sampling));
+        args.model.say(&format!("up to {length} tokens after {} of prompt", prompt.len()));
     } else if !sampling.is_greedy() {
         args.model.say(&format!("seed: {}", sampling.seed));
     }
@@ -85,23 +70,33 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
 
     // From here on a Ctrl-C is asked for between tokens; while loading, it ends the process as usual.
     interrupt::install();
-    let mut sampler = Sampler::new(sampling);
-    let mut output = Output::new(&tokenizer, args.json);
+    let options = GenerateOptions { max_new: Some(length), sampling, grammar, stop: Vec::new() };
+    let mut output = Output { silent: args.json, ..Output::default() };
     let bar = args.model.counter("prompt {pos}/{len} tokens", prompt.len() as u64)?;
-    let is_end = |token| tokenizer.is_end(token);
-    let generated = generate(&mut *runner, &prompt, length, &mut sampler, &is_end, &mut |event| {
+    let generated = engine.generate(&prompt, &options, |event| {
         match event {
             Event::Prompt(done) if done < prompt.len() => bar.set_position(done as u64),
             Event::Prompt(_) => bar.finish_and_clear(),
-            Event::Token(token) => output.push(token),
+            Event::Token(_) => (),
+            Event::Text(text) => output.print(text),
         }
-        output.error.is_none() && !interrupt::requested()
-    })?;
-    let text = output.finish()?;
+        if output.error.is_none() && !interrupt::requested() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    bar.finish_and_clear();
+    // Also after an error, so that its message begins a line.
+    output.finish(generated.is_ok())?;
+    let generated = generated?;
     if args.json {
-        writeln!(io::stdout(), "{:#}", report(&*runner, &generated, &text, &sampling))?;
+        writeln!(io::stdout(), "{:#}", report(&engine, &generated, args.sampling.report(&options.sampling)))?;
     }
-    summary(args, &*runner, &generated);
+    if generated.stop == Stop::Length && generated.unfinished {
+        args.model.say("the text ends before the grammar is complete: allow more tokens with -n");
+    }
+    summary(args, &engine, &generated);
     Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
 }
 
@@ -121,50 +116,36 @@ impl GenerateArgs {
     }
 }
 
-/// The text on its way out, whole characters at a time.
-struct Output<'a> {
-    tokenizer: &'a Tokenizer,
-    utf8: Utf8Stream,
-    /// Text is collected for JSON, or else printed at once.
-    collect: bool,
-    text: String,
+/// The text on its way out.
+#[derive(Default)]
+struct Output {
+    /// The text goes into a JSON object instead.
+    silent: bool,
+    begun: bool,
     error: Option<io::Error>,
 }
 
-impl<'a> Output<'a> {
-    fn new(tokenizer: &'a Tokenizer, collect: bool) -> Self {
-        Output { tokenizer, utf8: Utf8Stream::default(), collect, text: String::new(), error: None }
-    }
-
-    fn push(&mut self, token: u32) {
-        let text = self.utf8.push(&self.tokenizer.token_bytes(token));
-        self.print(&text);
-    }
-
+impl Output {
     fn print(&mut self, text: &str) {
-        if self.collect {
-            self.text.push_str(text);
-        } else {
+        if !self.silent {
             let mut out = io::stdout().lock();
+            self.begun = true;
             self.error = self.error.take().or(out.write_all(text.as_bytes()).and_then(|()| out.flush()).err());
         }
     }
 
-    /// The collected text.
-    fn finish(mut self) -> anyhow::Result<String> {
-        let rest = self.utf8.flush();
-        let end = if self.collect { rest } else { format!("{rest}\n") };
-        self.print(&end);
-        match self.error {
-            Some(e) => Err(e).context("writing to standard output"),
-            None => Ok(self.text),
+    /// Ends the line, which is also there for an empty text that is `whole`.
+    fn finish(mut self, whole: bool) -> anyhow::Result<()> {
+        if whole || self.begun {
+            self.print("\n");
         }
+        self.error.map_or(Ok(()), |e| Err(e).context("writing to standard output"))
     }
 }
 
-fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
+fn summary(args: &GenerateArgs, engine: &Engine, generated: &Generated) {
     let say = |line: String| args.model.say(&line);
-    let memory = runner.memory();
+    let memory = engine.memory();
     say(String::new());
     let row = |name: &str, t: &Timing| {
         let gbs = t.passes as f64 * memory.read_per_pass as f64 / t.time.as_secs_f64().max(1e-9) / 1e9;
@@ -186,7 +167,7 @@ fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
     say(format!("per token: {} of weights read{streamed}", ByteSize(memory.read_per_pass)));
     say(format!(
         "memory: on {}: weights {}, KV cache {}, activations {}; RAM, to stream from {}; mapped file {}",
-        runner.device(),
+        engine.device(),
         ByteSize(memory.device_weights),
         ByteSize(memory.kv),
         ByteSize(memory.activations),
@@ -195,16 +176,17 @@ fn summary(args: &GenerateArgs, runner: &dyn Runner, generated: &Generated) {
     ));
 }
 
-fn report(runner: &dyn Runner, generated: &Generated, text: &str, sampling: &Sampling) -> serde_json::Value {
-    let memory = runner.memory();
+fn report(engine: &Engine, generated: &Generated, sampling: Value) -> Value {
+    let memory = engine.memory();
+    let config = engine.config();
     let timing = |t: &Timing| json!({ "tokens": t.tokens, "passes": t.passes, "seconds": t.time.as_secs_f64(), "tokens_per_second": t.rate() });
     json!({
-        "text": text,
+        "text": generated.text,
         "tokens": generated.tokens,
-        "stop": match generated.stop { Stop::End => "end", Stop::Length => "length", Stop::Interrupted => "interrupted" },
-        "model": { "name": runner.config().name, "arch": runner.config().arch.name(), "context": runner.config().dims.context },
-        "device": runner.device(),
-        "sampling": { "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed },
+        "stop": match generated.stop { Stop::End => "end", Stop::Length => "length", Stop::StopString => "stop string", Stop::Interrupted => "interrupted" },
+        "model": { "name": config.name, "arch": config.arch.name(), "context": config.dims.context },
+        "device": engine.device(),
+        "sampling": sampling,
         "prompt": timing(&generated.prompt),
         "decode": timing(&generated.decode),
         "memory": {

@@ -1,11 +1,12 @@
 //! `ntransformer inspect`: what is in a GGUF file.
 
-use crate::gguf::{Gguf, TensorInfo, Value};
+use crate::gguf::{Gguf, Part, TensorInfo, Value};
 use serde_json::{Map, Value as Json, json};
 use std::{
     collections::BTreeMap,
     io::{self, Write},
     path::PathBuf,
+    sync::Arc,
 };
 
 /// Arguments of `ntransformer inspect`.
@@ -77,20 +78,29 @@ fn total_bytes(gguf: &Gguf) -> u64 {
 fn print(gguf: &Gguf, out: &mut impl Write) -> io::Result<()> {
     let (metadata, tensors) = (gguf.metadata(), gguf.tensors());
     writeln!(out, "{}: GGUF version {}", gguf.name(), gguf.version())?;
+    let split = gguf.parts().len() > 1;
+    if split {
+        writeln!(out, "\nparts ({})", gguf.parts().len())?;
+        for (number, part) in (1..).zip(gguf.parts()) {
+            writeln!(out, "  {number}  {:>15} bytes  {}", part.bytes().len(), part.name())?;
+        }
+    }
 
     writeln!(out, "\nmetadata ({} entries)", metadata.len())?;
     for (key, value) in metadata.iter() {
         writeln!(out, "  {} = {}", key.escape_debug(), abbreviated(value))?;
     }
 
-    writeln!(out, "\ntensors ({}); shape: row length first; offset: in the file", tensors.len())?;
+    let file = if split { "its part" } else { "the file" };
+    writeln!(out, "\ntensors ({}); shape: row length first; offset: in {file}", tensors.len())?;
     let shape = |tensor: &TensorInfo| tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
     let name_width = tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
     let shape_width = tensors.iter().map(|t| shape(t).len()).max().unwrap_or(0);
     for tensor in tensors {
+        let part = if split { format!(" of part {}", tensor.part + 1) } else { String::new() };
         writeln!(
             out,
-            "  {:name_width$}  {:8} {:shape_width$}  {:>13} bytes at {}",
+            "  {:name_width$}  {:8} {:shape_width$}  {:>13} bytes at {}{part}",
             tensor.name.escape_debug().to_string(),
             tensor.ty,
             shape(tensor),
@@ -143,6 +153,7 @@ fn to_json(gguf: &Gguf) -> Json {
             "type": tensor.ty.to_string(),
             "dims": tensor.dims,
             "bytes": tensor.bytes,
+            "part": tensor.part + 1,
             "offset": gguf.tensor_file_offset(tensor),
         })
     };
@@ -150,9 +161,11 @@ fn to_json(gguf: &Gguf) -> Json {
     let by_type = totals(gguf.tensors(), |t| t.ty).into_iter().map(|(ty, sum)| group((ty.to_string(), sum)));
     let by_layer =
         totals(gguf.tensors(), |t| Layer::of(&t.name)).into_iter().map(|(layer, sum)| group((layer.to_string(), sum)));
+    let part = |part: &Arc<Part>| json!({ "file": part.name(), "bytes": part.bytes().len() });
     json!({
         "file": gguf.name(),
         "version": gguf.version(),
+        "parts": gguf.parts().iter().map(part).collect::<Vec<_>>(),
         "metadata": gguf.metadata().iter().map(|(key, value)| (key.to_owned(), value_to_json(value))).collect::<Map<_, _>>(),
         "tensors": gguf.tensors().iter().map(tensor).collect::<Vec<_>>(),
         "bytes_by_type": by_type.collect::<Map<_, _>>(),

@@ -1,10 +1,13 @@
 //! The command line.
 
+mod bench;
+mod completions;
 mod generate;
 pub mod inspect;
 mod interrupt;
 mod open;
 mod perplexity;
+mod sampling;
 pub mod synth;
 mod tokenize;
 
@@ -26,6 +29,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure how fast a model processes prompts and generates.
+    Bench(bench::BenchArgs),
     /// Show what is in a GGUF file.
     Inspect(inspect::InspectArgs),
     /// Turn text into token ids.
@@ -34,6 +39,10 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Write a model with random weights and the shape of a real one, to measure speed with.
     Synth(synth::SynthArgs),
+    /// Print a shell's completion script.
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all subcommands.
+    Man(completions::ManArgs),
 }
 
 impl Cli {
@@ -47,10 +56,13 @@ impl Cli {
         pool.context("the worker threads cannot be started; raise the limits on processes and memory (ulimit -u, -v)")?;
         match self.command {
             None => generate::run(&self.generate),
+            Some(Command::Bench(args)) => bench::run(&args).map(|()| 0),
             Some(Command::Inspect(args)) => inspect::run(&args).map(|()| 0),
             Some(Command::Tokenize(args)) => tokenize::run(&args).map(|()| 0),
             Some(Command::Perplexity(args)) => perplexity::run(&args),
             Some(Command::Synth(args)) => synth::run(&args).map(|()| 0),
+            Some(Command::Completions(args)) => completions::completions(&args).map(|()| 0),
+            Some(Command::Man(args)) => completions::man(&args).map(|()| 0),
         }
     }
 }

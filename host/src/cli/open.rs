@@ -3,7 +3,6 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::PathBuf,
-    sync::Arc,
 };
 
 use anyhow::Context;
@@ -12,13 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     demo,
-    engine::{self, DeviceChoice, LoadOptions, Runner, Tokenizer},
+    engine::{DeviceChoice, Engine, LoadOptions, Loading, ModelFile},
     gguf::Gguf,
-    model::Model,
 };
-
-/// The context when -c is not given, unless the model allows less.
-const DEFAULT_CONTEXT: usize = 4096;
 
 /// Which model, where, and how much is said about it.
 #[derive(Debug, clap::Args)]
@@ -43,32 +38,28 @@ pub struct ModelArgs {
     pub quiet: bool,
 }
 
-/// A model file that was understood; no weights have been read.
-pub struct Opened {
-    pub model: Model,
-    pub tokenizer: Tokenizer,
-}
-
 impl ModelArgs {
     /// Reads the file's structure, with a context of `context` tokens.
-    pub fn open(&self, context: Option<usize>) -> anyhow::Result<Opened> {
-        let gguf = Arc::new(self.gguf()?);
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let model = Model::new(gguf, context, DEFAULT_CONTEXT)?;
-        let config = &model.config;
+    pub fn open(&self, context: Option<usize>) -> anyhow::Result<ModelFile> {
+        let file = ModelFile::from_gguf(self.gguf()?, context)?;
+        let (gguf, config) = (file.gguf(), file.config());
         self.say(&format!(
-            "model: {} ({}, {} layers, {})",
-            config.name.as_deref().unwrap_or(model.gguf.name()).escape_debug(),
+            "model: {} ({}, {} layers, {}{})",
+            config.name.as_deref().unwrap_or(gguf.name()).escape_debug(),
             config.arch.name(),
             config.layers,
-            ByteSize(AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64)
+            ByteSize(gguf.file_bytes()),
+            match gguf.parts().len() {
+                1 => String::new(),
+                parts => format!(" in {parts} files"),
+            }
         ));
         let trained = config.trained_context;
         self.say(&format!("context: {} tokens (the model allows {trained})", config.dims.context));
         if self.verbose {
             self.say(&format!("sizes: {:?}", config.dims));
         }
-        Ok(Opened { model, tokenizer })
+        Ok(file)
     }
 
     /// The file that -m names, or the demo model.
@@ -80,28 +71,29 @@ impl ModelArgs {
     }
 
     /// Loads the weights, with room for `wanted` rows of logits.
-    pub fn load(&self, model: Model, wanted: usize) -> anyhow::Result<Box<dyn Runner>> {
+    pub fn load(&self, file: ModelFile, wanted: usize) -> anyhow::Result<Engine> {
         let options = LoadOptions {
             streaming: self.streaming,
             vram_budget: self.vram_budget.map(|b| b.0),
             wanted,
             announce: self.announce(),
         };
-        let layers = model.config.layers;
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(engine::load_bytes(&model)?) };
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(file.load_bytes()?) };
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
         bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
-        let mut say = |line: &str| bar.suspend(|| self.say(line));
-        let runner = engine::open(self.device, model, &options, &mut say, &mut |bytes| bar.inc(bytes))?;
+        let engine = file.load(self.device, &options, |event| match event {
+            Loading::Device(line) => bar.suspend(|| self.say(&format!("device: {line}"))),
+            Loading::Bytes { done, .. } => bar.set_position(done),
+        })?;
         bar.finish_and_clear();
         if self.streaming {
-            let resident = runner.memory().resident_layers;
+            let (layers, resident) = (engine.config().layers, engine.memory().resident_layers);
             self.say(&match layers - resident {
                 0 => format!("streaming: all {layers} layers fit on the device, nothing to stream"),
                 streamed => format!("streaming: {resident} layers on the device, {streamed} streamed from RAM"),
             });
         }
-        Ok(runner)
+        Ok(engine)
     }
 
     /// A line on stderr, unless -q.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{interrupt, open::ModelArgs};
-use crate::engine::{EncodeOptions, check_windows, perplexity};
+use crate::engine::{EncodeOptions, check_windows};
 
 /// Arguments of `ntransformer perplexity`.
 #[derive(Debug, clap::Args)]
@@ -29,15 +29,14 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     let bytes = std::fs::read(&args.file).with_context(|| format!("{name}: cannot be read"))?;
     let text =
         String::from_utf8(bytes).map_err(|e| anyhow!("{name}: not UTF-8 at byte {}", e.utf8_error().valid_up_to()))?;
-    let opened = args.model.open(Some(args.context))?;
-    let tokenizer = opened.tokenizer;
+    let file = args.model.open(Some(args.context))?;
+    let tokenizer = file.tokenizer();
     let tokens = tokenizer.encode(&text, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
     check_windows(tokens.len(), args.context)?;
-    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let mut runner = args.model.load(opened.model, args.context.div_ceil(2))?;
+    let mut engine = args.model.load(file, args.context.div_ceil(2))?;
     interrupt::install();
     let bar = args.model.counter("window {pos}/{len} perplexity {msg}", (tokens.len() / args.context.max(1)) as u64)?;
-    let result = perplexity(&mut *runner, &tokens, args.context, bos, &mut |so_far| {
+    let result = engine.perplexity(&tokens, args.context, &mut |so_far| {
         bar.set_position(so_far.windows as u64);
         bar.set_message(format!("{:.4}", so_far.value()));
         !interrupt::requested()

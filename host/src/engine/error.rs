@@ -1,5 +1,6 @@
 //! What can go wrong between a text and its continuation.
 
+use super::{SampleError, SamplingError, TokenizerError};
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -15,6 +16,15 @@ pub enum EngineError {
     /// What the file holds.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The vocabulary.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Settings of the sampler.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// No token can be chosen.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
     /// The model does not fit on the device.
     #[error(
         "{device}: the model needs {need} and {limit} are available ({weights} of weights, {kv} of KV cache for {context} \
@@ -72,17 +82,23 @@ pub enum EngineError {
     EmptyPrompt,
     /// A token that the model has no row for.
     #[error(
-        "token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match"
+        "{file}: token {token} is outside the model's vocabulary of {vocab}: the file's tokenizer and its weights do not match"
     )]
     Vocabulary {
+        /// The model file.
+        file: String,
         /// The token's id.
         token: u32,
         /// Rows of the embedding table.
         vocab: usize,
     },
     /// Infinite or undefined logits.
-    #[error("the model's logits at position {position} are not numbers: its weights are damaged")]
+    #[error(
+        "{file}: the model's logits at position {position} are not numbers: its weights are damaged; get the file again"
+    )]
     NotANumber {
+        /// The model file.
+        file: String,
         /// Position of the token they follow.
         position: usize,
     },

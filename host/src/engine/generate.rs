@@ -1,28 +1,48 @@
 //! Continuing a prompt, token by token.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
-use super::{EngineError, Runner, Sampler};
+use super::{Engine, EngineError, Grammar, SampleError, Sampler, Sampling, Utf8Stream, stop::StopStrings};
 use crate::model::Config;
+
+/// How a prompt is continued.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// New tokens at most. None: as many as the context holds.
+    pub max_new: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// What the answer has to follow, if anything.
+    pub grammar: Option<Grammar>,
+    /// Texts that end the answer before them.
+    pub stop: Vec<String>,
+}
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The model ended its text.
+    /// The model ended its text, or the grammar is complete.
     End,
-    /// As many tokens as asked for.
+    /// As many tokens as asked for, or the context is full.
     Length,
+    /// One of [`GenerateOptions::stop`] came up.
+    StopString,
     /// The caller asked to stop.
     Interrupted,
 }
 
 /// What generation tells its caller while it runs. The caller answers whether to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// So many tokens of the prompt have been processed.
+pub enum Event<'a> {
+    /// So many tokens of the prompt are in the KV cache.
     Prompt(usize),
     /// The next token of the text.
     Token(u32),
+    /// The next piece of the text: whole characters, and nothing that may still become a stop string.
+    Text(&'a str),
 }
 
 /// Tokens and the time they took.
@@ -48,9 +68,15 @@ impl Timing {
 pub struct Generated {
     /// The new tokens, without the one that ended the text.
     pub tokens: Vec<u32>,
+    /// Their text, up to a stop string. Control tokens have none.
+    pub text: String,
     /// Why it ended.
     pub stop: Stop,
-    /// Processing the prompt, up to the first new token's logits.
+    /// Whether the grammar wanted more text before the end.
+    pub unfinished: bool,
+    /// Tokens of the prompt that were in the KV cache already.
+    pub reused: usize,
+    /// Processing the rest of the prompt, up to the first new token's logits.
     pub prompt: Timing,
     /// The passes that computed further tokens.
     pub decode: Timing,
@@ -71,67 +97,262 @@ pub fn check_length(config: &Config, prompt: &[u32], max_new: usize) -> Result<(
     Ok(())
 }
 
-/// Continues `prompt` by up to `max_new` tokens, until `is_end` accepts one.
-///
-/// # Errors
-/// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens. Later:
-/// the device's errors, or logits that are not numbers.
-pub fn generate(
-    runner: &mut dyn Runner,
-    prompt: &[u32],
-    max_new: usize,
-    sampler: &mut Sampler,
-    is_end: &dyn Fn(u32) -> bool,
-    go_on: &mut dyn FnMut(Event) -> bool,
-) -> Result<Generated, EngineError> {
-    check_length(runner.config(), prompt, max_new)?;
-    let mut out =
-        Generated { tokens: Vec::new(), stop: Stop::Length, prompt: Timing::default(), decode: Timing::default() };
+type Told<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 
-    let started = Instant::now();
-    for chunk in prompt.chunks(runner.max_batch()) {
-        let last = out.prompt.tokens + chunk.len() == prompt.len();
-        runner.pass(chunk, out.prompt.tokens, usize::from(last))?;
-        out.prompt.tokens += chunk.len();
-        out.prompt.passes += 1;
-        out.prompt.time = started.elapsed();
-        if !go_on(Event::Prompt(out.prompt.tokens)) {
-            out.stop = Stop::Interrupted;
-            return Ok(out);
-        }
-    }
-    if max_new == 0 {
-        return Ok(out);
-    }
-    let mut next = choose(runner, sampler, prompt.len() - 1)?;
-    out.prompt.time = started.elapsed();
-
-    let started = Instant::now();
-    loop {
-        if is_end(next) {
-            out.stop = Stop::End;
-            break;
-        }
-        out.tokens.push(next);
-        if !go_on(Event::Token(next)) {
-            out.stop = Stop::Interrupted;
-            break;
-        }
-        if out.tokens.len() == max_new {
-            break;
-        }
-        let position = prompt.len() + out.tokens.len() - 1;
-        runner.pass(&[next], position, 1)?;
-        out.decode.tokens += 1;
-        out.decode.passes += 1;
-        next = choose(runner, sampler, position)?;
-    }
-    out.decode.time = started.elapsed();
-    Ok(out)
+/// An answer in the making, told as it grows.
+struct Answer {
+    out: Generated,
+    utf8: Utf8Stream,
+    stop: StopStrings,
 }
 
-/// The token that follows `position`.
-fn choose(runner: &mut dyn Runner, sampler: &mut Sampler, position: usize) -> Result<u32, EngineError> {
-    let token = if sampler.sampling().is_greedy() { runner.argmax()? } else { sampler.sample(&runner.logits()?) };
-    token.ok_or(EngineError::NotANumber { position })
+impl Answer {
+    fn new(stop: &[String]) -> Self {
+        let none = Timing::default();
+        let (tokens, text) = (Vec::new(), String::new());
+        let out =
+            Generated { tokens, text, stop: Stop::Length, unfinished: false, reused: 0, prompt: none, decode: none };
+        Answer { out, utf8: Utf8Stream::default(), stop: StopStrings::new(stop) }
+    }
+
+    /// Adds a token, whose bytes are `bytes`. Gives the reason to stop after it, if there is one.
+    fn push(&mut self, token: u32, bytes: &[u8], told: Told<'_>) -> Option<Stop> {
+        self.out.tokens.push(token);
+        let after_token = told(Event::Token(token));
+        let (text, stopped) = self.stop.push(&self.utf8.push(bytes));
+        let after_text = self.tell(&text, told);
+        match stopped {
+            true => Some(Stop::StopString),
+            false => (after_token.is_break() || after_text.is_break()).then_some(Stop::Interrupted),
+        }
+    }
+
+    fn tell(&mut self, text: &str, told: Told<'_>) -> ControlFlow<()> {
+        self.out.text.push_str(text);
+        if text.is_empty() { ControlFlow::Continue(()) } else { told(Event::Text(text)) }
+    }
+
+    /// The whole, after what was held back has been told.
+    fn end(mut self, stop: Stop, told: Told<'_>) -> Generated {
+        let rest = match stop {
+            Stop::StopString => String::new(),
+            _ => self.stop.push(&self.utf8.flush()).0 + &self.stop.flush(),
+        };
+        // Too late to stop it.
+        let _ = self.tell(&rest, told);
+        self.out.stop = stop;
+        self.out
+    }
+}
+
+impl Engine {
+    /// Continues `prompt`. `told` hears of every token and may end the text by answering [`ControlFlow::Break`].
+    ///
+    /// The tokens that `prompt` starts with and that are in the KV cache from the calls before are not computed again;
+    /// only the last one always is, for its logits. After an error or an interruption the cache is as valid as before.
+    ///
+    /// # Errors
+    /// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens, or
+    /// sampling settings without a meaning. Later: the device's errors, logits that are not numbers, or no token that may
+    /// follow.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        mut told: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Generated, EngineError> {
+        let told: Told<'_> = &mut told;
+        let room = self.config().dims.context.saturating_sub(prompt.len());
+        let max_new = options.max_new.unwrap_or(room.max(1));
+        check_length(self.config(), prompt, max_new)?;
+        options.sampling.check(self.config().dims.vocab)?;
+        let mut sampler = Sampler::new(options.sampling.clone(), options.grammar.clone());
+        let mut answer = Answer::new(&options.stop);
+
+        let started = Instant::now();
+        self.keep_prefix(prompt);
+        answer.out.reused = self.cached.len();
+        for chunk in prompt[self.cached.len()..].chunks(self.runner.max_batch()) {
+            let last = self.cached.len() + chunk.len() == prompt.len();
+            self.pass(chunk, usize::from(last))?;
+            answer.out.prompt.tokens += chunk.len();
+            answer.out.prompt.passes += 1;
+            answer.out.prompt.time = started.elapsed();
+            if told(Event::Prompt(self.cached.len())).is_break() {
+                return Ok(answer.end(Stop::Interrupted, told));
+            }
+        }
+        if max_new == 0 {
+            return Ok(answer.end(Stop::Length, told));
+        }
+        if sampler.is_complete() {
+            return Ok(answer.end(Stop::End, told));
+        }
+        let mut next = self.choose(&mut sampler)?;
+        answer.out.prompt.time = started.elapsed();
+
+        let started = Instant::now();
+        let stop = loop {
+            if self.tokenizer.is_end(next) {
+                break Stop::End;
+            }
+            if let Some(stop) = answer.push(next, &self.text_of(next), told) {
+                break stop;
+            }
+            if sampler.is_complete() {
+                break Stop::End;
+            }
+            if answer.out.tokens.len() == max_new {
+                break Stop::Length;
+            }
+            self.pass(&[next], 1)?;
+            answer.out.decode.tokens += 1;
+            answer.out.decode.passes += 1;
+            next = self.choose(&mut sampler)?;
+        };
+        answer.out.decode.time = started.elapsed();
+        answer.out.unfinished = sampler.is_unfinished();
+        Ok(answer.end(stop, told))
+    }
+
+    /// The bytes that a token adds to the answer.
+    fn text_of(&self, token: u32) -> Vec<u8> {
+        if self.tokenizer.is_control(token) { Vec::new() } else { self.tokenizer.token_bytes(token) }
+    }
+
+    /// Keeps of the KV cache what `prompt`, without its last token, starts with.
+    fn keep_prefix(&mut self, prompt: &[u32]) {
+        let same = self.cached.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
+        self.cached.truncate(same);
+    }
+
+    /// A pass over `tokens` at the end of what is cached. If it fails, they are not, whatever it has written.
+    fn pass(&mut self, tokens: &[u32], wanted: usize) -> Result<(), EngineError> {
+        self.runner.pass(tokens, self.cached.len(), wanted)?;
+        self.cached.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// The token that follows what is cached.
+    fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, EngineError> {
+        let runner = &mut *self.runner;
+        let chosen = if sampler.takes_argmax() {
+            runner.argmax()?.ok_or(SampleError::NotANumber)
+        } else {
+            sampler.sample(&runner.logits()?, &self.cached)
+        };
+        let (file, position) = (&runner.config().file, self.cached.len() - 1);
+        chosen.map_err(|e| match e {
+            SampleError::NotANumber => EngineError::NotANumber { file: file.clone(), position },
+            other => other.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+    use super::*;
+    use crate::{
+        device::DeviceError,
+        engine::{MemoryReport, ModelFile, Runner},
+    };
+
+    /// A runner whose next token depends on all that its cache holds, and whose passes can be made to fail halfway.
+    struct Fake {
+        config: Config,
+        cache: Vec<u32>,
+        script: Rc<RefCell<Script>>,
+    }
+
+    #[derive(Default)]
+    struct Script {
+        /// Start and length of every pass.
+        passes: Vec<(usize, usize)>,
+        /// The pass that fails, by its number.
+        fails: Option<usize>,
+    }
+
+    impl Runner for Fake {
+        fn config(&self) -> &Config {
+            &self.config
+        }
+
+        fn device(&self) -> &str {
+            "fake"
+        }
+
+        fn max_batch(&self) -> usize {
+            4
+        }
+
+        fn memory(&self) -> MemoryReport {
+            MemoryReport::default()
+        }
+
+        fn pass(&mut self, tokens: &[u32], start: usize, _wanted: usize) -> Result<(), EngineError> {
+            let mut script = self.script.borrow_mut();
+            assert!(start <= self.cache.len(), "positions before {start} were never computed");
+            self.cache.truncate(start);
+            script.passes.push((start, tokens.len()));
+            if script.fails == Some(script.passes.len() - 1) {
+                self.cache.push(u32::MAX);
+                return Err(DeviceError::Unsupported("halfway".into()).into());
+            }
+            self.cache.extend_from_slice(tokens);
+            Ok(())
+        }
+
+        fn logits(&mut self) -> Result<Vec<f32>, EngineError> {
+            unreachable!("greedy decoding asks for the best token only")
+        }
+
+        fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
+            Ok(Some(100 + self.cache.iter().fold(7, |hash: u32, token| (hash * 31 + token) % 1009)))
+        }
+    }
+
+    fn engine() -> (Engine, Rc<RefCell<Script>>) {
+        let ModelFile { model, tokenizer } = ModelFile::demo(Some(64)).unwrap();
+        let script = Rc::new(RefCell::new(Script::default()));
+        let runner = Box::new(Fake { config: model.config.clone(), cache: Vec::new(), script: script.clone() });
+        (Engine { runner, tokenizer, gguf: Arc::clone(&model.gguf), cached: Vec::new() }, script)
+    }
+
+    fn run(engine: &mut Engine, prompt: &[u32]) -> Result<Vec<u32>, EngineError> {
+        let options = GenerateOptions { max_new: Some(3), sampling: Sampling::greedy(), ..Default::default() };
+        engine.generate(prompt, &options, |_| ControlFlow::Continue(())).map(|generated| generated.tokens)
+    }
+
+    #[test]
+    fn a_pass_that_fails_leaves_a_valid_cache() {
+        let prompt: Vec<u32> = (1..=10).collect();
+        let expected = run(&mut engine().0, &prompt).unwrap();
+        let (passes, failures) = ([(0, 4), (4, 4), (8, 2), (10, 1), (11, 1)], [0, 4, 8, 10, 11]);
+        for (fails, kept) in failures.into_iter().enumerate() {
+            let (mut engine, script) = engine();
+            script.borrow_mut().fails = Some(fails);
+            assert!(run(&mut engine, &prompt).unwrap_err().to_string().contains("halfway"));
+            assert_eq!(script.take().passes, passes[..=fails]);
+            assert_eq!(engine.cached().len(), kept);
+            assert_eq!(run(&mut engine, &prompt).unwrap(), expected, "after pass {fails} failed");
+            assert_eq!(script.borrow().passes[0].0, kept.min(9));
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_computed() {
+        let (mut engine, script) = engine();
+        let mut prompt: Vec<u32> = (1..=6).collect();
+        run(&mut engine, &prompt).unwrap();
+        prompt[5] = 60;
+        let expected = run(&mut self::engine().0, &prompt).unwrap();
+        script.take();
+        assert_eq!(run(&mut engine, &prompt).unwrap(), expected);
+        assert_eq!(script.take().passes, [(5, 1), (6, 1), (7, 1)]);
+        engine.runner();
+        assert_eq!(run(&mut engine, &prompt).unwrap(), expected);
+        assert_eq!(script.take().passes[0], (0, 4), "after others used the runner, all is computed");
+    }
 }

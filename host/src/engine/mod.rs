@@ -1,17 +1,22 @@
-//! From text to text: sessions, sampling, generation, perplexity.
+//! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity, speed.
 
+mod bench;
 mod error;
 mod generate;
+mod grammar;
 mod open;
 mod perplexity;
 mod sampler;
 mod session;
+mod stop;
 pub mod tokenizer;
 
+pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};
 pub use error::EngineError;
-pub use generate::{Event, Generated, Stop, Timing, check_length, generate};
-pub use open::{DeviceChoice, open};
+pub use generate::{Event, GenerateOptions, Generated, Stop, Timing, check_length};
+pub use grammar::{GbnfError, GbnfFault, Grammar, GrammarError, GrammarVocabulary, Syntax};
+pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::{SampleError, Sampler, Sampling, SamplingError};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
 pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};

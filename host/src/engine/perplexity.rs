@@ -55,7 +55,9 @@ pub fn perplexity(
                 let logits = runner.logits()?;
                 let rows = logits.chunks_exact(runner.config().dims.vocab);
                 for (position, row) in (first..end.min(window - 1)).zip(rows) {
-                    result.nll += nll(row, window_tokens[position + 1]).ok_or(EngineError::NotANumber { position })?;
+                    let file = &runner.config().file;
+                    let not_a_number = || EngineError::NotANumber { file: file.clone(), position };
+                    result.nll += nll(row, window_tokens[position + 1]).ok_or_else(not_a_number)?;
                     result.scored += 1;
                 }
             }

@@ -31,6 +31,13 @@ pub struct LoadOptions {
     pub announce: fn(&str),
 }
 
+impl Default for LoadOptions {
+    /// All of the model on the device, to generate; silent.
+    fn default() -> Self {
+        LoadOptions { streaming: false, vram_budget: None, wanted: 1, announce: |_| () }
+    }
+}
+
 /// Where the model's memory is, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {
@@ -42,7 +49,7 @@ pub struct MemoryReport {
     pub activations: u64,
     /// Weights in page-locked RAM.
     pub pinned: u64,
-    /// The model file's map, which is read where it is as far as the device does not hold copies.
+    /// The maps of the model's files, which is read where it is as far as the device does not hold copies.
     pub mapped: u64,
     /// Layers that stay on the device.
     pub resident_layers: usize,
@@ -195,7 +202,7 @@ const OTHER_ADVICE: &str =
 /// When a tensor's type is not supported.
 pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
     let needs = Needs::new(model, 1, 1)?;
-    Ok(needs.weights())
+    Ok(needs.images.iter().chain([&needs.head]).map(|image| image.tensor_bytes() as u64).sum())
 }
 
 impl<D: Device + 'static> Session<D> {
@@ -235,7 +242,7 @@ impl<D: Device + 'static> Session<D> {
             kv: needs.kv,
             activations: needs.activations,
             pinned: layers.pinned_bytes(),
-            mapped: AsRef::<[u8]>::as_ref(&*model.gguf).len() as u64,
+            mapped: model.gguf.file_bytes(),
             resident_layers: resident,
             read_per_pass: needs.weights(),
             streamed_per_pass: layers.streamed_bytes(),
@@ -262,7 +269,7 @@ impl<D: Device> Runner for Session<D> {
     }
 
     fn pass(&mut self, tokens: &[u32], start: usize, wanted: usize) -> Result<(), EngineError> {
-        let Config { dims, trained_context, .. } = &self.model.config;
+        let Config { file, dims, trained_context, .. } = &self.model.config;
         if tokens.is_empty() || tokens.len() > self.max_batch || wanted > tokens.len().min(self.max_wanted) {
             let (max_batch, max_wanted) = (self.max_batch, self.max_wanted);
             return Err(EngineError::Pass { tokens: tokens.len(), wanted, max_batch, max_wanted });
@@ -272,7 +279,7 @@ impl<D: Device> Runner for Session<D> {
             return Err(EngineError::Context { prompt: start, max_new, context, trained });
         }
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= dims.vocab) {
-            return Err(EngineError::Vocabulary { token, vocab: dims.vocab });
+            return Err(EngineError::Vocabulary { file: file.clone(), token, vocab: dims.vocab });
         }
         let want = (tokens.len() - wanted..tokens.len()).map(|i| i as u32).collect();
         let batch = self.model.batch(tokens, start, want);

@@ -62,8 +62,33 @@ pub enum GgufFault {
     PartialBlock { tensor: String, ty: GgmlType, cols: u64, block: u64 },
     #[error("tensor {tensor}: its offset {offset} is no multiple of the alignment {alignment}")]
     Misaligned { tensor: String, offset: u64, alignment: u64 },
-    #[error("truncated: tensor {tensor} needs bytes {start}..{end}, the file has {len}")]
+    #[error("truncated: tensor {tensor} needs bytes {start}..{end}, the file has {len}: get it again")]
     TensorTruncated { tensor: String, start: u64, end: u64, len: u64 },
+    #[error(
+        "{fault}; it is part {number} of {count} of a split model: all of them have to be in one folder, complete and under their \
+         own names"
+    )]
+    Part { number: u32, count: u32, fault: Box<GgufFault> },
+    #[error("its metadata say split.no {index} of split.count {count}, which is impossible: get this file again")]
+    PartNumber { index: u32, count: u32 },
+    #[error("is part {number} of {count} of a split model: give the path of the file, to which the others are found")]
+    PartAlone { number: u32, count: u32 },
+    #[error(
+        "by its metadata it is part {number} of {count} of a split model, so its name has to end in {suffix}: rename it, or get it \
+         again if it should be another part"
+    )]
+    PartName { number: u32, count: u32, suffix: String },
+    #[error("by its metadata it is {}: rename it, or get it again", describe_part(*stated))]
+    OtherPart { stated: Option<(u32, u32)> },
+    #[error(
+        "is of another model than {first}: it counts {stated} tensors in all parts (split.tensors.count), not {expected}"
+    )]
+    OtherModel { stated: u32, first: String, expected: u32 },
+    #[error(
+        "has {expected} tensors in all parts (split.tensors.count), but the parts have {found}: they are not of one model; get \
+         them again"
+    )]
+    SplitTensors { expected: u32, found: usize },
     #[error("has no tensor {0}")]
     NoTensor(String),
     #[error("tensor {tensor} has the type {ty}, which is not supported (supported: {})", supported_names())]
@@ -74,4 +99,8 @@ pub enum GgufFault {
     WrongType { key: String, expected: &'static str, found: String },
     #[error("metadata {key:?}: string {index} is not valid UTF-8")]
     StringUtf8 { key: String, index: usize },
+}
+
+fn describe_part(stated: Option<(u32, u32)>) -> String {
+    stated.map_or("no part of a split model".to_owned(), |(number, count)| format!("part {number} of {count}"))
 }

@@ -1,7 +1,11 @@
 //! The metadata of a file, by key, with typed access.
 
-use super::{Bytes, GgufError, GgufFault, Value, ValueType, cursor::Cursor};
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use super::{GgufError, GgufFault, Part, Value, ValueType, cursor::Cursor};
+use std::{
+    collections::{HashMap, hash_map},
+    ops::Range,
+    sync::Arc,
+};
 
 /// The keys and values of a GGUF file, in file order.
 ///
@@ -9,10 +13,26 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 /// vocabulary of 100 000 tokens opens without delay.
 #[derive(Debug)]
 pub struct Metadata {
-    file: Arc<str>,
-    bytes: Arc<Bytes>,
-    entries: Vec<Entry>,
+    part: Arc<Part>,
+    entries: Entries,
+}
+
+/// Metadata entries in file order, and by key.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    list: Vec<Entry>,
     index: HashMap<String, usize>,
+}
+
+impl Entries {
+    pub(super) fn push(&mut self, entry: Entry) -> Result<(), GgufFault> {
+        match self.index.entry(entry.key.clone()) {
+            hash_map::Entry::Vacant(vacant) => vacant.insert(self.list.len()),
+            hash_map::Entry::Occupied(_) => return Err(GgufFault::DuplicateKey(entry.key)),
+        };
+        self.list.push(entry);
+        Ok(())
+    }
 }
 
 /// A value's key, type, and place in the file.
@@ -24,38 +44,38 @@ pub(super) struct Entry {
 }
 
 impl Metadata {
-    pub(super) fn new(file: Arc<str>, bytes: Arc<Bytes>, entries: Vec<Entry>, index: HashMap<String, usize>) -> Self {
-        Self { file, bytes, entries, index }
+    pub(super) fn new(part: Arc<Part>, entries: Entries) -> Self {
+        Self { part, entries }
     }
 
     /// The number of keys.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.list.len()
     }
 
     /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.list.is_empty()
     }
 
     /// Keys and values in file order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
-        self.entries.iter().filter_map(|entry| Some((entry.key.as_str(), self.value(entry)?)))
+        self.entries.list.iter().filter_map(|entry| Some((entry.key.as_str(), self.value(entry)?)))
     }
 
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        self.value(&self.entries[*self.index.get(key)?])
+        self.value(&self.entries.list[*self.entries.index.get(key)?])
     }
 
     /// Always there: each entry was read when the file was opened.
     fn value(&self, entry: &Entry) -> Option<Value<'_>> {
-        let bytes = self.bytes.get(entry.range.clone())?;
+        let bytes = self.part.bytes().get(entry.range.clone())?;
         Value::read(&mut Cursor::new(bytes), entry.ty).ok()
     }
 
-    fn error(&self, fault: GgufFault) -> GgufError {
-        GgufError::new(&self.file, fault)
+    pub(super) fn error(&self, fault: GgufFault) -> GgufError {
+        self.part.error(fault)
     }
 
     /// The value of `key` as `convert` sees it; an error that says what was `expected` where it sees none.

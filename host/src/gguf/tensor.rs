@@ -11,20 +11,14 @@ const MAX_DIMS: u32 = 4;
 
 /// ggml's types that the engine does not compute with: id, name, elements in a block, bytes of a block.
 const OTHER_TYPES: &[(u32, &str, u64, u64)] = &[
-    (2, "Q4_0", 32, 18),
-    (3, "Q4_1", 32, 20),
-    (6, "Q5_0", 32, 22),
-    (7, "Q5_1", 32, 24),
     (9, "Q8_1", 32, 40),
     (15, "Q8_K", 256, 292),
     (16, "IQ2_XXS", 256, 66),
     (17, "IQ2_XS", 256, 74),
     (18, "IQ3_XXS", 256, 98),
     (19, "IQ1_S", 256, 50),
-    (20, "IQ4_NL", 32, 18),
     (21, "IQ3_S", 256, 110),
     (22, "IQ2_S", 256, 82),
-    (23, "IQ4_XS", 256, 136),
     (24, "I8", 1, 1),
     (25, "I16", 1, 2),
     (26, "I32", 1, 4),
@@ -103,7 +97,9 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// The type.
     pub ty: GgmlType,
-    /// Where the data starts, in bytes from the start of the file's data section.
+    /// The file that holds the data, by its index in [`super::Gguf::parts`]; 0 unless the model is split.
+    pub part: usize,
+    /// Where the data starts, in bytes from the start of that file's data section.
     pub offset: u64,
     /// The data's size in bytes. For a type of unknown block size: all bytes up to the next tensor or the file's end.
     pub bytes: u64,
@@ -146,7 +142,7 @@ impl TensorInfo {
                 None => return Err(GgufFault::TensorTooLarge { tensor, dims }),
             },
         };
-        Ok(Self { name: tensor, dims, ty, offset, bytes })
+        Ok(Self { name: tensor, dims, ty, part: 0, offset, bytes })
     }
 
     /// Reads one info: name, dimensions, type, offset.

@@ -1,6 +1,10 @@
 //! Writes GGUF files, version 3, little-endian.
 
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, GgufFault, MAGIC, TensorInfo, Value, ValueType};
+use super::{
+    GgmlType, GgufFault, TensorInfo, Value, ValueType,
+    cursor::Cursor,
+    part::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, read_alignment},
+};
 use std::{
     collections::HashSet,
     io::{self, Write},
@@ -177,7 +181,7 @@ impl Writer {
             return Err(GgufFault::DuplicateKey(key.to_owned()));
         }
         if key == ALIGNMENT_KEY {
-            self.alignment = super::read_alignment(Value::read(&mut super::Cursor::new(bytes), ty)?)?;
+            self.alignment = read_alignment(Value::read(&mut Cursor::new(bytes), ty)?)?;
         }
         key.encode(&mut self.metadata);
         ty.id().encode(&mut self.metadata);

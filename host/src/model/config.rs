@@ -16,6 +16,8 @@ const MAX_HEAD_DIM: usize = gpu::ops::MAX_HEAD_DIM as usize;
 pub struct Config {
     /// `general.architecture`.
     pub arch: Architecture,
+    /// The model's file, for messages.
+    pub file: String,
     /// `general.name`, where there is one.
     pub name: Option<String>,
     /// Number of layers.
@@ -52,11 +54,6 @@ impl Config {
         let keys = Keys { gguf, prefix: traits.name };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
 
-        let parts = keys.gguf.metadata().u32("split.count")?.unwrap_or(1);
-        if parts > 1 {
-            let what = format!("a model in {parts} files (split.count; `llama-gguf-split --merge` makes it one)");
-            return Err(keys.unsupported(what));
-        }
         if gguf.tensors().is_empty() {
             return Err(keys.unsupported("a file without tensors (a vocabulary, say)".into()));
         }
@@ -143,7 +140,8 @@ impl Config {
             context,
         };
         let name = gguf.metadata().str("general.name")?.map(str::to_owned);
-        Ok(Config { arch, name, layers, trained_context, dims, ropes, kinds })
+        let file = gguf.name().to_owned();
+        Ok(Config { arch, file, name, layers, trained_context, dims, ropes, kinds })
     }
 }
 
@@ -198,4 +196,125 @@ fn layer_kinds(
         LayerKind { window: window.filter(|_| windowed), q_rotation, k_rotation }
     };
     Ok((ropes, windowed.into_iter().map(kind).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Writer;
+
+    /// A file of `arch` with heads of 16 in a width of 48, and what `set` adds.
+    fn config(arch: &str, layers: u32, set: impl Fn(&mut Writer)) -> Result<Config, ModelError> {
+        let mut writer = Writer::new();
+        writer.set("general.architecture", arch).unwrap();
+        let sizes = [
+            ("block_count", layers),
+            ("context_length", 64),
+            ("embedding_length", 48),
+            ("feed_forward_length", 32),
+            ("attention.head_count", 2),
+            ("attention.key_length", 16),
+            ("attention.value_length", 16),
+        ];
+        for (key, value) in sizes {
+            writer.set(&format!("{arch}.{key}"), &value).unwrap();
+        }
+        writer.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), &1e-5f32).unwrap();
+        set(&mut writer);
+        writer.tensor("token_embd.weight", &[48, 1], quant::TensorType::F32).unwrap();
+        for i in 1..layers {
+            writer.tensor(&format!("unread.{i}"), &[1], quant::TensorType::F32).unwrap();
+        }
+        let mut data = writer.begin(Vec::new()).unwrap();
+        data.write(&[0; 48 * 4]).unwrap();
+        for _ in 1..layers {
+            data.write(&[0; 4]).unwrap();
+        }
+        Config::new(&Gguf::from_vec("test", data.finish().unwrap()).unwrap(), None, 64)
+    }
+
+    fn windows(config: &Config) -> Vec<Option<u32>> {
+        config.kinds.iter().map(|kind| kind.window).collect()
+    }
+
+    /// Gemma's 27B models scale attention by their width, all others by their heads; only the number of layers tells.
+    #[test]
+    fn attention_is_scaled_by_the_width_in_one_model_of_a_family() {
+        let scale = |arch: &str, layers: u32| config(arch, layers, |_| ()).unwrap().dims.attention_scale;
+        for (arch, layers) in [("gemma2", 46), ("gemma3", 62)] {
+            assert_eq!(scale(arch, layers), 1.0 / 24f32.sqrt());
+            assert_eq!(scale(arch, layers - 4), 0.25);
+        }
+        assert_eq!(scale("gemma", 46), 0.25);
+        assert_eq!(scale("llama", 62), 0.25);
+    }
+
+    #[test]
+    fn windows_are_those_of_the_architecture_unless_the_file_says() {
+        let gemma2 = config("gemma2", 4, |_| ()).unwrap();
+        assert_eq!(windows(&gemma2), [Some(4096), None, Some(4096), None]);
+        assert_eq!(
+            (gemma2.dims.attention_cap, gemma2.dims.logit_cap, gemma2.dims.rotations),
+            (Some(50.0), Some(30.0), 1)
+        );
+        let set = |key: &'static str, value: u32| {
+            move |w: &mut Writer| {
+                w.set(key, &value).unwrap();
+            }
+        };
+        assert_eq!(windows(&config("llama", 2, |_| ()).unwrap()), [None, None]);
+        let llama = config("llama", 2, set("llama.attention.sliding_window", 7)).unwrap();
+        assert_eq!(windows(&llama), [Some(7), Some(7)]);
+        let phi3 = config("phi3", 2, set("phi3.attention.sliding_window", 0)).unwrap();
+        assert_eq!(windows(&phi3), [None, None]);
+        let patterned = |pattern: &dyn Fn(&mut Writer)| {
+            config("gemma3", 3, |w| {
+                w.set("gemma3.attention.sliding_window", &9u32).unwrap();
+                pattern(w);
+            })
+        };
+        let every_second = patterned(&set("gemma3.attention.sliding_window_pattern", 2)).unwrap();
+        assert_eq!(windows(&every_second), [Some(9), None, Some(9)]);
+        let listed = |list: Vec<bool>| {
+            patterned(&move |w: &mut Writer| {
+                w.set("gemma3.attention.sliding_window_pattern", &list).unwrap();
+            })
+        };
+        assert_eq!(windows(&listed(vec![false, true, false]).unwrap()), [None, Some(9), None]);
+        let message = listed(vec![false, true]).unwrap_err().to_string();
+        assert!(message.contains("sliding_window_pattern") && message.contains("3 layers"), "{message}");
+    }
+
+    /// Gemma 3's layers with a window turn by 10,000 unscaled, whatever the others do, and by another base where stated.
+    #[test]
+    fn layers_with_a_window_turn_by_a_base_of_their_own() {
+        let gemma3 = |local: Option<f32>| {
+            let config = config("gemma3", 7, |w| {
+                w.set("gemma3.attention.sliding_window", &9u32).unwrap();
+                w.set("gemma3.rope.freq_base", &1e6f32).unwrap();
+                w.set("gemma3.rope.scaling.type", "linear").unwrap();
+                w.set("gemma3.rope.scaling.factor", &8f32).unwrap();
+                if let Some(base) = local {
+                    w.set("gemma3.rope.freq_base_swa", &base).unwrap();
+                }
+            });
+            config.unwrap()
+        };
+        for (stated, base) in [(None, 10_000.0), (Some(500f32), 500.0)] {
+            let config = gemma3(stated);
+            assert_eq!(config.ropes.len(), 2);
+            assert_eq!(config.ropes[1], Rope::plain(base, 16));
+            let turns: Vec<_> = config.kinds.iter().map(|kind| (kind.q_rotation, kind.k_rotation)).collect();
+            assert_eq!(turns, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (1, 1)]);
+        }
+    }
+
+    #[test]
+    fn queries_that_grow_turn_whole() {
+        let part = config("mistral3", 1, |w| {
+            w.set("mistral3.rope.dimension_count", &8u32).unwrap();
+            w.set("mistral3.attention.temperature_scale", &0.1f32).unwrap();
+        });
+        assert!(part.unwrap_err().to_string().contains("mistral3.attention.temperature_scale"));
+    }
 }

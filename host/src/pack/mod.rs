@@ -4,11 +4,11 @@
 //! buffer, a RAM tier or a drive holds; only this module and the kernels know what is inside. Today the layout of a matrix
 //! is GGUF's own: rows of blocks, one after the other.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use quant::TensorType;
 
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::{Gguf, GgufError, Part};
 
 /// Where tensors start in an image: a multiple of this, in bytes. It suits 16-byte loads and a GPU's 128-byte lines.
 pub const TENSOR_ALIGN: usize = 256;
@@ -94,6 +94,11 @@ impl Image {
         self.bytes
     }
 
+    /// Bytes of the tensors alone, without the gaps between them.
+    pub fn tensor_bytes(&self) -> usize {
+        self.tensors.iter().map(|tensor| tensor.range.len()).sum()
+    }
+
     /// The tensors in the order of their places.
     pub fn tensors(&self) -> &[Placed] {
         &self.tensors
@@ -117,9 +122,10 @@ impl Placed {
         Cow::Owned(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
     }
 
-    /// Where the file holds these very bytes, if it does.
-    pub fn file_range(&self, gguf: &Gguf) -> Option<Range<usize>> {
-        let start = gguf.tensor_file_offset(&gguf.tensors()[self.id.0]) as usize;
-        (self.ty == self.stored).then(|| start..start + self.range.len())
+    /// The file that holds these very bytes and their range in it, if there is one.
+    pub fn file_range(&self, gguf: &Gguf) -> Option<(Arc<Part>, Range<usize>)> {
+        let info = &gguf.tensors()[self.id.0];
+        let start = gguf.tensor_file_offset(info) as usize;
+        (self.ty == self.stored).then(|| (gguf.part(info).clone(), start..start + self.range.len()))
     }
 }

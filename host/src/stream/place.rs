@@ -1,7 +1,5 @@
 //! From images to weights on a device.
 
-use std::sync::Arc;
-
 use crate::{
     device::{DeviceError, Head, Layer, SharedBytes, Tensor, Transfer, Weight},
     gguf::Gguf,
@@ -48,13 +46,13 @@ fn view<B>(placed: &Placed, buf: B, offset: usize) -> Tensor<B> {
 /// Puts `image` on the device to stay: in the model file's map where the device computes there, else in memory of its own.
 pub(super) fn place<D: Transfer>(
     dev: &D,
-    gguf: &Arc<Gguf>,
+    gguf: &Gguf,
     image: &Image,
     progress: Progress<'_>,
 ) -> Result<Views<D::Buf>, DeviceError> {
     if dev.in_place() {
         let tensors = image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<_, _>>()?;
-        progress(image.bytes() as u64);
+        progress(image.tensor_bytes() as u64);
         return Ok(Views { tensors, bytes: 0 });
     }
     let buf = dev.alloc(image.name(), image.bytes())?;
@@ -67,14 +65,14 @@ pub(super) fn place<D: Transfer>(
 }
 
 /// A tensor where the file's map has it. One that needs converting gets memory of its own: those are a few vectors.
-fn share<D: Transfer>(dev: &D, gguf: &Arc<Gguf>, placed: &Placed) -> Result<(TensorId, Weight<D>), DeviceError> {
-    let Some(range) = placed.file_range(gguf) else {
+fn share<D: Transfer>(dev: &D, gguf: &Gguf, placed: &Placed) -> Result<(TensorId, Weight<D>), DeviceError> {
+    let Some((part, range)) = placed.file_range(gguf) else {
         let data = placed.data(gguf);
         let buf = dev.alloc("a converted tensor", data.len())?;
         dev.write(&buf, 0, &data)?;
         return Ok((placed.id, view(placed, buf, 0)));
     };
-    let bytes = SharedBytes::new(gguf.clone(), range.start, range.end).expect("the reader checked the tensor's place");
+    let bytes = SharedBytes::new(part, range.start, range.end).expect("the reader checked the tensor's place");
     Ok((placed.id, view(placed, dev.share(bytes)?, 0)))
 }
 

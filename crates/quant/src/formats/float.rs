@@ -1,12 +1,6 @@
-//! F32, F16 and BF16: numbers without a block structure, or blocks of one.
+//! F32, F16 and BF16: numbers as they are, blocks of one.
 
 use crate::{Bytes, Format, TensorType, bf16_to_f32, f32_to_bf16, f32_to_f16};
-
-/// Root mean square of a uniformly random `i32`: 2^31 / sqrt(3).
-const RANDOM_32_RMS: f32 = 1.239_850_3e9;
-
-/// Root mean square of a uniformly random `i16`.
-const RANDOM_16_RMS: f32 = 18_918.6;
 
 /// IEEE single precision.
 pub struct F32;
@@ -17,80 +11,66 @@ pub struct F16;
 /// The upper half of a single.
 pub struct BF16;
 
-impl Format for F32 {
+/// How a number is stored.
+pub trait Number {
+    /// The format as a value.
+    const TYPE: TensorType;
+    /// Its bytes.
+    const BYTES: usize;
+
+    /// Reads it.
+    fn read<B: Bytes>(block: B) -> f32;
+
+    /// Writes it, rounded to nearest even.
+    fn write(x: f32, block: &mut [u8]);
+}
+
+impl Number for F32 {
     const TYPE: TensorType = TensorType::F32;
-    const ELEMS: usize = 1;
     const BYTES: usize = 4;
-    const SLICES: usize = 1;
-    const RUNS: usize = 1;
-    const RUN: usize = 1;
 
     #[inline(always)]
-    fn at(_slice: usize, _run: usize) -> usize {
-        0
-    }
-
-    type Raw = f32;
-
-    #[inline(always)]
-    fn load<B: Bytes>(block: B, _slice: usize) -> f32 {
+    fn read<B: Bytes>(block: B) -> f32 {
         f32::from_bits(block.u32_aligned(0))
     }
 
-    #[inline(always)]
-    fn decode(raw: f32, _slice: usize, _run: usize) -> [f32; 4] {
-        [raw, 0.0, 0.0, 0.0]
-    }
-
-    fn encode(x: &[f32], block: &mut [u8]) {
-        block.copy_from_slice(&x[0].to_le_bytes());
-    }
-
-    fn tame(block: &mut [u8], sigma: f32) {
-        let random = (&*block).u32_aligned(0) as i32;
-        block.copy_from_slice(&(random as f32 * (sigma / RANDOM_32_RMS)).to_le_bytes());
+    fn write(x: f32, block: &mut [u8]) {
+        block.copy_from_slice(&x.to_le_bytes());
     }
 }
 
-impl Format for F16 {
+impl Number for F16 {
     const TYPE: TensorType = TensorType::F16;
-    const ELEMS: usize = 1;
     const BYTES: usize = 2;
-    const SLICES: usize = 1;
-    const RUNS: usize = 1;
-    const RUN: usize = 1;
 
     #[inline(always)]
-    fn at(_slice: usize, _run: usize) -> usize {
-        0
-    }
-
-    type Raw = f32;
-
-    #[inline(always)]
-    fn load<B: Bytes>(block: B, _slice: usize) -> f32 {
+    fn read<B: Bytes>(block: B) -> f32 {
         block.f16(0)
     }
 
-    #[inline(always)]
-    fn decode(raw: f32, _slice: usize, _run: usize) -> [f32; 4] {
-        [raw, 0.0, 0.0, 0.0]
-    }
-
-    fn encode(x: &[f32], block: &mut [u8]) {
-        block.copy_from_slice(&f32_to_f16(x[0]).to_le_bytes());
-    }
-
-    fn tame(block: &mut [u8], sigma: f32) {
-        let random = (&*block).u16(0) as i16;
-        Self::encode(&[f32::from(random) * (sigma / RANDOM_16_RMS)], block);
+    fn write(x: f32, block: &mut [u8]) {
+        block.copy_from_slice(&f32_to_f16(x).to_le_bytes());
     }
 }
 
-impl Format for BF16 {
+impl Number for BF16 {
     const TYPE: TensorType = TensorType::BF16;
-    const ELEMS: usize = 1;
     const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn read<B: Bytes>(block: B) -> f32 {
+        bf16_to_f32(block.u16(0))
+    }
+
+    fn write(x: f32, block: &mut [u8]) {
+        block.copy_from_slice(&f32_to_bf16(x).to_le_bytes());
+    }
+}
+
+impl<N: Number> Format for N {
+    const TYPE: TensorType = N::TYPE;
+    const ELEMS: usize = 1;
+    const BYTES: usize = N::BYTES;
     const SLICES: usize = 1;
     const RUNS: usize = 1;
     const RUN: usize = 1;
@@ -104,7 +84,7 @@ impl Format for BF16 {
 
     #[inline(always)]
     fn load<B: Bytes>(block: B, _slice: usize) -> f32 {
-        bf16_to_f32(block.u16(0))
+        N::read(block)
     }
 
     #[inline(always)]
@@ -113,11 +93,13 @@ impl Format for BF16 {
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
-        block.copy_from_slice(&f32_to_bf16(x[0]).to_le_bytes());
+        N::write(x[0], block);
     }
 
     fn tame(block: &mut [u8], sigma: f32) {
-        let random = (&*block).u16(0) as i16;
-        Self::encode(&[f32::from(random) * (sigma / RANDOM_16_RMS)], block);
+        // Of a random integer, 2^31 / sqrt(3); the bits are its upper ones.
+        const RANDOM_RMS: f32 = 1.239_850_3e9;
+        let random = block.iter().fold(0, |bits: u32, &byte| bits >> 8 | u32::from(byte) << 24);
+        N::write(random as i32 as f32 * (sigma / RANDOM_RMS), block);
     }
 }

@@ -4,7 +4,7 @@
 //! of scales, then `d` (half precision). Of scale `j` the low four bits are nibble `j / 8` of byte `j % 8`, the upper
 //! two are bit pair `j / 4` of byte `8 + j % 4`.
 
-use crate::fit::Symmetric;
+use crate::fit::{Integers, Symmetric};
 use crate::random::tame_signed;
 use crate::{Bytes, Format, TensorType};
 
@@ -71,7 +71,7 @@ impl Format for Q3_K {
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
-        let fit = Symmetric::fit(x, 4.0, 32.0);
+        let fit = Symmetric::<16>::fit(x, Integers::<4>, Integers::<32>);
         block.fill(0);
         for (j, &scale) in fit.scales.iter().enumerate() {
             let scale = (scale + 32) as u8;

@@ -4,7 +4,7 @@
 //! 128 values, has 64 bytes of `ql` and 32 of `qh`: nibble `n` of `ql[i]` belongs to value `64 n + i`, bit pair `p` of
 //! `qh[i]` to value `32 p + i`.
 
-use crate::fit::Symmetric;
+use crate::fit::{Integers, Symmetric};
 use crate::random::tame_signed;
 use crate::{Bytes, Format, TensorType};
 
@@ -66,7 +66,7 @@ impl Format for Q6_K {
     }
 
     fn encode(x: &[f32], block: &mut [u8]) {
-        let fit = Symmetric::fit(x, 32.0, 128.0);
+        let fit = Symmetric::<16>::fit(x, Integers::<32>, Integers::<128>);
         block[QL..SCALES].fill(0);
         for slice in 0..Self::SLICES {
             let (half, word) = (slice / 16, slice % 16);

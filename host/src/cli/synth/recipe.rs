@@ -163,6 +163,6 @@ mod tests {
         for name in TensorType::ALL.iter().map(|ty| ty.name()).chain(mixes) {
             assert_eq!(name.parse::<Quant>().unwrap().name(), name);
         }
-        assert!("Q4_0".parse::<Quant>().unwrap_err().contains("F32, F16, BF16, Q8_0, Q3_K"));
+        assert!("Q8_1".parse::<Quant>().unwrap_err().contains("F32, F16, BF16, Q4_0, Q4_1"));
     }
 }

@@ -1,5 +1,6 @@
 //! The CPU device: plain Rust over rayon. It computes where the weights are, so a resident model is used in the file's map.
 
+mod dot;
 mod math;
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     sync::{Arc, RwLock, RwLockReadGuard},
 };
 
+pub use dot::InstructionSet;
 use half::f16;
 use rayon::prelude::*;
 
@@ -90,12 +92,20 @@ pub struct CpuDevice {
     name: String,
     dims: Option<Dims>,
     scratch: Option<Scratch<CpuAct>>,
+    set: InstructionSet,
+    workspace: dot::Workspace,
 }
 
 impl CpuDevice {
-    /// The CPU, with as many threads as the global rayon pool has.
+    /// The CPU, with as many threads as the global rayon pool has and the fastest instructions that are supported.
     pub fn new() -> Self {
-        CpuDevice { name: format!("cpu ({} threads)", rayon::current_num_threads()), dims: None, scratch: None }
+        Self::with(InstructionSet::detect())
+    }
+
+    /// The CPU, with chosen instructions. They make no difference to what is computed, to the bit.
+    pub fn with(set: InstructionSet) -> Self {
+        let name = format!("cpu ({} threads, {set})", rayon::current_num_threads());
+        CpuDevice { name, dims: None, scratch: None, set, workspace: dot::Workspace::default() }
     }
 }
 
@@ -269,26 +279,13 @@ impl Device for CpuDevice {
     ) -> Result<()> {
         let (weight, bias) = (&w.weight, w.bias.as_ref().map(Self::vector).transpose()?);
         let bytes = weight.buf.bytes();
-        let (data, row_bytes) = Self::weight(&bytes, weight)?;
-        let (rows, cols, x) = (weight.rows, weight.cols, x.rows(n));
-        // One row of W serves all tokens, so it is decoded once; `columns` is y transposed, written row by row.
-        let mut columns: Vec<f32> = crate::platform::zeroed("a matrix's output", rows * n)?;
-        columns.par_chunks_mut(n).zip(data.par_chunks_exact(row_bytes)).enumerate().for_each_init(
-            || vec![0.0f32; cols],
-            |decoded, (r, (out, row))| {
-                decode(weight.ty, row, decoded);
-                let b = bias.as_ref().map_or(0.0, |b| b[r]);
-                for (out, x) in out.iter_mut().zip(x.chunks_exact(cols)) {
-                    *out = math::dot(decoded, x) + b;
-                }
-            },
-        );
-        for (t, y) in y.rows_mut(n).chunks_exact_mut(rows).enumerate() {
-            for (r, y) in y.iter_mut().enumerate() {
-                let value = columns[r * n + t];
-                *y = if epilogue == Epilogue::Residual { *y + value } else { value };
-            }
-        }
+        let (data, _) = Self::weight(&bytes, weight)?;
+        let w = dot::Matrix { ty: weight.ty, cols: weight.cols, data };
+        let finish = |row: usize, product: f32, y: &mut f32| {
+            let value = product + bias.as_ref().map_or(0.0, |b| b[row]);
+            *y = if epilogue == Epilogue::Residual { *y + value } else { value };
+        };
+        dot::multiply(self.set, w, x.rows(n), y.rows_mut(n), &mut self.workspace, finish);
         Ok(())
     }
 

@@ -3,12 +3,13 @@
 
 use super::{
     TokenizerError, TokenizerFault,
-    merge::{Merge, Symbol, merge},
+    merge::{Merge, Merger, Symbol},
     pretokenizer::PreTokenizer,
     vocab::{Kind, Vocab},
 };
 use crate::gguf::Gguf;
-use std::{collections::HashMap, sync::LazyLock};
+use hashbrown::HashMap;
+use std::sync::LazyLock;
 
 const MERGES: &str = "tokenizer.ggml.merges";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -25,48 +26,60 @@ impl Bpe {
     pub(super) fn from_gguf(gguf: &Gguf, vocab: &Vocab) -> Result<Self, TokenizerError> {
         let fail = |fault| TokenizerError::new(gguf, fault);
         let metadata = gguf.metadata();
-        let pre = metadata.str(PRE)?.ok_or_else(|| fail(TokenizerFault::NoKey(PRE)))?;
-        let pretokenizer = PreTokenizer::by_name(pre).map_err(fail)?;
+        let pretokenizer = PreTokenizer::by_name(metadata.str(PRE)?).map_err(fail)?;
 
         let list = metadata.strings(MERGES)?.ok_or_else(|| fail(TokenizerFault::NoKey(MERGES)))?;
         let mut merges = HashMap::with_capacity(list.len());
         let mut both = String::new();
+        // What a merge makes is mostly the token that the one before it makes, or the next: found without a search.
+        let mut last = 0;
         for (rank, pair) in (0u32..).zip(list) {
-            let (left, right) = pair.split_once(' ').ok_or_else(|| fail(TokenizerFault::Merge { rank }))?;
+            // The left token may start with a blank of its own, where blanks are not written as another character.
+            let blank = pair.char_indices().skip(1).find(|&(_, c)| c == ' ');
+            let (at, _) = blank.ok_or_else(|| fail(TokenizerFault::Merge { rank }))?;
+            let (left, right) = (&pair[..at], &pair[at + 1..]);
             both.clear();
             both.push_str(left);
             both.push_str(right);
             let id = |text: &str| {
-                vocab.id(text).ok_or_else(|| fail(TokenizerFault::MergeToken { rank, text: text.to_owned() }))
+                vocab.any_id(text).ok_or_else(|| fail(TokenizerFault::MergeToken { rank, text: text.to_owned() }))
             };
-            // Where a pair is listed twice the first counts.
-            merges.entry((id(left)?, id(right)?)).or_insert(Merge { rank, id: id(&both)? });
+            let pair = (id(left)?, id(right)?);
+            let near = [last, last + 1].into_iter().find(|&id| vocab.text(id) == both);
+            let merged = near.map_or_else(|| id(&both), Ok)?;
+            last = merged;
+            // Text must not become a control token, whatever the list says. Where a pair is listed twice the first counts.
+            if !vocab.is_control(merged) {
+                merges.entry(pair).or_insert(Merge { rank, id: merged });
+            }
         }
-        let byte_ids = BYTE_CHARS.iter().map(|c| vocab.id(c.encode_utf8(&mut [0; 4]))).collect();
-        Ok(Self { pretokenizer, byte_ids, merges })
+        let byte_id = |c: &char| vocab.any_id(c.encode_utf8(&mut [0; 4])).filter(|&id| !vocab.is_control(id));
+        Ok(Self { pretokenizer, byte_ids: BYTE_CHARS.iter().map(byte_id).collect(), merges })
     }
 
     /// Whether files with this pre-tokenizer that don't say so expect a BOS token.
     pub(super) fn adds_bos(&self) -> bool {
-        self.pretokenizer.adds_bos
+        self.pretokenizer.adds_bos()
     }
 
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerFault> {
-        self.pretokenizer.split(text, |word| {
-            if self.pretokenizer.whole_words {
-                let written: String = word.bytes().map(|byte| BYTE_CHARS[byte as usize]).collect();
+        let mut merger = Merger::default();
+        let mut written = String::new();
+        self.pretokenizer.split(text, &mut |word| {
+            if self.pretokenizer.whole_words() {
+                written.clear();
+                written.extend(word.bytes().map(|byte| BYTE_CHARS[byte as usize]));
                 if let Some(id) = vocab.id(&written) {
                     out.push(id);
                     return Ok(());
                 }
             }
-            let symbol = |(at, byte): (usize, u8)| {
-                let id = self.byte_ids[byte as usize].ok_or(TokenizerFault::MissingByte(byte))?;
-                Ok(Symbol { text: at..at + 1, id: Some(id) })
-            };
-            let symbols = word.bytes().enumerate().map(symbol).collect::<Result<_, _>>()?;
-            let find = |l: &Symbol, r: &Symbol| self.merges.get(&(l.id?, r.id?)).copied();
-            out.extend(merge(symbols, find).into_iter().filter_map(|symbol| symbol.id));
+            if let Some(byte) = word.bytes().find(|&byte| self.byte_ids[byte as usize].is_none()) {
+                return Err(TokenizerFault::MissingByte(byte));
+            }
+            let symbol = |(at, byte): (usize, u8)| Symbol { text: at..at + 1, id: self.byte_ids[byte as usize] };
+            let find = |left: &Symbol, right: &Symbol| self.merges.get(&(left.id?, right.id?)).copied();
+            out.extend(merger.merge(word.bytes().enumerate().map(symbol), find).filter_map(|symbol| symbol.id));
             Ok(())
         })
     }

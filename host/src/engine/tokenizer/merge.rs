@@ -16,39 +16,66 @@ pub(super) struct Merge {
     pub(super) id: u32,
 }
 
-/// Merges adjacent `symbols` until `find` knows no pair any more: of all pairs the one with the lowest rank first, of
-/// equal ranks the leftmost. `symbols` cover the text without gaps; the result does too. O(n log n) for n symbols.
-pub(super) fn merge(mut symbols: Vec<Symbol>, find: impl Fn(&Symbol, &Symbol) -> Option<Merge>) -> Vec<Symbol> {
-    // Positions of a symbol's neighbours; one that was merged into its left neighbour has an empty text.
-    let end = symbols.len();
-    let mut next: Vec<usize> = (1..=end).collect();
-    let mut prev: Vec<Option<usize>> = (0..end).map(|i| i.checked_sub(1)).collect();
+/// Two neighbours that can be merged. The lowest rank goes first, of equal ranks the leftmost.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    rank: u32,
+    left: usize,
+    /// Where the right symbol's text ends: tells later whether both are still the same.
+    end: usize,
+    id: u32,
+}
 
-    // Ordered by rank, then position. The end of the right symbol's text tells later whether it is still the same.
-    let mut queue = BinaryHeap::new();
-    let candidate = |symbols: &[Symbol], left: usize, right: usize| {
-        let Merge { rank, id } = find(&symbols[left], &symbols[right])?;
-        Some(Reverse((rank, left, right, symbols[right].text.end, id)))
-    };
-    queue.extend((1..end).filter_map(|right| candidate(&symbols, right - 1, right)));
+/// Merges symbols; keeps its memory from one word to the next.
+#[derive(Debug, Default)]
+pub(super) struct Merger {
+    symbols: Vec<Symbol>,
+    /// Positions of each symbol's neighbours. One that was merged into its left neighbour has an empty text.
+    next: Vec<usize>,
+    prev: Vec<Option<usize>>,
+    queue: BinaryHeap<Reverse<Candidate>>,
+}
 
-    while let Some(Reverse((_, left, right, right_end, id))) = queue.pop() {
-        let stale =
-            symbols[left].text.is_empty() || symbols[right].text.is_empty() || symbols[right].text.end != right_end;
-        if stale {
-            continue;
+impl Merger {
+    /// Merges adjacent `symbols`, which cover the text without gaps, until `find` knows no pair any more; the result
+    /// covers it too. Takes O(n log n) steps for n symbols.
+    pub(super) fn merge(
+        &mut self,
+        symbols: impl Iterator<Item = Symbol>,
+        find: impl Fn(&Symbol, &Symbol) -> Option<Merge>,
+    ) -> impl Iterator<Item = &Symbol> {
+        let Self { symbols: list, next, prev, queue } = self;
+        list.clear();
+        list.extend(symbols);
+        let end = list.len();
+        next.clear();
+        next.extend(1..=end);
+        prev.clear();
+        prev.extend((0..end).map(|i| i.checked_sub(1)));
+
+        let candidate = |list: &[Symbol], left: usize, right: usize| {
+            let Merge { rank, id } = find(&list[left], &list[right])?;
+            Some(Reverse(Candidate { rank, left, end: list[right].text.end, id }))
+        };
+        queue.clear();
+        queue.extend((1..end).filter_map(|right| candidate(list, right - 1, right)));
+        while let Some(Reverse(Candidate { left, end: text_end, id, .. })) = queue.pop() {
+            let right = next[left];
+            let stale = list[left].text.is_empty() || right == end || list[right].text.end != text_end;
+            if stale {
+                continue;
+            }
+            list[left] = Symbol { text: list[left].text.start..text_end, id: Some(id) };
+            list[right].text = text_end..text_end;
+            next[left] = next[right];
+            if let Some(before) = prev[left] {
+                queue.extend(candidate(list, before, left));
+            }
+            if next[left] < end {
+                prev[next[left]] = Some(left);
+                queue.extend(candidate(list, left, next[left]));
+            }
         }
-        symbols[left] = Symbol { text: symbols[left].text.start..right_end, id: Some(id) };
-        symbols[right].text = right_end..right_end;
-        next[left] = next[right];
-        if let Some(before) = prev[left] {
-            queue.extend(candidate(&symbols, before, left));
-        }
-        if next[left] < end {
-            prev[next[left]] = Some(left);
-            queue.extend(candidate(&symbols, left, next[left]));
-        }
+        self.symbols.iter().filter(|symbol| !symbol.text.is_empty())
     }
-    symbols.retain(|symbol| !symbol.text.is_empty());
-    symbols
 }

@@ -14,8 +14,11 @@
 //!   anyway, what would remain of it is the loop in `merge`, for 55 more crates.
 
 mod bpe;
+mod families;
+mod known;
 mod merge;
 mod pretokenizer;
+mod special;
 mod spm;
 mod utf8;
 mod vocab;
@@ -23,9 +26,10 @@ mod vocab;
 pub use utf8::Utf8Stream;
 
 use crate::gguf::{Gguf, GgufError};
-use aho_corasick::{AhoCorasick, MatchKind};
 use bpe::Bpe;
+use special::{Piece, Special};
 use spm::Spm;
+use std::collections::HashSet;
 use vocab::{Kind, Vocab};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -60,7 +64,7 @@ pub enum TokenizerFault {
     NoKey(&'static str),
     #[error("the tokenizer model {0:?} is not supported (supported: gpt2 llama)")]
     Model(String),
-    #[error("the pre-tokenizer {0:?} is not supported (supported: {names})", names = pretokenizer::NAMES)]
+    #[error("the pre-tokenizer {0:?} is not supported (supported: {names})", names = families::names())]
     PreTokenizer(String),
     #[error("a vocabulary of {0} tokens is not possible")]
     VocabularySize(usize),
@@ -103,6 +107,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     user_defined: Special,
     special: Special,
+    /// Tokens that take the blanks behind them along.
+    eats_blanks: HashSet<u32>,
 }
 
 #[derive(Debug)]
@@ -134,7 +140,8 @@ impl Tokenizer {
         };
         let user_defined = Special::new(&vocab, &[Kind::UserDefined]).map_err(fail)?;
         let special = Special::new(&vocab, &[Kind::UserDefined, Kind::Control, Kind::Unknown]).map_err(fail)?;
-        Ok(Self { file: gguf.name().to_owned(), vocab, model, adds_bos, user_defined, special })
+        let eats_blanks = if is_phi3(gguf)? { phi3_eats_blanks(&vocab).collect() } else { HashSet::new() };
+        Ok(Self { file: gguf.name().to_owned(), vocab, model, adds_bos, user_defined, special, eats_blanks })
     }
 
     /// The ids of `text`.
@@ -148,23 +155,14 @@ impl Tokenizer {
             ids.push(self.vocab.bos.ok_or_else(|| fail(TokenizerFault::NoBos))?);
         }
         let special = if options.special { &self.special } else { &self.user_defined };
-        let mut start = 0;
-        for (range, id) in special.find(text) {
-            self.encode_plain(&text[start..range.start], &mut ids).map_err(fail)?;
-            ids.push(id);
-            start = range.end;
+        for piece in special.cut(text, |id| self.eats_blanks.contains(&id)) {
+            match (piece, &self.model) {
+                (Piece::Token(id), _) => ids.push(id),
+                (Piece::Text(text), Model::Bpe(bpe)) => bpe.encode(&self.vocab, text, &mut ids).map_err(fail)?,
+                (Piece::Text(text), Model::Spm(spm)) => spm.encode(&self.vocab, text, &mut ids).map_err(fail)?,
+            }
         }
-        self.encode_plain(&text[start..], &mut ids).map_err(fail)?;
         Ok(ids)
-    }
-
-    /// Text without special tokens; it starts the input or follows one.
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerFault> {
-        match &self.model {
-            _ if text.is_empty() => Ok(()),
-            Model::Bpe(bpe) => bpe.encode(&self.vocab, text, ids),
-            Model::Spm(spm) => spm.encode(&self.vocab, text, ids),
-        }
     }
 
     /// The bytes that a token stands for: they may be part of a character, see [`Utf8Stream`]. A control token's are its
@@ -192,9 +190,36 @@ impl Tokenizer {
         out
     }
 
+    /// The bytes of every token in the order of the ids, as [`Self::token_bytes`].
+    pub fn all_token_bytes(&self) -> impl ExactSizeIterator<Item = Vec<u8>> {
+        (0..self.vocab.len() as u32).map(|id| self.token_bytes(id))
+    }
+
+    /// A token's text as the file has it: in byte-level BPE characters stand for bytes, in SentencePiece U+2581 stands for
+    /// a blank. `None` for an id outside the vocabulary.
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        self.vocab.kind(id).map(|_| self.vocab.text(id))
+    }
+
+    /// The token with this text as the file has it, of whatever kind: `<|im_start|>`, `</s>`. Where several have the same
+    /// text it is the one that text becomes.
+    pub fn token_id_by_text(&self, text: &str) -> Option<u32> {
+        self.vocab.any_id(text)
+    }
+
+    /// Whether the token steers the model and is no text: the start of a turn, the end of a document.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocab.is_control(id)
+    }
+
     /// The token that starts a text, if the model has one.
     pub fn bos(&self) -> Option<u32> {
         self.vocab.bos
+    }
+
+    /// The token that ends a text, if the file names one. A model may have more, see [`Self::is_end`].
+    pub fn eos(&self) -> Option<u32> {
+        self.vocab.eos
     }
 
     /// Whether the model expects its BOS token at the start of a prompt.
@@ -213,22 +238,14 @@ impl Tokenizer {
     }
 }
 
-/// Finds the tokens that are matched as a whole, before the text around them is tokenized.
-#[derive(Debug)]
-struct Special {
-    matcher: AhoCorasick,
-    ids: Vec<u32>,
+/// Files do not say which tokens take the blanks behind them along. llama.cpp knows it of Phi-3 by the model's name.
+fn is_phi3(gguf: &Gguf) -> Result<bool, GgufError> {
+    let name = gguf.metadata().str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+    Ok(name.contains("phi-3") || name.contains("phi3"))
 }
 
-impl Special {
-    fn new(vocab: &Vocab, kinds: &'static [Kind]) -> Result<Self, TokenizerFault> {
-        let (ids, texts): (Vec<_>, Vec<_>) = vocab.of_kinds(kinds).filter(|(_, text)| !text.is_empty()).unzip();
-        let matcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        let matcher = matcher.map_err(|error| TokenizerFault::Build(error.to_string()))?;
-        Ok(Self { matcher, ids })
-    }
-
-    fn find(&self, text: &str) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> {
-        self.matcher.find_iter(text).map(|found| (found.range(), self.ids[found.pattern().as_usize()]))
-    }
+/// Phi-3's tokens that are followed by blanks which mean nothing (`rstrip` in its tokenizer.json, as llama.cpp has it).
+fn phi3_eats_blanks(vocab: &Vocab) -> impl Iterator<Item = u32> {
+    let special = vocab.of_kinds(&[Kind::UserDefined, Kind::Control, Kind::Unknown]);
+    special.filter(|(_, text)| !["<unk>", "<s>", "<|endoftext|>"].contains(text)).map(|(id, _)| id)
 }

@@ -1,0 +1,241 @@
+//! What `ntransformer bench` prints: a table for people, JSON and CSV for programs. Names and units are llama-bench's
+//! where it has them.
+
+use std::io::{self, Write};
+
+use serde_json::{Map, Value, json};
+
+use super::Format;
+use crate::{
+    engine::{Measured, MemoryReport, Runner, Workload, mean_and_deviation},
+    gguf::Gguf,
+};
+
+/// The model that is measured.
+pub struct Subject {
+    file: String,
+    /// Architecture, size, and the type that most bytes are of: `llama 8B Q4_K`.
+    kind: String,
+    /// Bytes of all tensors.
+    bytes: u64,
+    /// Elements of all tensors.
+    params: u64,
+}
+
+impl Subject {
+    pub fn new(gguf: &Gguf) -> Self {
+        let tensors = gguf.tensors();
+        let sum = |of: &mut dyn Iterator<Item = u64>| of.fold(0, u64::saturating_add);
+        let params = sum(&mut tensors.iter().map(|t| t.elems()));
+        let bytes_of = |ty| sum(&mut tensors.iter().filter(|t| t.ty == ty).map(|t| t.bytes));
+        let main_type = tensors.iter().map(|t| t.ty).max_by_key(|&ty| bytes_of(ty));
+        let text = |key| gguf.metadata().str(key).ok().flatten().map(str::to_owned);
+        let parts = [
+            text("general.architecture"),
+            Some(text("general.size_label").unwrap_or_else(|| count(params, 1).replace(' ', ""))),
+            main_type.map(|ty| ty.to_string()),
+        ];
+        Subject {
+            file: gguf.name().to_owned(),
+            kind: parts.into_iter().flatten().collect::<Vec<_>>().join(" "),
+            bytes: sum(&mut tensors.iter().map(|t| t.bytes)),
+            params,
+        }
+    }
+}
+
+/// `8.03 B`, `8.41 M`.
+fn count(n: u64, decimals: usize) -> String {
+    match n {
+        0..1_000_000_000 => format!("{:.decimals$} M", n as f64 / 1e6),
+        _ => format!("{:.decimals$} B", n as f64 / 1e9),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes >> 30 {
+        0 => format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+/// Results on their way out.
+pub struct Report<W> {
+    format: Format,
+    out: W,
+    subject: Subject,
+    device: String,
+    layers: usize,
+    max_batch: usize,
+    memory: MemoryReport,
+    /// Widths of the table's columns, in characters.
+    widths: Vec<usize>,
+    rows: usize,
+}
+
+impl<W: Write> Report<W> {
+    /// A report on `subject` as `runner` runs it; `workloads` are those that will be measured.
+    pub fn new(format: Format, subject: Subject, runner: &dyn Runner, workloads: &[Workload], out: W) -> Self {
+        let mut report = Report {
+            format,
+            out,
+            subject,
+            device: runner.device().to_owned(),
+            layers: runner.config().layers,
+            max_batch: runner.max_batch(),
+            memory: runner.memory(),
+            widths: Vec::new(),
+            rows: 0,
+        };
+        let usual = "12345.67 ± 123.45";
+        let cells = workloads.iter().map(|workload| report.cells(&workload.to_string(), usual, "1234.5"));
+        let lines: Vec<Vec<String>> = cells.chain([report.names().map(str::to_owned).collect()]).collect();
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        report.widths = (0..report.names().count()).map(width).collect();
+        report
+    }
+
+    /// What comes before the first result.
+    pub fn begin(&mut self) -> io::Result<()> {
+        match self.format {
+            Format::Md => {
+                let names: Vec<_> = self.names().map(str::to_owned).collect();
+                self.line(&names)?;
+                let rules = self.widths.iter().enumerate().map(|(column, &width)| match is_text(column) {
+                    true => "-".repeat(width),
+                    false => format!("{}:", "-".repeat(width - 1)),
+                });
+                let rules: Vec<_> = rules.collect();
+                self.line(&rules)
+            }
+            Format::Json => write!(self.out, "["),
+            // The names come with the first result.
+            Format::Csv => Ok(()),
+        }
+    }
+
+    /// One result.
+    pub fn row(&mut self, measured: &Measured) -> io::Result<()> {
+        let first = self.rows == 0;
+        self.rows += 1;
+        match self.format {
+            Format::Md => {
+                let (rate, deviation) = mean_and_deviation(&measured.rates());
+                let gbs = measured.bandwidth(rate, self.memory.read_per_pass) / 1e9;
+                let cells = self.cells(
+                    &measured.workload.to_string(),
+                    &format!("{rate:.2} ± {deviation:.2}"),
+                    &format!("{gbs:.1}"),
+                );
+                self.line(&cells)?;
+            }
+            Format::Json => {
+                let separator = if first { "" } else { "," };
+                write!(self.out, "{separator}\n{:#}", Value::Object(self.fields(measured)))?;
+            }
+            Format::Csv => {
+                let fields = self.fields(measured);
+                if first {
+                    let names: Vec<_> = fields.keys().map(String::as_str).collect();
+                    writeln!(self.out, "{}", names.join(","))?;
+                }
+                writeln!(self.out, "{}", fields.values().map(csv).collect::<Vec<_>>().join(","))?;
+            }
+        }
+        self.out.flush()
+    }
+
+    /// What comes after the last result.
+    pub fn end(&mut self) -> io::Result<()> {
+        match self.format {
+            Format::Json => writeln!(self.out, "\n]"),
+            Format::Md | Format::Csv => Ok(()),
+        }
+    }
+
+    fn streams(&self) -> bool {
+        self.memory.resident_layers < self.layers
+    }
+
+    /// The names of the table's columns.
+    fn names(&self) -> impl Iterator<Item = &'static str> + use<W> {
+        let streamed = self.streams().then_some("streamed");
+        ["model", "device", "size", "params"].into_iter().chain(streamed).chain(["test", "t/s", "GB/s"])
+    }
+
+    /// A line of the table.
+    fn cells(&self, test: &str, rate: &str, gbs: &str) -> Vec<String> {
+        let Subject { kind, bytes, params, .. } = &self.subject;
+        let streamed = format!("{} of {} layers", self.layers - self.memory.resident_layers, self.layers);
+        let start = [kind.clone(), self.device.clone(), size(*bytes), count(*params, 2)].into_iter();
+        let end = [test, rate, gbs].into_iter().map(str::to_owned);
+        // The model's kind is from the file: it may not end a cell, nor the line.
+        let clean = |cell: String| cell.replace(char::is_control, " ").replace('|', "\\|");
+        start.chain(self.streams().then_some(streamed)).chain(end).map(clean).collect()
+    }
+
+    fn line(&mut self, cells: &[String]) -> io::Result<()> {
+        for (column, (cell, &width)) in cells.iter().zip(&self.widths).enumerate() {
+            match is_text(column) {
+                true => write!(self.out, "| {cell:width$} ")?,
+                false => write!(self.out, "| {cell:>width$} ")?,
+            }
+        }
+        writeln!(self.out, "|")
+    }
+
+    /// All that is known of a result: sizes in bytes and tokens, times in ns, rates in tokens (`ts`) and in 10^9 bytes of
+    /// weights (`gbs`) per second.
+    fn fields(&self, measured: &Measured) -> Map<String, Value> {
+        let samples_ns: Vec<u64> = measured.samples.iter().map(|time| time.as_nanos() as u64).collect();
+        let samples_ts = measured.rates();
+        let (avg_ns, stddev_ns) = mean_and_deviation(&samples_ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>());
+        let (avg_ts, stddev_ts) = mean_and_deviation(&samples_ts);
+        let Workload { prompt, generate, depth } = measured.workload;
+        let fields = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "device": self.device,
+            "n_threads": rayon::current_num_threads(),
+            "model_filename": self.subject.file,
+            "model_type": self.subject.kind,
+            "model_size": self.subject.bytes,
+            "model_n_params": self.subject.params,
+            "n_layers": self.layers,
+            "n_resident_layers": self.memory.resident_layers,
+            "n_batch": self.max_batch,
+            "read_per_pass": self.memory.read_per_pass,
+            "streamed_per_pass": self.memory.streamed_per_pass,
+            "test": measured.workload.to_string(),
+            "n_prompt": prompt,
+            "n_gen": generate,
+            "n_depth": depth,
+            "n_passes": measured.passes,
+            "avg_ns": avg_ns.round() as u64,
+            "stddev_ns": stddev_ns.round() as u64,
+            "avg_ts": avg_ts,
+            "stddev_ts": stddev_ts,
+            "avg_gbs": measured.bandwidth(avg_ts, self.memory.read_per_pass) / 1e9,
+            "samples_ns": samples_ns,
+            "samples_ts": samples_ts,
+        });
+        match fields {
+            Value::Object(fields) => fields,
+            _ => unreachable!("json! of braces is an object"),
+        }
+    }
+}
+
+/// Texts are to the left, figures to the right.
+fn is_text(column: usize) -> bool {
+    column < 2
+}
+
+/// A cell by RFC 4180: texts in quotes, their quotes doubled. A list's elements are separated by blanks.
+fn csv(value: &Value) -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(list) => quoted(&list.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")),
+        other => other.to_string(),
+    }
+}
