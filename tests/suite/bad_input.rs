@@ -90,6 +90,25 @@ fn edited(change: impl Fn(&mut Writer, &str) -> bool) -> Vec<u8> {
     data.finish().unwrap()
 }
 
+/// The demo model with one more tensor.
+fn extended(name: &str) -> Vec<u8> {
+    let demo = demo::gguf().unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in demo.metadata().iter() {
+        writer.set_value(key, value).unwrap();
+    }
+    for tensor in demo.tensors() {
+        writer.tensor(&tensor.name, &tensor.dims, tensor.ty).unwrap();
+    }
+    writer.tensor(name, &[4], quant::TensorType::F32).unwrap();
+    let mut data = writer.begin(Vec::new()).unwrap();
+    for tensor in demo.tensors() {
+        data.write(demo.bytes(tensor)).unwrap();
+    }
+    data.write(&[0; 16]).unwrap();
+    data.finish().unwrap()
+}
+
 /// The demo model with the number `ty` as the type of the matrix `name`.
 fn retyped(name: &str, ty: u32) -> Vec<u8> {
     let mut bytes = demo::BYTES.to_vec();
@@ -160,13 +179,15 @@ fn models_that_are_not_supported() {
     folder.refused("words.gguf", &tokenizer, &["words", "supported: gpt2 llama"]);
     let pre = with("tokenizer.ggml.pre", "unheard-of");
     folder.refused("pre.gguf", &pre, &["unheard-of", "supported"]);
-    let yarn = edited(|writer, key| {
+    let extra = extended("blk.0.attn_q_norm.weight");
+    folder.refused("extra.gguf", &extra, &["blk.0.attn_q_norm.weight", "architecture `llama` does not have"]);
+    let dynamic = edited(|writer, key| {
         if key == "llama.block_count" {
-            writer.set("llama.rope.scaling.type", "yarn").unwrap();
+            writer.set("llama.rope.scaling.type", "dynamic").unwrap();
         }
         false
     });
-    folder.refused("yarn.gguf", &yarn, &["rope scaling `yarn`"]);
+    folder.refused("dynamic.gguf", &dynamic, &["rope scaling `dynamic`", "llama.rope.scaling.type"]);
 }
 
 #[test]

@@ -51,7 +51,12 @@ cases! {
     ops::attention_decode,
     ops::attention_prefill,
     ops::attention_long,
+    ops::attention_window,
+    ops::attention_cap,
     ops::swiglu,
+    ops::geglu,
+    ops::scale,
+    ops::soft_cap,
     ops::gather_rows,
     ops::argmax,
 }

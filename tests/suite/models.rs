@@ -8,7 +8,7 @@ use ntransformer::{
     cli::synth::{Quant, Shape},
     engine::{self, DeviceChoice, EncodeOptions, LoadOptions, Runner, Tokenizer},
     gguf::{Gguf, Writer},
-    model::Model,
+    model::{Architecture, Model},
     stream::Progress,
 };
 use quant::TensorType;
@@ -32,16 +32,17 @@ pub fn devices() -> Vec<DeviceChoice> {
 }
 
 pub fn open(device: DeviceChoice, gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> Box<dyn Runner> {
-    open_with(device, gguf, vram_budget, &mut |_| ())
+    open_with(device, gguf, None, vram_budget, &mut |_| ())
 }
 
 pub fn open_with(
     device: DeviceChoice,
     gguf: &Arc<Gguf>,
+    context: Option<usize>,
     vram_budget: Option<u64>,
     progress: Progress<'_>,
 ) -> Box<dyn Runner> {
-    let model = Model::new(gguf.clone(), None, CONTEXT).unwrap();
+    let model = Model::new(gguf.clone(), context, CONTEXT).unwrap();
     let options = LoadOptions { streaming: vram_budget.is_some(), vram_budget, wanted: CONTEXT, announce: |_| () };
     engine::open(device, model, &options, &mut |line| eprintln!("{line}"), progress)
         .unwrap_or_else(|e| panic!("{device:?}: {e}"))
@@ -97,13 +98,14 @@ fn decoded(gguf: &Gguf) -> Arc<Gguf> {
     Arc::new(Gguf::from_vec("decoded weights", data.finish().unwrap()).unwrap())
 }
 
-/// All devices compute the same for every type of weights and both architectures: what the F32 model computes that has the
-/// weights' values.
+/// All devices compute the same for every type of weights, and for matrices that are parts of others: what the F32 model
+/// computes that has the weights' values.
 #[test]
 fn devices_agree() {
     let llama = TensorType::ALL.iter().map(|&ty| (Shape::Tiny, Quant::pure(ty)));
     let qwen2 = ["F32", "Q4_K_M", "IQ4_XS"].map(|quant| (Shape::TinyQwen2, quant.parse().unwrap()));
-    for (shape, quant) in llama.chain(qwen2) {
+    let phi3 = ["F16", "Q8_0", "Q4_K_M"].map(|quant| (Shape::TinyPhi3, quant.parse().unwrap()));
+    for (shape, quant) in llama.chain(qwen2).chain(phi3) {
         let gguf = synth::model(shape, quant, 9);
         let expected = logits(&mut *open(DeviceChoice::Cpu, &decoded(&gguf), None), &TOKENS, TOKENS.len());
         for device in devices() {
@@ -125,7 +127,9 @@ pub fn budget(runner: &dyn Runner, gguf: &Arc<Gguf>, resident: u64) -> u64 {
 /// Where the weights come from makes no difference, to the bit, as long as the passes are the same.
 #[test]
 fn streamed_is_resident_to_the_bit() {
-    for (shape, ty) in [(Shape::Tiny, TensorType::Q8_0), (Shape::TinyQwen2, TensorType::Q4_K)] {
+    let shapes =
+        [(Shape::Tiny, TensorType::Q8_0), (Shape::TinyQwen2, TensorType::Q4_K), (Shape::TinyPhi3, TensorType::Q6_K)];
+    for (shape, ty) in shapes {
         let gguf = synth::model(shape, Quant::pure(ty), 4);
         for device in devices() {
             let mut whole = open(device, &gguf, None);
@@ -161,6 +165,8 @@ struct Golden {
     name: String,
     gguf: Arc<Gguf>,
     tokens: Vec<u32>,
+    /// The context to run it with, where it matters.
+    context: Option<usize>,
     /// `[tokens x vocab]`
     logits: Vec<f32>,
 }
@@ -177,7 +183,8 @@ impl Golden {
         let tokens: Vec<u32> = entry["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
         assert_eq!(logits.len() as u64, tokens.len() as u64 * entry["n_vocab"].as_u64().unwrap());
         let gguf = Arc::new(Gguf::open(&root().join(text("gguf"))).unwrap());
-        Golden { name: text("name").to_owned(), gguf, tokens, logits }
+        let context = entry["context"].as_u64().map(|tokens| tokens as usize);
+        Golden { name: text("name").to_owned(), gguf, tokens, context, logits }
     }
 
     fn vocab(&self) -> usize {
@@ -185,19 +192,35 @@ impl Golden {
     }
 }
 
+/// Ways to cut a text into passes: at once, in sevens, token by token. The emulator's pace allows one, with some of each.
+fn ways(device: DeviceChoice, tokens: &[u32]) -> Vec<Vec<&[u32]>> {
+    if device == DeviceChoice::Emulator {
+        let (prompt, rest) = tokens.split_at(tokens.len() - 9);
+        let (seven, two) = rest.split_at(7);
+        return vec![[prompt, seven].into_iter().chain(two.chunks(1)).collect()];
+    }
+    [tokens.len(), 7, 1].map(|length| tokens.chunks(length).collect()).to_vec()
+}
+
 /// Small models of each kind, F32: every device computes the logits of HF transformers, whether the prompt comes in one
 /// pass, in several, or token by token.
 #[test]
 fn small_models_match_transformers() {
     let models: Vec<_> = golden("models").iter().map(Golden::read).filter(|golden| golden.name != "demo").collect();
-    assert!(models.len() >= 5, "{} golden models", models.len());
+    assert!(models.len() >= 17, "{} golden models", models.len());
+    for arch in Architecture::ALL {
+        let of_arch =
+            |golden: &&Golden| golden.gguf.metadata().str("general.architecture").unwrap() == Some(arch.name());
+        assert!(models.iter().any(|golden| of_arch(&golden)), "no golden model of {arch:?}");
+    }
     for golden in &models {
         for device in devices() {
-            let mut runner = open(device, &golden.gguf, None);
-            for batch in [golden.tokens.len(), 7, 1] {
-                let apart = difference(&logits(&mut *runner, &golden.tokens, batch), &golden.logits);
-                println!("{} {device:?}, {batch} at a time: {apart:.1e}", golden.name);
-                assert!(apart < ROUNDING, "{} {device:?}, {batch} at a time: {apart:e}", golden.name);
+            let mut runner = open_with(device, &golden.gguf, golden.context, None, &mut |_| ());
+            for passes in ways(device, &golden.tokens) {
+                let lengths: Vec<usize> = passes.iter().map(|pass| pass.len()).collect();
+                let apart = difference(&logits_of_passes(&mut *runner, passes), &golden.logits);
+                println!("{} {device:?}, passes of {lengths:?}: {apart:.1e}", golden.name);
+                assert!(apart < ROUNDING, "{} {device:?}, passes of {lengths:?}: {apart:e}", golden.name);
             }
         }
     }

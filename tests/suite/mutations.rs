@@ -36,9 +36,9 @@ fn originals() -> Vec<(String, Vec<u8>)> {
 /// byte-level BPE are rare, since each compiles a regular expression.
 fn choose(seed: u64, originals: usize) -> usize {
     match seed % 100 {
-        0 => 3,
-        1 => 4 + (seed / 100) as usize % (originals - 4),
-        other => (other % 3) as usize,
+        0 => 5,
+        1 | 2 => 6 + (seed / 100) as usize % (originals - 6),
+        other => (other % 5) as usize,
     }
 }
 

@@ -46,13 +46,15 @@ pub fn rope(x: &[f32], cos: &[f32], sin: &[f32], pair: impl Fn(usize) -> (usize,
     y
 }
 
-/// softmax(scale q K^T) V of one head, with one key and one value a position. Beside the result, the largest magnitude
+/// softmax(scale q K^T) V of one head, with one key and one value a position, and scores within `cap` unless that is 0. Beside
+/// the result, the largest magnitude
 /// sum of a score: a score's rounding error is relative to it, and shifts the result by as much again.
-pub fn attention(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> (Vec<Sum>, f64) {
+pub fn attention(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32, cap: f32) -> (Vec<Sum>, f64) {
     let scores: Vec<Sum> = keys.iter().map(|key| dot(q, key)).collect();
     let scale = f64::from(scale);
-    let largest = scores.iter().map(|s| s.value * scale).fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = scores.iter().map(|s| (s.value * scale - largest).exp()).collect();
+    let capped: Vec<f64> = scores.iter().map(|s| soft_cap(s.value * scale, cap.into())).collect();
+    let largest = capped.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = capped.iter().map(|s| (s - largest).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut y = vec![Sum::default(); q.len()];
     for (weight, value) in weights.iter().zip(values) {
@@ -67,6 +69,18 @@ pub fn attention(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> (
 pub fn swiglu(gate: f32, up: f32) -> f64 {
     let gate = f64::from(gate);
     gate / (1.0 + (-gate).exp()) * f64::from(up)
+}
+
+/// gelu(gate) up, with the tanh
+pub fn geglu(gate: f32, up: f32) -> f64 {
+    let gate = f64::from(gate);
+    let u = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+    0.5 * gate * (1.0 + u.tanh()) * f64::from(up)
+}
+
+/// cap tanh(x / cap), or x where the cap is 0
+pub fn soft_cap(x: f64, cap: f64) -> f64 {
+    if cap == 0.0 { x } else { cap * (x / cap).tanh() }
 }
 
 /// The index of the largest number; the lowest wins a tie; 0 if there is none.

@@ -281,7 +281,7 @@ fn progress_adds_up() {
         let streamed = budget.then(|| models::budget(&*models::open(device, &gguf, None), &gguf, 1));
         let expected = ntransformer::engine::load_bytes(&Model::new(gguf.clone(), None, 64).unwrap()).unwrap();
         let (mut told, mut calls) = (0, 0);
-        models::open_with(device, &gguf, streamed, &mut |bytes| (told, calls) = (told + bytes, calls + 1));
+        models::open_with(device, &gguf, None, streamed, &mut |bytes| (told, calls) = (told + bytes, calls + 1));
         assert_eq!(told, expected, "{device:?}, {budget}");
         assert!(calls >= 4, "{device:?}: {calls} calls");
     }

@@ -199,12 +199,14 @@ impl Device for Recorder {
         begin(&Batch) -> ();
         embed(&Weight<Self>, &Batch, &mut ()) -> ();
         load(&[f32], &mut ()) -> ();
-        rms_norm(&Weight<Self>, usize, &(), &mut ()) -> ();
+        rms_norm(&Weight<Self>, usize, &(), &mut (), Epilogue) -> ();
+        norm_heads(&Weight<Self>, usize, &mut ()) -> ();
         matmul(&Linear<Weight<Self>>, usize, &(), &mut (), Epilogue) -> ();
-        rope(&Batch, usize, &mut ()) -> ();
+        rope(&Batch, usize, usize, &mut ()) -> ();
         append(&Batch, &(), &(), &mut ()) -> ();
-        attention(&Batch, &(), &(), &mut ()) -> ();
-        swiglu(usize, &mut (), &()) -> ();
+        attention(&Batch, Option<u32>, &(), &(), &mut ()) -> ();
+        glu(usize, &mut (), &()) -> ();
+        cap_logits(usize, f32, &mut ()) -> ();
         gather(&Batch, &(), &mut ()) -> ();
         fetch(&(), usize, usize) -> Vec<f32>;
         argmax(&(), usize, usize) -> Vec<Option<u32>>;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ntransformer::{
+    device::Rotation,
     engine::tokenizer::{EncodeOptions, Tokenizer},
     gguf::{GgmlType, Gguf, GgufFault, Value, Writer},
     model::{Config, Model, Tensors},
@@ -118,8 +119,20 @@ fn read_model(gguf: &Arc<Gguf>, config: &Config, tensors: &Tensors) {
     assert_eq!(tensors.layers.len(), config.layers);
     assert!(d.hidden > 0 && d.heads > 0 && d.kv_heads > 0 && d.heads.is_multiple_of(d.kv_heads) && d.vocab > 0);
     assert!(d.rope_dims <= d.head_dim && d.context > 0 && d.context <= config.trained_context);
-    let (cos, sin) = config.rope.angles(&[0, d.context as u32 - 1]);
-    assert_eq!((cos.len(), sin.len()), (d.rope_dims, d.rope_dims));
+    assert_eq!(config.ropes.len(), d.rotations);
+    for rope in &config.ropes {
+        let Rotation { cos, sin } = rope.angles(&[0, d.context as u32 - 1]);
+        assert_eq!((cos.len(), sin.len()), (d.rope_dims, d.rope_dims));
+    }
+    for layer in &tensors.layers {
+        assert!(layer.attn.q_rotation < d.rotations && layer.attn.k_rotation < d.rotations);
+        assert!(layer.attn.window != Some(0));
+        let _ = layer.map(|part| {
+            let tensor = &gguf.tensors()[part.tensor.0];
+            let outputs = if tensor.rows() == 1 { tensor.cols() } else { tensor.rows() } as usize;
+            assert!(part.outputs.as_ref().is_none_or(|range| range.start <= range.end && range.end <= outputs));
+        });
+    }
     let model = Model::new(gguf.clone(), None, 4096).expect("its parts were found sound");
     let image = |image: Image| {
         for placed in image.tensors() {
@@ -151,7 +164,14 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         }
         data.finish().unwrap()
     };
-    vec![("values", file(values)), ("llama", file(llama)), ("qwen2", file(qwen2)), ("tokens", file(tokens))]
+    vec![
+        ("values", file(values)),
+        ("llama", file(llama)),
+        ("qwen2", file(qwen2)),
+        ("phi3", file(phi3)),
+        ("gemma3", file(gemma3)),
+        ("tokens", file(tokens)),
+    ]
 }
 
 fn values(w: &mut Writer) -> Result<(), GgufFault> {
@@ -197,16 +217,17 @@ fn model(w: &mut Writer, arch: &str, vocab: u64, bias: bool) -> Result<(), GgufF
     for norm in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"] {
         w.tensor(&format!("{norm}.weight"), &[32], F32)?;
     }
-    let matrices = [
+    let separate: &[(&str, [u64; 2], quant::TensorType)] = &[
         ("attn_q", [32, 32], Q8_0),
         ("attn_k", [32, 16], Q8_0),
         ("attn_v", [32, 16], BF16),
-        ("attn_output", [32, 32], Q8_0),
         ("ffn_gate", [32, 64], Q8_0),
         ("ffn_up", [32, 64], Q8_0),
-        ("ffn_down", [64, 32], Q8_0),
     ];
-    for (name, dims, ty) in matrices {
+    let fused: &[(&str, [u64; 2], quant::TensorType)] = &[("attn_qkv", [32, 64], Q8_0), ("ffn_up", [32, 128], BF16)];
+    let inputs = if arch == "phi3" { fused } else { separate };
+    let outputs = [("attn_output", [32, 32], Q8_0), ("ffn_down", [64, 32], Q8_0)];
+    for &(name, dims, ty) in inputs.iter().chain(&outputs) {
         w.tensor(&format!("blk.0.{name}.weight"), &dims, ty)?;
         if bias && matches!(name, "attn_q" | "attn_k" | "attn_v") {
             w.tensor(&format!("blk.0.{name}.bias"), &dims[1..], F32)?;
@@ -248,6 +269,33 @@ fn llama(w: &mut Writer) -> Result<(), GgufFault> {
 fn qwen2(w: &mut Writer) -> Result<(), GgufFault> {
     let vocab = spm(w)? as u64;
     model(w, "qwen2", vocab, true)
+}
+
+/// Fused matrices, LongRoPE, heads that turn in part.
+fn phi3(w: &mut Writer) -> Result<(), GgufFault> {
+    let vocab = spm(w)? as u64;
+    w.set("phi3.rope.scaling.original_context_length", &32u32)?.set("phi3.rope.scaling.attn_factor", &1.1f32)?;
+    w.set("phi3.attention.sliding_window", &9u32)?;
+    model(w, "phi3", vocab, false)?;
+    for length in ["long", "short"] {
+        w.tensor(&format!("rope_factors_{length}.weight"), &[8], quant::TensorType::F32)?;
+    }
+    Ok(())
+}
+
+/// Norms wherever they can be, two ropes, caps.
+fn gemma3(w: &mut Writer) -> Result<(), GgufFault> {
+    let vocab = spm(w)? as u64;
+    w.set("gemma3.attention.sliding_window", &9u32)?.set("gemma3.rope.freq_base_swa", &1e3f32)?;
+    w.set("gemma3.attention.sliding_window_pattern", &vec![true])?.set("gemma3.final_logit_softcapping", &30f32)?;
+    w.set("gemma3.rope.scaling.type", "yarn")?.set("gemma3.rope.scaling.factor", &4f32)?;
+    w.set("gemma3.attention.temperature_scale", &0.1f32)?;
+    w.set("gemma3.rope.scaling.original_context_length", &16u32)?;
+    model(w, "gemma3", vocab, false)?;
+    for (norm, len) in [("attn_q_norm", 16), ("attn_k_norm", 16), ("post_attention_norm", 32), ("post_ffw_norm", 32)] {
+        w.tensor(&format!("blk.0.{norm}.weight"), &[len], quant::TensorType::F32)?;
+    }
+    Ok(())
 }
 
 fn tokens(w: &mut Writer) -> Result<(), GgufFault> {

@@ -1,12 +1,15 @@
-//! Kernels without a reduction: SwiGLU, the residual sum, picking rows.
+//! Kernels without a reduction: gated activations, scaling and capping, picking rows.
 
 use cuda_std::{kernel::Grid, prelude::*};
+
+use super::math;
 
 const THREADS: u32 = 256;
 /// Blocks beyond this take more than one turn: enough for any GPU of today to be full.
 const BLOCKS: u32 = 4096;
 
-/// The launch of [`swiglu`](fn@swiglu) for `n` elements.
+/// The launch of [`swiglu`](fn@swiglu), [`geglu`](fn@geglu), [`scale`](fn@scale) and [`soft_cap`](fn@soft_cap) for `n`
+/// elements.
 pub const fn elementwise_grid(n: u32) -> Grid {
     let blocks = n.div_ceil(THREADS);
     Grid::new(if blocks < BLOCKS { blocks } else { BLOCKS }, 1, THREADS)
@@ -43,6 +46,52 @@ pub unsafe fn swiglu(gate: *mut f32, up: *const f32, n: u32) {
             mem::store(gate.add(i), g / (1.0 + float::exp(-g)) * mem::load(up.add(i)));
         }
     });
+}
+
+/// gate\[i\] = gelu(gate\[i\]) up\[i\] for `n` elements (Shazeer 2020), where gelu is the approximation with a tanh (Hendrycks and
+/// Gimpel 2016).
+///
+/// Launched with [`elementwise_grid`].
+///
+/// # Safety
+/// `gate` and `up` are device addresses of `n` floats.
+#[kernel("ops")]
+pub unsafe fn geglu(gate: *mut f32, up: *const f32, n: u32) {
+    /// sqrt(2 / pi)
+    const INNER: f32 = 0.797_884_6;
+    grid_stride(n, |i| {
+        // SAFETY: `i` is below `n`, and this thread's alone.
+        unsafe {
+            let g = mem::load(gate.add(i));
+            // g (1 + tanh u) / 2 is g / (1 + e^-2u), which loses nothing where tanh is near -1.
+            let u = INNER * (g + 0.044_715 * g * g * g);
+            mem::store(gate.add(i), g / (1.0 + float::exp(-2.0 * u)) * mem::load(up.add(i)));
+        }
+    });
+}
+
+/// x\[i\] = factor x\[i\] for `n` elements.
+///
+/// Launched with [`elementwise_grid`].
+///
+/// # Safety
+/// `x` is the device address of `n` floats.
+#[kernel("ops")]
+pub unsafe fn scale(x: *mut f32, n: u32, factor: f32) {
+    // SAFETY: `i` is below `n`, and this thread's alone.
+    grid_stride(n, |i| unsafe { mem::store(x.add(i), factor * mem::load(x.add(i))) });
+}
+
+/// x\[i\] = cap tanh(x\[i\] / cap) for `n` elements: inside -cap..cap, and nearly x where that is small (Gemma 2, 2024).
+///
+/// Launched with [`elementwise_grid`].
+///
+/// # Safety
+/// `x` is the device address of `n` floats.
+#[kernel("ops")]
+pub unsafe fn soft_cap(x: *mut f32, n: u32, cap: f32) {
+    // SAFETY: `i` is below `n`, and this thread's alone.
+    grid_stride(n, |i| unsafe { mem::store(x.add(i), math::soft_cap(mem::load(x.add(i)), cap)) });
 }
 
 /// y\[i\] = x\[rows\[i\]\], rows of `n` elements.

@@ -6,6 +6,8 @@ use core::array;
 
 use cuda_std::{kernel::Grid, prelude::*};
 
+use super::math;
+
 /// The largest head that [`attention`](fn@attention) computes: 4 pairs of dimensions in each lane of a warp.
 pub const MAX_HEAD_DIM: u32 = 256;
 
@@ -58,15 +60,17 @@ pub unsafe fn kv_append(
     }
 }
 
-/// y\[t\] = softmax(scale q\[t\] K^T) V for each head, over the positions 0 to `positions[t]`. Head h reads the KV head
-/// h / (heads / kv_heads) (grouped-query attention, Ainslie et al. 2023).
+/// y\[t\] = softmax(scale q\[t\] K^T) V for each head, over the last `window` of the positions 0 to `positions[t]` (u32::MAX for
+/// all). Head h reads the KV head h / (heads / kv_heads) (grouped-query attention, Ainslie et al. 2023). A `cap` that is
+/// not 0 bounds the scores: cap tanh(score / cap).
 ///
 /// Launched with [`attention_grid`]: a block for each head and token, whose warps share the positions out. Each keeps a
 /// running maximum and rescales its sums when that grows (online softmax, Milakov and Gimelshein 2018).
 ///
 /// # Safety
 /// Device addresses: `q` and `y` of `[tokens][heads * head_dim]`, the caches of `[kv_heads][context][head_dim]`, 4-byte
-/// aligned, `positions` of `[tokens]`, below `context`; `heads` a multiple of `kv_heads`, `head_dim` as the module says.
+/// aligned, `positions` of `[tokens]`, below `context`; `heads` a multiple of `kv_heads`, `head_dim` as the module says;
+/// `window` not 0.
 #[kernel("ops")]
 pub unsafe fn attention(
     q: *const f32,
@@ -79,6 +83,8 @@ pub unsafe fn attention(
     head_dim: u32,
     context: u32,
     scale: f32,
+    window: u32,
+    cap: f32,
 ) {
     let parts = Parts {
         sums: shared_array!(ATTENTION_SUMS: [f32; WARPS * MAX_HEAD_DIM as usize]),
@@ -92,7 +98,8 @@ pub unsafe fn attention(
     // SAFETY: the head's vectors, its keys and values up to the position; whole blocks are at the barrier.
     unsafe {
         let last = mem::load(positions.add(token));
-        let view = View { q: q.add(at), k: k_cache.add(kv_at).cast(), v: v_cache.add(kv_at).cast(), last, dims, scale };
+        let (k, v) = (k_cache.add(kv_at).cast(), v_cache.add(kv_at).cast());
+        let view = View { q: q.add(at), k, v, from: (last + 1).saturating_sub(window), last, dims, scale, cap };
         match head_dim.div_ceil(64) {
             1 => view.attend::<1>(&parts),
             2 => view.attend::<2>(&parts),
@@ -147,9 +154,13 @@ struct View {
     q: *const f32,
     k: *const u32,
     v: *const u32,
+    /// The first and last position that are seen.
+    from: u32,
     last: u32,
     dims: usize,
     scale: f32,
+    /// 0 for none.
+    cap: f32,
 }
 
 impl View {
@@ -182,7 +193,7 @@ impl View {
 
         let (mut maximum, mut weight) = (f32::NEG_INFINITY, 0.0);
         let mut sums = [[0.0; 2]; PAIRS];
-        let mut first = (warp * TILE) as u32;
+        let mut first = self.from + (warp * TILE) as u32;
         while first <= self.last {
             // The last tile repeats the last position where it has none left.
             let positions: [u32; TILE] = array::from_fn(|t| (first + t as u32).min(self.last));
@@ -200,6 +211,9 @@ impl View {
             unsafe { warp::sums(&mut scores) };
 
             let mut new_maximum = maximum;
+            if self.cap != 0.0 {
+                scores = scores.map(|score| math::soft_cap(score, self.cap));
+            }
             for (t, score) in scores.iter_mut().enumerate() {
                 if first + t as u32 > self.last {
                     *score = f32::NEG_INFINITY;

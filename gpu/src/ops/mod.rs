@@ -3,6 +3,7 @@
 mod block;
 mod elementwise;
 mod kv;
+mod math;
 mod norm;
 mod rope;
 mod sample;

@@ -142,6 +142,7 @@ fn hyperparameters(sizes: &Sizes, name: &str, writer: &mut Writer) -> anyhow::Re
     set("attention.key_length", sizes.head_dim)?;
     set("attention.value_length", sizes.head_dim)?;
     set("rope.dimension_count", sizes.head_dim)?;
+    sizes.window.map_or(Ok(()), |window| set("attention.sliding_window", window))?;
     writer.set(&format!("{arch}.rope.freq_base"), &sizes.rope_base)?;
     writer.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), &EPSILON)?;
     Ok(())

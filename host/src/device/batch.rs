@@ -5,8 +5,17 @@
 pub enum Pairing {
     /// Elements 2i and 2i + 1: GGUF's `llama`, whose q and k rows were permuted at conversion.
     Adjacent,
-    /// Elements i and i + d/2, as the paper's authors and HF transformers store them: `qwen2`.
+    /// Elements i and i + d/2, as the paper's authors and HF transformers store them: `qwen2` and most others.
     Half,
+}
+
+/// The function of the gate in a gated linear unit (Shazeer 2020).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x / (1 + e^-x): SwiGLU.
+    Silu,
+    /// The approximation of x Phi(x) with a tanh: GeGLU, Gemma's.
+    GeluTanh,
 }
 
 /// The sizes of a model that a device computes with.
@@ -28,6 +37,18 @@ pub struct Dims {
     pub rope_dims: usize,
     /// How they pair.
     pub pairing: Pairing,
+    /// Rotation tables of a pass: layers of one model may rotate differently.
+    pub rotations: usize,
+    /// The feed-forward layer's.
+    pub activation: Activation,
+    /// What embeddings are multiplied with.
+    pub embedding_scale: f32,
+    /// What q k is multiplied with.
+    pub attention_scale: f32,
+    /// Attention's scores are cap tanh(score / cap).
+    pub attention_cap: Option<f32>,
+    /// Logits are cap tanh(logit / cap).
+    pub logit_cap: Option<f32>,
     /// RMSNorm's epsilon.
     pub eps: f32,
     /// Positions in the KV cache.
@@ -51,17 +72,24 @@ impl Dims {
     }
 }
 
-/// The tokens of one pass. Causal: a token attends to all cached positions up to its own.
+/// Cosines and sines of the angles that heads are rotated by (Su et al. 2021), `[n x rope_dims / 2]` each.
+#[derive(Clone, Debug, Default)]
+pub struct Rotation {
+    /// Cosines, times the model's magnitude.
+    pub cos: Vec<f32>,
+    /// Sines, times the model's magnitude.
+    pub sin: Vec<f32>,
+}
+
+/// The tokens of one pass. Causal: a token attends to the cached positions up to its own, as far back as the layer sees.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Token ids, `[n]`.
     pub tokens: Vec<u32>,
     /// Their positions, `[n]`, each below `Dims::context`.
     pub positions: Vec<u32>,
-    /// Cosines of the rotation, `[n x rope_dims / 2]`.
-    pub cos: Vec<f32>,
-    /// Sines of the rotation, `[n x rope_dims / 2]`.
-    pub sin: Vec<f32>,
+    /// The rotations that layers choose from, `Dims::rotations` of them.
+    pub rotations: Vec<Rotation>,
     /// Indices into `tokens` of those whose logits are wanted.
     pub want: Vec<u32>,
 }

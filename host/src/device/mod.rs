@@ -9,7 +9,7 @@ mod weights;
 
 use std::ops::Range;
 
-pub use batch::{Batch, Dims, Pairing};
+pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
 pub use error::DeviceError;
 use quant::TensorType;
 pub use shared::SharedBytes;
@@ -74,12 +74,12 @@ pub trait Transfer {
 /// A tensor on device `D`.
 pub type Weight<D> = Tensor<<D as Transfer>::Buf>;
 
-/// What a linear stage does with its result.
+/// What becomes of a primitive's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
-    /// y = W x + b
+    /// It is y.
     Store,
-    /// y += W x + b
+    /// It is added to y, the residual stream.
     Residual,
 }
 
@@ -120,12 +120,21 @@ pub trait Device: Transfer + Sized {
 
     /// Makes the batch's tokens, positions and rotations known to the device, before the first stage of a pass.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
-    /// x\[t\] = row `tokens[t]` of `table`, for a table in device memory.
+    /// x\[t\] = `embedding_scale` times row `tokens[t]` of `table`, for a table in device memory.
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut Self::Act) -> Result<()>;
     /// x = `values`, `[n x width]`: embeddings that the host looked up.
     fn load(&mut self, values: &[f32], x: &mut Self::Act) -> Result<()>;
-    /// y\[t\] = RMSNorm(x\[t\]) * w for `n` tokens (Zhang and Sennrich 2019).
-    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &Self::Act, y: &mut Self::Act) -> Result<()>;
+    /// y\[t\] = RMSNorm(x\[t\]) * w for `n` tokens (Zhang and Sennrich 2019), or added to y\[t\].
+    fn rms_norm(
+        &mut self,
+        w: &Weight<Self>,
+        n: usize,
+        x: &Self::Act,
+        y: &mut Self::Act,
+        epilogue: Epilogue,
+    ) -> Result<()>;
+    /// RMSNorm of each of the `n` heads of x by itself, in place; w `[head_dim]`.
+    fn norm_heads(&mut self, w: &Weight<Self>, n: usize, x: &mut Self::Act) -> Result<()>;
     /// y\[t\] = W x\[t\] + b, or added to y\[t\].
     fn matmul(
         &mut self,
@@ -135,14 +144,24 @@ pub trait Device: Transfer + Sized {
         y: &mut Self::Act,
         epilogue: Epilogue,
     ) -> Result<()>;
-    /// Rotates each of `heads` heads of x\[t\] by the batch's angles (Su et al. 2021).
-    fn rope(&mut self, batch: &Batch, heads: usize, x: &mut Self::Act) -> Result<()>;
+    /// Rotates each of `heads` heads of x\[t\] by the batch's angles of `rotation` (Su et al. 2021).
+    fn rope(&mut self, batch: &Batch, rotation: usize, heads: usize, x: &mut Self::Act) -> Result<()>;
     /// Stores k\[t\] and v\[t\] at the batch's positions.
     fn append(&mut self, batch: &Batch, k: &Self::Act, v: &Self::Act, kv: &mut Self::Kv) -> Result<()>;
-    /// y\[t\] = softmax(q\[t\] K^T / sqrt(head_dim)) V over the positions up to t's own, grouped-query (Ainslie et al. 2023).
-    fn attention(&mut self, batch: &Batch, q: &Self::Act, kv: &Self::Kv, y: &mut Self::Act) -> Result<()>;
-    /// gate = silu(gate) * up (Shazeer 2020).
-    fn swiglu(&mut self, n: usize, gate: &mut Self::Act, up: &Self::Act) -> Result<()>;
+    /// y\[t\] = softmax(`attention_scale` q\[t\] K^T) V over the last `window` positions up to t's own, grouped-query (Ainslie
+    /// et al. 2023), with scores bounded by `attention_cap`.
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        window: Option<u32>,
+        q: &Self::Act,
+        kv: &Self::Kv,
+        y: &mut Self::Act,
+    ) -> Result<()>;
+    /// gate = activation(gate) * up for `n` tokens (Shazeer 2020).
+    fn glu(&mut self, n: usize, gate: &mut Self::Act, up: &Self::Act) -> Result<()>;
+    /// x = cap tanh(x / cap) for the `rows` rows of logits x.
+    fn cap_logits(&mut self, rows: usize, cap: f32, x: &mut Self::Act) -> Result<()>;
     /// y\[i\] = x\[batch.want\[i\]\], rows of the hidden width.
     fn gather(&mut self, batch: &Batch, x: &Self::Act, y: &mut Self::Act) -> Result<()>;
     /// The first `rows` rows of x, `width` wide, on the host. Waits for what was asked for before.
@@ -151,7 +170,7 @@ pub trait Device: Transfer + Sized {
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
 
-    /// Norm, projections, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
+    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
     fn qkv(
         &mut self,
         w: &Attn<Weight<Self>>,
@@ -162,51 +181,71 @@ pub trait Device: Transfer + Sized {
     ) -> Result<()> {
         let (n, heads, kv_heads) = (batch.len(), self.dims().heads, self.dims().kv_heads);
         with_scratch(self, |dev, s| {
-            dev.rms_norm(&w.norm, n, x, &mut s.norm)?;
+            dev.rms_norm(&w.norm, n, x, &mut s.norm, Epilogue::Store)?;
             dev.matmul(&w.q, n, &s.norm, q, Epilogue::Store)?;
             dev.matmul(&w.k, n, &s.norm, &mut s.k, Epilogue::Store)?;
             dev.matmul(&w.v, n, &s.norm, &mut s.v, Epilogue::Store)?;
-            dev.rope(batch, heads, q)?;
-            dev.rope(batch, kv_heads, &mut s.k)?;
+            if let Some(norm) = &w.q_norm {
+                dev.norm_heads(norm, n * heads, q)?;
+            }
+            if let Some(norm) = &w.k_norm {
+                dev.norm_heads(norm, n * kv_heads, &mut s.k)?;
+            }
+            dev.rope(batch, w.q_rotation, heads, q)?;
+            dev.rope(batch, w.k_rotation, kv_heads, &mut s.k)?;
             dev.append(batch, &s.k, &s.v, kv)
         })
     }
 
     /// Attention of q over the cache: y `[n x heads * head_dim]`.
-    fn attend(&mut self, q: &Self::Act, kv: &Self::Kv, batch: &Batch, y: &mut Self::Act) -> Result<()> {
-        self.attention(batch, q, kv, y)
+    fn attend(
+        &mut self,
+        w: &Attn<Weight<Self>>,
+        q: &Self::Act,
+        kv: &Self::Kv,
+        batch: &Batch,
+        y: &mut Self::Act,
+    ) -> Result<()> {
+        self.attention(batch, w.window, q, kv, y)
     }
 
-    /// A linear map with its epilogue.
+    /// The end of a half-layer: x += W y + b, which goes through a norm of its own where the model has one.
     fn linear(
         &mut self,
         w: &Linear<Weight<Self>>,
+        norm: Option<&Weight<Self>>,
         batch: &Batch,
-        x: &Self::Act,
-        y: &mut Self::Act,
-        epilogue: Epilogue,
+        y: &Self::Act,
+        x: &mut Self::Act,
     ) -> Result<()> {
-        self.matmul(w, batch.len(), x, y, epilogue)
-    }
-
-    /// Norm, gate and up projections, SwiGLU: x `[n x hidden]` to h `[n x ffn]`.
-    fn gate_up(&mut self, w: &Ffn<Weight<Self>>, x: &Self::Act, batch: &Batch, h: &mut Self::Act) -> Result<()> {
-        let n = batch.len();
+        let (n, Some(norm)) = (batch.len(), norm) else {
+            return self.matmul(w, batch.len(), y, x, Epilogue::Residual);
+        };
         with_scratch(self, |dev, s| {
-            dev.rms_norm(&w.norm, n, x, &mut s.norm)?;
-            dev.matmul(&w.gate, n, &s.norm, h, Epilogue::Store)?;
-            dev.matmul(&w.up, n, &s.norm, &mut s.up, Epilogue::Store)?;
-            dev.swiglu(n, h, &s.up)
+            dev.matmul(w, n, y, &mut s.norm, Epilogue::Store)?;
+            dev.rms_norm(norm, n, &s.norm, x, Epilogue::Residual)
         })
     }
 
-    /// Norm and output projection of the wanted rows: x `[n x hidden]` to logits `[want x vocab]`.
+    /// Norm, gate and up projections, gated activation: x `[n x hidden]` to h `[n x ffn]`.
+    fn gate_up(&mut self, w: &Ffn<Weight<Self>>, x: &Self::Act, batch: &Batch, h: &mut Self::Act) -> Result<()> {
+        let n = batch.len();
+        with_scratch(self, |dev, s| {
+            dev.rms_norm(&w.norm, n, x, &mut s.norm, Epilogue::Store)?;
+            dev.matmul(&w.gate, n, &s.norm, h, Epilogue::Store)?;
+            dev.matmul(&w.up, n, &s.norm, &mut s.up, Epilogue::Store)?;
+            dev.glu(n, h, &s.up)
+        })
+    }
+
+    /// Norm, output projection and cap of the wanted rows: x `[n x hidden]` to logits `[want x vocab]`.
     fn head(&mut self, w: &Head<Weight<Self>>, x: &Self::Act, batch: &Batch, logits: &mut Self::Act) -> Result<()> {
         let rows = batch.want.len();
         with_scratch(self, |dev, s| {
             dev.gather(batch, x, &mut s.rows)?;
-            dev.rms_norm(&w.norm, rows, &s.rows, &mut s.norm)?;
-            dev.matmul(&w.output, rows, &s.norm, logits, Epilogue::Store)
+            dev.rms_norm(&w.norm, rows, &s.rows, &mut s.norm, Epilogue::Store)?;
+            dev.matmul(&w.output, rows, &s.norm, logits, Epilogue::Store)?;
+            dev.dims().logit_cap.map_or(Ok(()), |cap| dev.cap_logits(rows, cap, logits))
         })
     }
 }

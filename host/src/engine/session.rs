@@ -115,7 +115,7 @@ impl Needs {
     fn new(model: &Model, batch: usize, wanted: usize) -> Result<Self, EngineError> {
         let d = &model.config.dims;
         // x, norm and wanted rows; q and y; k and v; gate and up; the rotations; tokens, positions, want, best.
-        let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rope_dims + 4;
+        let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rotations * d.rope_dims + 4;
         Ok(Needs {
             images: (0..model.config.layers).map(|i| model.layer_image(i)).collect::<Result<_, _>>()?,
             head: model.head_image()?,

@@ -1,10 +1,12 @@
 //! A model's hyperparameters, from its metadata.
 
-use super::{ModelError, rope::Rope};
-use crate::{
-    device::{Dims, Pairing},
-    gguf::Gguf,
+use super::{
+    ModelError,
+    arch::{Architecture, Traits},
+    keys::Keys,
+    rope::Rope,
 };
+use crate::{device::Dims, gguf::Gguf};
 
 /// Heads wider than this have no kernel.
 const MAX_HEAD_DIM: usize = gpu::ops::MAX_HEAD_DIM as usize;
@@ -24,45 +26,21 @@ pub struct Config {
     pub trained_context: usize,
     /// What the device computes with. `dims.context` is the context of this run.
     pub dims: Dims,
-    /// How positions become rotations.
-    pub rope: Rope,
+    /// How positions become rotations: `dims.rotations` ways.
+    pub ropes: Vec<Rope>,
+    /// The layers' kinds, in order.
+    pub kinds: Vec<LayerKind>,
 }
 
-/// The architectures that have a forward pass here.
+/// What is a layer's own, beside its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 1 to 3, Mistral and others stored as `llama`.
-    Llama,
-    /// Qwen 1.5, 2 and 2.5.
-    Qwen2,
-}
-
-impl Architecture {
-    const ALL: [Architecture; 2] = [Architecture::Llama, Architecture::Qwen2];
-
-    /// The name in `general.architecture`, which is also the prefix of its metadata.
-    pub fn name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "llama",
-            Architecture::Qwen2 => "qwen2",
-        }
-    }
-
-    fn pairing(self) -> Pairing {
-        match self {
-            Architecture::Llama => Pairing::Adjacent,
-            Architecture::Qwen2 => Pairing::Half,
-        }
-    }
-
-    fn of(gguf: &Gguf) -> Result<Self, ModelError> {
-        let arch = gguf.metadata().require_str("general.architecture")?;
-        Self::ALL.into_iter().find(|a| a.name() == arch).ok_or_else(|| ModelError::Architecture {
-            file: gguf.name().to_owned(),
-            arch: arch.to_owned(),
-            supported: Self::ALL.map(Self::name).join(", "),
-        })
-    }
+pub struct LayerKind {
+    /// Positions that a token sees, its own included; none: all of them.
+    pub window: Option<u32>,
+    /// Which of the model's ropes turns the queries.
+    pub q_rotation: usize,
+    /// Which of them turns the keys.
+    pub k_rotation: usize,
 }
 
 impl Config {
@@ -72,7 +50,8 @@ impl Config {
     /// An architecture or feature that is not supported, or metadata that make no sense.
     pub fn new(gguf: &Gguf, context: Option<usize>, default_context: usize) -> Result<Self, ModelError> {
         let arch = Architecture::of(gguf)?;
-        let keys = Keys { gguf, prefix: arch.name() };
+        let traits = arch.traits();
+        let keys = Keys { gguf, prefix: traits.name };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
 
         if gguf.tensors().is_empty() {
@@ -85,8 +64,8 @@ impl Config {
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(keys.bad("attention.head_count_kv", format!("{kv_heads} does not divide {heads} query heads")));
         }
-        let head_dim = match keys.gguf.metadata().u32(&keys.key("attention.key_length"))? {
-            Some(stated) => stated as usize,
+        let head_dim = match keys.size("attention.key_length")? {
+            Some(stated) => stated,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 return Err(
@@ -131,52 +110,211 @@ impl Config {
             return Err(keys.unsupported(format!("a vocabulary of {vocab} tokens")));
         }
 
-        let dims =
-            Dims { hidden, heads, kv_heads, head_dim, ffn, vocab, rope_dims, pairing: arch.pairing(), eps, context };
-        Ok(Config {
-            arch,
-            file: gguf.name().to_owned(),
-            name: gguf.metadata().str("general.name")?.map(str::to_owned),
-            layers,
-            trained_context,
-            rope: Rope::new(gguf, arch.name(), rope_dims)?,
-            dims,
-        })
+        let (ropes, kinds) = layer_kinds(&keys, &traits, layers, rope_dims, head_dim, trained_context, context)?;
+        let cap = |key: &str, default: Option<f32>| -> Result<Option<f32>, ModelError> {
+            match keys.float(key)? {
+                None => Ok(default),
+                Some(_) => Ok(keys.positive_or_off(key)?.map(|cap| cap as f32)),
+            }
+        };
+        let scaled_width = match traits.layers_of_the_model_scaled_by_width == Some(layers) {
+            true => hidden / heads,
+            false => head_dim,
+        };
+        let dims = Dims {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn,
+            vocab,
+            rope_dims,
+            pairing: traits.pairing,
+            rotations: ropes.len(),
+            activation: traits.activation,
+            embedding_scale: if traits.scaled_embeddings { (hidden as f32).sqrt() } else { 1.0 },
+            attention_scale: 1.0 / (scaled_width as f32).sqrt(),
+            attention_cap: cap("attn_logit_softcapping", traits.attention_cap)?,
+            logit_cap: cap("final_logit_softcapping", traits.logit_cap)?,
+            eps,
+            context,
+        };
+        let name = gguf.metadata().str("general.name")?.map(str::to_owned);
+        let file = gguf.name().to_owned();
+        Ok(Config { arch, file, name, layers, trained_context, dims, ropes, kinds })
     }
 }
 
-/// Integer metadata under an architecture's prefix.
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    prefix: &'a str,
+/// The ropes of the model, and what each layer sees and turns by.
+fn layer_kinds(
+    keys: &Keys<'_>,
+    traits: &Traits,
+    layers: usize,
+    rope_dims: usize,
+    head_dim: usize,
+    trained: usize,
+    context: usize,
+) -> Result<(Vec<Rope>, Vec<LayerKind>), ModelError> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let window = match keys.size("attention.sliding_window")? {
+        None => traits.window,
+        Some(0) => None,
+        Some(stated) => u32::try_from(stated).ok(),
+    };
+    let windowed = match keys.bools(PATTERN, layers)? {
+        Some(stated) => stated,
+        None => {
+            let period = match keys.gguf.metadata().get(&keys.key(PATTERN)) {
+                Some(_) => keys.or(PATTERN, 0)?,
+                None => traits.window_period as usize,
+            };
+            (0..layers).map(|i| period == 0 || !(i + 1).is_multiple_of(period)).collect()
+        }
+    };
+
+    let mut ropes = vec![Rope::new(keys, rope_dims, trained, context)?];
+    let local_base = keys.positive("rope.freq_base_swa")?.or(traits.window_rope_base.map(f64::from));
+    let local = local_base.filter(|_| window.is_some()).map(|base| {
+        ropes.push(Rope::plain(base, rope_dims));
+        ropes.len() - 1
+    });
+    // Queries that grow with their position are turned by longer cosines and sines.
+    let query = match keys.positive_or_off("attention.temperature_scale")? {
+        None => 0,
+        Some(_) if rope_dims != head_dim => {
+            let what = format!("{} with heads that turn in part", keys.key("attention.temperature_scale"));
+            return Err(keys.unsupported(what));
+        }
+        Some(beta) => {
+            let period = keys.require("rope.scaling.original_context_length")?;
+            ropes.push(ropes[0].with_temperature(beta, period));
+            ropes.len() - 1
+        }
+    };
+    let kind = |windowed: bool| {
+        let (q_rotation, k_rotation) = local.filter(|_| windowed).map_or((query, 0), |local| (local, local));
+        LayerKind { window: window.filter(|_| windowed), q_rotation, k_rotation }
+    };
+    Ok((ropes, windowed.into_iter().map(kind).collect()))
 }
 
-impl Keys<'_> {
-    fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.prefix)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Writer;
+
+    /// A file of `arch` with heads of 16 in a width of 48, and what `set` adds.
+    fn config(arch: &str, layers: u32, set: impl Fn(&mut Writer)) -> Result<Config, ModelError> {
+        let mut writer = Writer::new();
+        writer.set("general.architecture", arch).unwrap();
+        let sizes = [
+            ("block_count", layers),
+            ("context_length", 64),
+            ("embedding_length", 48),
+            ("feed_forward_length", 32),
+            ("attention.head_count", 2),
+            ("attention.key_length", 16),
+            ("attention.value_length", 16),
+        ];
+        for (key, value) in sizes {
+            writer.set(&format!("{arch}.{key}"), &value).unwrap();
+        }
+        writer.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), &1e-5f32).unwrap();
+        set(&mut writer);
+        writer.tensor("token_embd.weight", &[48, 1], quant::TensorType::F32).unwrap();
+        for i in 1..layers {
+            writer.tensor(&format!("unread.{i}"), &[1], quant::TensorType::F32).unwrap();
+        }
+        let mut data = writer.begin(Vec::new()).unwrap();
+        data.write(&[0; 48 * 4]).unwrap();
+        for _ in 1..layers {
+            data.write(&[0; 4]).unwrap();
+        }
+        Config::new(&Gguf::from_vec("test", data.finish().unwrap()).unwrap(), None, 64)
     }
 
-    fn require(&self, key: &str) -> Result<usize, ModelError> {
-        Ok(self.gguf.metadata().require_u32(&self.key(key))? as usize)
+    fn windows(config: &Config) -> Vec<Option<u32>> {
+        config.kinds.iter().map(|kind| kind.window).collect()
     }
 
-    fn or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
-        Ok(self.gguf.metadata().u32(&self.key(key))?.map_or(default, |v| v as usize))
+    /// Gemma's 27B models scale attention by their width, all others by their heads; only the number of layers tells.
+    #[test]
+    fn attention_is_scaled_by_the_width_in_one_model_of_a_family() {
+        let scale = |arch: &str, layers: u32| config(arch, layers, |_| ()).unwrap().dims.attention_scale;
+        for (arch, layers) in [("gemma2", 46), ("gemma3", 62)] {
+            assert_eq!(scale(arch, layers), 1.0 / 24f32.sqrt());
+            assert_eq!(scale(arch, layers - 4), 0.25);
+        }
+        assert_eq!(scale("gemma", 46), 0.25);
+        assert_eq!(scale("llama", 62), 0.25);
     }
 
-    fn within(&self, key: &str, value: usize, min: usize, max: usize) -> Result<usize, ModelError> {
-        if (min..=max).contains(&value) {
-            Ok(value)
-        } else {
-            Err(self.bad(key, format!("{value} is outside {min}..={max}")))
+    #[test]
+    fn windows_are_those_of_the_architecture_unless_the_file_says() {
+        let gemma2 = config("gemma2", 4, |_| ()).unwrap();
+        assert_eq!(windows(&gemma2), [Some(4096), None, Some(4096), None]);
+        assert_eq!(
+            (gemma2.dims.attention_cap, gemma2.dims.logit_cap, gemma2.dims.rotations),
+            (Some(50.0), Some(30.0), 1)
+        );
+        let set = |key: &'static str, value: u32| {
+            move |w: &mut Writer| {
+                w.set(key, &value).unwrap();
+            }
+        };
+        assert_eq!(windows(&config("llama", 2, |_| ()).unwrap()), [None, None]);
+        let llama = config("llama", 2, set("llama.attention.sliding_window", 7)).unwrap();
+        assert_eq!(windows(&llama), [Some(7), Some(7)]);
+        let phi3 = config("phi3", 2, set("phi3.attention.sliding_window", 0)).unwrap();
+        assert_eq!(windows(&phi3), [None, None]);
+        let patterned = |pattern: &dyn Fn(&mut Writer)| {
+            config("gemma3", 3, |w| {
+                w.set("gemma3.attention.sliding_window", &9u32).unwrap();
+                pattern(w);
+            })
+        };
+        let every_second = patterned(&set("gemma3.attention.sliding_window_pattern", 2)).unwrap();
+        assert_eq!(windows(&every_second), [Some(9), None, Some(9)]);
+        let listed = |list: Vec<bool>| {
+            patterned(&move |w: &mut Writer| {
+                w.set("gemma3.attention.sliding_window_pattern", &list).unwrap();
+            })
+        };
+        assert_eq!(windows(&listed(vec![false, true, false]).unwrap()), [None, Some(9), None]);
+        let message = listed(vec![false, true]).unwrap_err().to_string();
+        assert!(message.contains("sliding_window_pattern") && message.contains("3 layers"), "{message}");
+    }
+
+    /// Gemma 3's layers with a window turn by 10,000 unscaled, whatever the others do, and by another base where stated.
+    #[test]
+    fn layers_with_a_window_turn_by_a_base_of_their_own() {
+        let gemma3 = |local: Option<f32>| {
+            let config = config("gemma3", 7, |w| {
+                w.set("gemma3.attention.sliding_window", &9u32).unwrap();
+                w.set("gemma3.rope.freq_base", &1e6f32).unwrap();
+                w.set("gemma3.rope.scaling.type", "linear").unwrap();
+                w.set("gemma3.rope.scaling.factor", &8f32).unwrap();
+                if let Some(base) = local {
+                    w.set("gemma3.rope.freq_base_swa", &base).unwrap();
+                }
+            });
+            config.unwrap()
+        };
+        for (stated, base) in [(None, 10_000.0), (Some(500f32), 500.0)] {
+            let config = gemma3(stated);
+            assert_eq!(config.ropes.len(), 2);
+            assert_eq!(config.ropes[1], Rope::plain(base, 16));
+            let turns: Vec<_> = config.kinds.iter().map(|kind| (kind.q_rotation, kind.k_rotation)).collect();
+            assert_eq!(turns, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (1, 1)]);
         }
     }
 
-    fn bad(&self, key: &str, why: String) -> ModelError {
-        ModelError::Metadata { file: self.gguf.name().to_owned(), key: self.key(key), why }
-    }
-
-    fn unsupported(&self, what: String) -> ModelError {
-        ModelError::Unsupported { file: self.gguf.name().to_owned(), what }
+    #[test]
+    fn queries_that_grow_turn_whole() {
+        let part = config("mistral3", 1, |w| {
+            w.set("mistral3.rope.dimension_count", &8u32).unwrap();
+            w.set("mistral3.attention.temperature_scale", &0.1f32).unwrap();
+        });
+        assert!(part.unwrap_err().to_string().contains("mistral3.attention.temperature_scale"));
     }
 }

@@ -2,7 +2,7 @@
 //! weights come from is the layers'.
 
 use crate::{
-    device::{Batch, Device, DeviceError, Dims, Epilogue, Head, Weight},
+    device::{Batch, Device, DeviceError, Dims, Head, Weight},
     model::{Layers, Model},
 };
 
@@ -68,10 +68,10 @@ pub fn forward<D: Device>(
         layers
             .with(dev, i, &mut |dev, layer| {
                 dev.qkv(&layer.attn, &s.x, batch, kv, &mut s.q)?;
-                dev.attend(&s.q, kv, batch, &mut s.y)?;
-                dev.linear(&layer.attn.out, batch, &s.y, &mut s.x, Epilogue::Residual)?;
+                dev.attend(&layer.attn, &s.q, kv, batch, &mut s.y)?;
+                dev.linear(&layer.attn.out, layer.attn.post_norm.as_ref(), batch, &s.y, &mut s.x)?;
                 dev.gate_up(&layer.ffn, &s.x, batch, &mut s.h)?;
-                dev.linear(&layer.ffn.down, batch, &s.h, &mut s.x, Epilogue::Residual)
+                dev.linear(&layer.ffn.down, layer.ffn.post_norm.as_ref(), batch, &s.h, &mut s.x)
             })
             .map_err(|e| e.in_layer(i))?;
     }

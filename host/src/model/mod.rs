@@ -1,15 +1,18 @@
 //! A model: its configuration, its weights' names, and the forward pass.
 
+mod arch;
 mod config;
 mod error;
 mod forward;
+mod keys;
 mod layers;
 mod rope;
 mod weights;
 
 use std::sync::Arc;
 
-pub use config::{Architecture, Config};
+pub use arch::{Architecture, Traits};
+pub use config::{Config, LayerKind};
 pub use error::ModelError;
 pub use forward::{Embedding, State, forward};
 pub use layers::{Compute, Layers};
@@ -45,7 +48,7 @@ impl Model {
 
     /// The output matrix is the embedding table.
     pub fn tied(&self) -> bool {
-        self.tensors.head.output.weight == self.tensors.embedding
+        self.tensors.head.output.weight.tensor == self.tensors.embedding
     }
 
     /// The layout of layer `i` in memory.
@@ -54,7 +57,11 @@ impl Model {
     /// When a tensor's type is not supported.
     pub fn layer_image(&self, i: usize) -> Result<Image, GgufError> {
         let mut ids = Vec::new();
-        let _ = self.tensors.layers[i].map(|&id| ids.push(id));
+        let _ = self.tensors.layers[i].map(|part| {
+            if !ids.contains(&part.tensor) {
+                ids.push(part.tensor);
+            }
+        });
         Image::new(format!("layer {i}"), &self.gguf, &ids)
     }
 
@@ -64,11 +71,11 @@ impl Model {
     /// When a tensor's type is not supported.
     pub fn head_image(&self) -> Result<Image, GgufError> {
         let mut ids = Vec::new();
-        let _ = self.tensors.head.map(|&id| ids.push(id));
+        let _ = self.tensors.head.map(|part| ids.push(part.tensor));
         Image::new("the output head".into(), &self.gguf, &ids)
     }
 
-    /// The embeddings of `tokens`, `[tokens x hidden]`, decoded from the file.
+    /// The embeddings of `tokens`, `[tokens x hidden]`, decoded from the file and scaled.
     ///
     /// # Panics
     /// When a token is outside the vocabulary: callers check.
@@ -82,13 +89,14 @@ impl Model {
             let row = &bytes[token as usize * row_bytes..][..row_bytes];
             quant::decode_row(ty, row, out).expect("the reader checked the tensor's length");
         }
+        out.iter_mut().for_each(|x| *x *= self.config.dims.embedding_scale);
         out
     }
 
     /// A pass over `tokens` at the positions from `start` on, with logits of the tokens `want`.
     pub fn batch(&self, tokens: &[u32], start: usize, want: Vec<u32>) -> Batch {
         let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
-        let (cos, sin) = self.config.rope.angles(&positions);
-        Batch { tokens: tokens.to_vec(), positions, cos, sin, want }
+        let rotations = self.config.ropes.iter().map(|rope| rope.angles(&positions)).collect();
+        Batch { tokens: tokens.to_vec(), positions, rotations, want }
     }
 }

@@ -23,6 +23,21 @@ pub const SEGMENT_BYTES: usize = 64 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TensorId(pub usize);
 
+/// A tensor, or some of its outputs: rows of a matrix, elements of a vector. Files may fuse matrices that share their input.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TensorPart {
+    /// Which tensor.
+    pub tensor: TensorId,
+    /// The outputs; none: all of them.
+    pub outputs: Option<Range<usize>>,
+}
+
+impl From<TensorId> for TensorPart {
+    fn from(tensor: TensorId) -> Self {
+        TensorPart { tensor, outputs: None }
+    }
+}
+
 /// A tensor's place in an image.
 #[derive(Clone, Debug)]
 pub struct Placed {

@@ -4,7 +4,7 @@ use crate::{
     device::{DeviceError, Head, Layer, SharedBytes, Tensor, Transfer, Weight},
     gguf::Gguf,
     model::Model,
-    pack::{Image, Placed, TensorId},
+    pack::{Image, Placed, TensorId, TensorPart},
 };
 
 /// Told of the bytes loaded so far.
@@ -24,14 +24,18 @@ impl<B: Clone> Views<B> {
         Views { tensors, bytes: image.bytes() as u64 }
     }
 
-    fn get(&self, id: TensorId) -> Tensor<B> {
-        let found = self.tensors.iter().find(|(tensor, _)| *tensor == id);
-        found.expect("an image is asked for its own tensors").1.clone()
+    fn get(&self, part: &TensorPart) -> Tensor<B> {
+        let found = self.tensors.iter().find(|(tensor, _)| *tensor == part.tensor);
+        let (_, whole) = found.expect("an image is asked for its own tensors");
+        match &part.outputs {
+            None => whole.clone(),
+            Some(outputs) => whole.part(outputs.clone()).expect("parts were checked when the tensor was found"),
+        }
     }
 
     /// The weights of layer `id`.
     pub fn layer(&self, model: &Model, id: usize) -> Layer<Tensor<B>> {
-        model.tensors.layers[id].map(|&tensor| self.get(tensor))
+        model.tensors.layers[id].map(|part| self.get(part))
     }
 }
 
@@ -83,5 +87,5 @@ pub fn place_head<D: Transfer>(
     progress: Progress<'_>,
 ) -> Result<(Head<Weight<D>>, u64), DeviceError> {
     let views = place(dev, &model.gguf, image, progress)?;
-    Ok((model.tensors.head.map(|&tensor| views.get(tensor)), views.bytes))
+    Ok((model.tensors.head.map(|part| views.get(part)), views.bytes))
 }

@@ -11,6 +11,8 @@ use crate::reference;
 
 /// Relative: `rsqrt.approx` has 2^-22, the mean of squares about as much.
 const RMS_NORM_BUDGET: f64 = 1e-6;
+/// Relative: one rounding.
+const SUM_BUDGET: f64 = 1e-7;
 /// Relative to the pair's length: two products and a sum.
 const ROPE_BUDGET: f64 = 2e-7;
 /// Relative to sum p |v|, and to 1 + the largest sum |q| |k| of a score: e^x turns a score's absolute error into a
@@ -18,24 +20,36 @@ const ROPE_BUDGET: f64 = 2e-7;
 const ATTENTION_BUDGET: f64 = 5e-7;
 /// Relative, and to 1 + |gate|, for the same reason.
 const SWIGLU_BUDGET: f64 = 5e-7;
+/// As SwiGLU's; the exponent has a cube.
+const GEGLU_BUDGET: f64 = 1e-6;
+/// Relative: the kernels' tanh.
+const CAP_BUDGET: f64 = 2e-6;
 
-/// y = weight x / rms(x), also in place.
+/// y = weight x / rms(x), also in place, and added to y.
 pub fn rms_norm<D: Driver>(lab: &mut Lab<D>) {
     const EPS: f32 = 1e-5;
-    for n in [1, 20, 32, 511, 512, 513, 4096] {
-        for tokens in [1, 3] {
-            let (x, weight) = (lab.floats(tokens * n), lab.floats(n));
+    for n in [1, 20, 32, 80, 511, 512, 513, 4096] {
+        for rows in [1, 3] {
+            let (x, weight, before) = (lab.floats(rows * n), lab.floats(n), lab.floats(rows * n));
             let (x_mem, weight_mem) = (lab.input(&x), lab.input(&weight));
-            let (apart, in_place) = (lab.poisoned::<f32>(tokens * n), lab.output(&x));
-            for (x, y) in [(pointer::<D, _>(&x_mem), &apart), (in_place.pointer::<f32>().cast_const(), &in_place)] {
-                let args = (x, pointer::<D, _>(&weight_mem), y.pointer(), n as u32, EPS);
-                lab.launch::<ops::rms_norm>(ops::rms_norm_grid(tokens as u32), args);
+            let (apart, in_place, added) = (lab.poisoned::<f32>(rows * n), lab.output(&x), lab.output(&before));
+            let input = pointer::<D, _>(&x_mem);
+            let outputs =
+                [(input, &apart, 0), (in_place.pointer::<f32>().cast_const(), &in_place, 0), (input, &added, 1)];
+            for (x, y, accumulate) in outputs {
+                let args = (x, pointer::<D, _>(&weight_mem), y.pointer(), n as u32, EPS, accumulate);
+                lab.launch::<ops::rms_norm>(ops::rms_norm_grid(rows as u32, n as u32), args);
             }
             let expected: Vec<f64> = x.chunks_exact(n).flat_map(|x| reference::rms_norm(x, &weight, EPS)).collect();
-            for (place, y) in [("apart", apart), ("in place", in_place)] {
+            let nothing = vec![0.0; rows * n];
+            for (place, y, before) in
+                [("apart", apart, &nothing), ("in place", in_place, &nothing), ("added", added, &before)]
+            {
                 for (i, (&found, &expected)) in lab.read::<f32>(&y).iter().zip(&expected).enumerate() {
-                    let what = || format!("{place}, token {}, element {} of {n}", i / n, i % n);
-                    assert_close(found, expected, RMS_NORM_BUDGET * expected.abs(), what);
+                    let what = || format!("{place}, row {}, element {} of {n}", i / n, i % n);
+                    let before = f64::from(before[i]);
+                    let error = RMS_NORM_BUDGET * expected.abs() + SUM_BUDGET * before.abs();
+                    assert_close(found, before + expected, error, what);
                 }
             }
         }
@@ -140,19 +154,24 @@ struct Attention {
     head_dim: usize,
     context: usize,
     scale: f32,
+    /// u32::MAX for all positions.
+    window: u32,
+    /// 0 for none.
+    cap: f32,
 }
 
 impl Attention {
     fn check<D: Driver>(&self, lab: &mut Lab<D>, positions: &[u32]) {
-        let &Attention { heads, kv_heads, head_dim, context, scale } = self;
+        let &Attention { heads, kv_heads, head_dim, context, scale, window, cap } = self;
         let q = lab.floats(positions.len() * heads * head_dim);
         let len = kv_heads * context * head_dim;
         let cache = |lab: &mut Lab<D>| -> Vec<f16> { lab.floats(len).into_iter().map(f16::from_f32).collect() };
         let (keys, values) = (cache(lab), cache(lab));
         // What no token sees is NaN.
-        let seen = *positions.iter().max().unwrap() as usize;
+        let from = |position: u32| (position + 1).saturating_sub(window) as usize;
+        let seen = from(*positions.iter().min().unwrap())..=*positions.iter().max().unwrap() as usize;
         let bits = |cache: &[f16]| -> Vec<u16> {
-            let visible = |i: usize| i / head_dim % context <= seen;
+            let visible = |i: usize| seen.contains(&(i / head_dim % context));
             cache.iter().enumerate().map(|(i, x)| if visible(i) { x.to_bits() } else { u16::POISON }).collect()
         };
         let (q_mem, k_mem, v_mem) = (lab.input(&q), lab.input(&bits(&keys)), lab.input(&bits(&values)));
@@ -170,6 +189,8 @@ impl Attention {
                 head_dim as u32,
                 context as u32,
                 scale,
+                window,
+                cap,
             ),
         );
         let to_f32 = |cache: Vec<f16>| -> Vec<f32> { cache.into_iter().map(f16::to_f32).collect() };
@@ -178,18 +199,25 @@ impl Attention {
         for (i, (q, found)) in q.chunks_exact(head_dim).zip(found.chunks_exact(head_dim)).enumerate() {
             let (token, head) = (i / heads, i % heads);
             let kv_head = head / (heads / kv_heads);
-            let rows = kv_head * context..kv_head * context + positions[token] as usize + 1;
+            let seen = from(positions[token])..positions[token] as usize + 1;
+            let rows = kv_head * context + seen.start..kv_head * context + seen.end;
             let keys: Vec<&[f32]> = rows.clone().map(|row| &keys[row * head_dim..][..head_dim]).collect();
             let values: Vec<&[f32]> = rows.map(|row| &values[row * head_dim..][..head_dim]).collect();
-            let (expected, score) = reference::attention(q, &keys, &values, scale);
+            let (expected, score) = reference::attention(q, &keys, &values, scale, cap);
             for (dim, (&found, expected)) in found.iter().zip(expected).enumerate() {
-                assert_close(found, expected.value, ATTENTION_BUDGET * (1.0 + score) * expected.magnitude, || {
-                    format!(
-                        "{heads} heads on {kv_heads}, head_dim {head_dim}, context {context}, scale {scale}: \
+                assert_close(
+                    found,
+                    expected.value,
+                    (ATTENTION_BUDGET * (1.0 + score) + CAP_BUDGET * f64::from(cap)) * expected.magnitude,
+                    || {
+                        format!(
+                            "{heads} heads on {kv_heads}, head_dim {head_dim}, context {context}, scale {scale}, \
+                         window {window}, cap {cap}: \
                          token {token} at {}, head {head}, dimension {dim}",
-                        positions[token]
-                    )
-                });
+                            positions[token]
+                        )
+                    },
+                );
             }
         }
     }
@@ -206,7 +234,8 @@ pub fn attention_decode<D: Driver>(lab: &mut Lab<D>) {
         let (heads, kv_heads) = GROUPS[i % GROUPS.len()];
         let scale = 1.0 / (head_dim as f32).sqrt();
         for position in [0, 1, 7, 8, 31, 32, 33, CONTEXT as u32 - 1] {
-            Attention { heads, kv_heads, head_dim, context: CONTEXT, scale }.check(lab, &[position]);
+            Attention { heads, kv_heads, head_dim, context: CONTEXT, scale, window: u32::MAX, cap: 0.0 }
+                .check(lab, &[position]);
         }
     }
 }
@@ -217,7 +246,7 @@ pub fn attention_prefill<D: Driver>(lab: &mut Lab<D>) {
         for (head_dim, context) in [(20, 40), (128, 40), (64, 9)] {
             // Scores of up to +-100, whose exponentials overflow unless the largest is taken off first.
             for scale in [0.1, 100.0 / (head_dim as f32).sqrt()] {
-                let attention = Attention { heads, kv_heads, head_dim, context, scale };
+                let attention = Attention { heads, kv_heads, head_dim, context, scale, window: u32::MAX, cap: 0.0 };
                 attention.check(lab, &(0..9).collect::<Vec<_>>());
                 attention.check(lab, &[context as u32 - 1, 0, 3]);
             }
@@ -227,24 +256,87 @@ pub fn attention_prefill<D: Driver>(lab: &mut Lab<D>) {
 
 /// Many tiles for each warp.
 pub fn attention_long<D: Driver>(lab: &mut Lab<D>) {
-    Attention { heads: 2, kv_heads: 1, head_dim: 64, context: 1500, scale: 0.5 }.check(lab, &[1499, 1000]);
+    let (window, cap) = (u32::MAX, 0.0);
+    Attention { heads: 2, kv_heads: 1, head_dim: 64, context: 1500, scale: 0.5, window, cap }.check(lab, &[1499, 1000]);
+}
+
+/// No further back than the window: before it has filled, at its edge and beyond, around the edges of the kernel's tiles.
+pub fn attention_window<D: Driver>(lab: &mut Lab<D>) {
+    for window in [1, 2, 8, 31, 33, 60, 100] {
+        let attention = Attention { heads: 4, kv_heads: 2, head_dim: 20, context: 80, scale: 0.3, window, cap: 0.0 };
+        for position in [0, 1, 7, 31, 32, 33, 79] {
+            attention.check(lab, &[position]);
+        }
+        attention.check(lab, &[40, 41, 42, 43]);
+    }
+}
+
+/// Scores around the cap, far below it and far above.
+pub fn attention_cap<D: Driver>(lab: &mut Lab<D>) {
+    for (scale, cap) in [(0.3, 50.0), (5.0, 5.0), (100.0, 3.0)] {
+        for window in [u32::MAX, 9] {
+            let attention = Attention { heads: 2, kv_heads: 1, head_dim: 64, context: 40, scale, window, cap };
+            attention.check(lab, &[39]);
+            attention.check(lab, &[0, 7, 20]);
+        }
+    }
 }
 
 /// gate = silu(gate) up
 pub fn swiglu<D: Driver>(lab: &mut Lab<D>) {
+    glu::<ops::swiglu, D>(lab, reference::swiglu, SWIGLU_BUDGET);
+}
+
+/// gate = gelu(gate) up
+pub fn geglu<D: Driver>(lab: &mut Lab<D>) {
+    glu::<ops::geglu, D>(lab, reference::geglu, GEGLU_BUDGET);
+}
+
+fn glu<K, D: Driver>(lab: &mut Lab<D>, expected: fn(f32, f32) -> f64, budget: f64)
+where
+    K: Kernel<Args = (*mut f32, *const f32, u32)>,
+{
     for n in [1, 255, 256, 257, 11008] {
         let up = lab.floats(n);
         let mut gate: Vec<f32> = (0..n).map(|_| lab.rng.random_range(-20.0..20.0)).collect();
         gate[n / 2] = -200.0;
         gate[n - 1] = 100.0;
         let (up_mem, y) = (lab.input(&up), lab.output(&gate));
-        lab.launch::<ops::swiglu>(ops::elementwise_grid(n as u32), (y.pointer(), pointer::<D, _>(&up_mem), n as u32));
+        lab.launch::<K>(ops::elementwise_grid(n as u32), (y.pointer(), pointer::<D, _>(&up_mem), n as u32));
         for (i, &found) in lab.read::<f32>(&y).iter().enumerate() {
-            let expected = reference::swiglu(gate[i], up[i]);
-            let error = SWIGLU_BUDGET * (1.0 + f64::from(gate[i].abs())) * expected.abs();
+            let expected = expected(gate[i], up[i]);
+            // The exponent's error is relative to it, and e^x makes it one of the result.
+            let exponent = f64::from(gate[i].abs()) + f64::from(gate[i].abs()).powi(3) * 0.08;
+            let error = budget * (1.0 + exponent) * expected.abs() + f64::EPSILON * f64::from((gate[i] * up[i]).abs());
             assert_close(found, expected, error + f64::from(f32::MIN_POSITIVE), || {
                 format!("gate {}, {i} of {n}", gate[i])
             });
+        }
+    }
+}
+
+/// x = factor x
+pub fn scale<D: Driver>(lab: &mut Lab<D>) {
+    for n in [1, 255, 257, 3000] {
+        let x = lab.floats(n);
+        let y = lab.output(&x);
+        lab.launch::<ops::scale>(ops::elementwise_grid(n as u32), (y.pointer(), n as u32, 5.5));
+        let expected: Vec<f32> = x.iter().map(|x| 5.5 * x).collect();
+        assert_eq!(lab.read::<f32>(&y), expected, "{n} elements");
+    }
+}
+
+/// x = cap tanh(x / cap): tiny numbers, those around the cap, and those far beyond.
+pub fn soft_cap<D: Driver>(lab: &mut Lab<D>) {
+    for (n, cap) in [(1, 30.0), (255, 30.0), (3000, 0.5)] {
+        let mut x: Vec<f32> = (0..n).map(|_| cap * lab.rng.random_range(-4.0..4.0)).collect();
+        let special = [0.0, 1e-30, -1e-6 * cap, 0.12499 * cap, -0.125 * cap, 0.12501 * cap, 1e30, -f32::INFINITY];
+        x.iter_mut().zip(special).for_each(|(x, special)| *x = special);
+        let y = lab.output(&x);
+        lab.launch::<ops::soft_cap>(ops::elementwise_grid(n as u32), (y.pointer(), n as u32, cap));
+        for (i, (&x, &found)) in x.iter().zip(&lab.read::<f32>(&y)).enumerate() {
+            let expected = reference::soft_cap(x.into(), cap.into());
+            assert_close(found, expected, CAP_BUDGET * expected.abs(), || format!("cap {cap}: {x}, {i} of {n}"));
         }
     }
 }

@@ -33,6 +33,8 @@ pub enum Role {
     Embedding,
     /// The output matrix.
     Output,
+    /// A layer's query, key and value projections in one matrix.
+    Qkv,
     /// A layer's value projection.
     V(u32),
     /// A layer's output projection of attention.
@@ -135,7 +137,9 @@ impl Quant {
                     Q4_K
                 }
             }
-            (Role::AttnOutput, Mix::Q3KM) => Q4_K,
+            (Role::AttnOutput | Role::Qkv, Mix::Q3KM) => Q4_K,
+            (Role::Qkv, Mix::Q4KM) => Q5_K,
+            (Role::Qkv, Mix::Q5KM) => Q6_K,
             (Role::FfnDown(i), Mix::Q4KM | Mix::Q5KM) if more_bits(i) => Q6_K,
             _ => self.base,
         }

@@ -25,10 +25,21 @@ pub enum Shape {
     /// Qwen2.5 32B
     #[value(name = "32b-qwen2")]
     Qwen32b,
+    /// Qwen3 8B
+    #[value(name = "8b-qwen3")]
+    Qwen3_8b,
+    /// Phi-3 mini 4k
+    #[value(name = "mini-phi3")]
+    Phi3Mini,
+    /// Gemma 3 4B
+    #[value(name = "4b-gemma3")]
+    Gemma3_4b,
     /// Four layers of 256, for tests; as many tokens as the tokenizer has
     Tiny,
     /// As tiny, with Qwen2's biases and rotary pairs
     TinyQwen2,
+    /// As tiny, with Phi-3's fused matrices
+    TinyPhi3,
 }
 
 /// The numbers of a model card.
@@ -56,6 +67,8 @@ pub struct Sizes {
     pub tied: bool,
     /// Positions it was trained for.
     pub context: u32,
+    /// Positions that layers with a window see.
+    pub window: Option<u32>,
     /// Base of the rotary frequencies.
     pub rope_base: f32,
     /// Llama 3.1's `factor`, by which slow rotations are slowed down further.
@@ -77,6 +90,7 @@ impl Shape {
             vocab: Some(128_256),
             tied: false,
             context: 131_072,
+            window: None,
             rope_base: 500_000.0,
             rope_factor: Some(8.0),
         };
@@ -89,6 +103,47 @@ impl Shape {
             ffn: 27648,
             vocab: Some(152_064),
             context: 32_768,
+            rope_base: 1e6,
+            rope_factor: None,
+            ..llama3
+        };
+        let qwen3 = Sizes {
+            arch: Architecture::Qwen3,
+            name: "Qwen3 8B",
+            layers: 36,
+            ffn: 12288,
+            vocab: Some(151_936),
+            context: 40_960,
+            rope_base: 1e6,
+            rope_factor: None,
+            ..llama3
+        };
+        let phi3 = Sizes {
+            arch: Architecture::Phi3,
+            name: "Phi-3 mini 4k",
+            hidden: 3072,
+            kv_heads: 32,
+            head_dim: 96,
+            ffn: 8192,
+            vocab: Some(32_064),
+            context: 4096,
+            window: Some(2047),
+            rope_base: 10_000.0,
+            rope_factor: None,
+            ..llama3
+        };
+        let gemma3 = Sizes {
+            arch: Architecture::Gemma3,
+            name: "Gemma 3 4B",
+            hidden: 2560,
+            layers: 34,
+            heads: 8,
+            kv_heads: 4,
+            head_dim: 256,
+            ffn: 10240,
+            vocab: Some(262_144),
+            tied: true,
+            window: Some(1024),
             rope_base: 1e6,
             rope_factor: None,
             ..llama3
@@ -132,8 +187,12 @@ impl Shape {
                 ..qwen25
             },
             Shape::Qwen32b => qwen25,
+            Shape::Qwen3_8b => qwen3,
+            Shape::Phi3Mini => phi3,
+            Shape::Gemma3_4b => gemma3,
             Shape::Tiny => Sizes { name: "tiny", ..tiny(llama3) },
             Shape::TinyQwen2 => Sizes { name: "tiny qwen2", ..tiny(qwen25) },
+            Shape::TinyPhi3 => Sizes { name: "tiny phi3", window: Some(5), ..tiny(phi3) },
         }
     }
 }
@@ -179,7 +238,8 @@ impl Sizes {
             fill: Fill::Random((cols as f32).sqrt().recip()),
         };
         let vector = |name: String, len: u64, fill: Fill| Planned { name, dims: vec![len], ty: TensorType::F32, fill };
-        let ones = |name: String| vector(name, hidden, Fill::Values(vec![1.0; hidden as usize]));
+        let ones = |name: String, len: u64| vector(name, len, Fill::Values(vec![1.0; len as usize]));
+        let traits = self.arch.traits();
 
         let mut tensors = Vec::new();
         if let Some(factor) = self.rope_factor {
@@ -189,22 +249,37 @@ impl Sizes {
         tensors.push(matrix("token_embd.weight".into(), Role::Embedding, hidden, vocab as u64));
         for i in 0..self.layers {
             let name = |rest: &str| format!("blk.{i}.{rest}");
-            tensors.push(ones(name("attn_norm.weight")));
-            for (part, role, rows) in
-                [("attn_q", Role::Plain, q), ("attn_k", Role::Plain, kv), ("attn_v", Role::V(i), kv)]
-            {
+            tensors.push(ones(name("attn_norm.weight"), hidden));
+            let fused = self.arch == Architecture::Phi3;
+            let projections: &[(&str, Role, u64)] = match fused {
+                true => &[("attn_qkv", Role::Qkv, q + 2 * kv)],
+                false => &[("attn_q", Role::Plain, q), ("attn_k", Role::Plain, kv), ("attn_v", Role::V(i), kv)],
+            };
+            for &(part, role, rows) in projections {
                 tensors.push(matrix(name(&format!("{part}.weight")), role, hidden, rows));
                 if self.arch == Architecture::Qwen2 {
                     tensors.push(vector(name(&format!("{part}.bias")), rows, Fill::Random(BIAS_SIGMA)));
                 }
             }
+            if traits.head_norms {
+                let norms = ["attn_q_norm.weight", "attn_k_norm.weight"];
+                tensors.extend(norms.map(|norm| ones(name(norm), u64::from(self.head_dim))));
+            }
             tensors.push(matrix(name("attn_output.weight"), Role::AttnOutput, q, hidden));
-            tensors.push(ones(name("ffn_norm.weight")));
-            tensors.push(matrix(name("ffn_gate.weight"), Role::Plain, hidden, ffn));
-            tensors.push(matrix(name("ffn_up.weight"), Role::Plain, hidden, ffn));
+            tensors.push(ones(name("ffn_norm.weight"), hidden));
+            if fused {
+                tensors.push(matrix(name("ffn_up.weight"), Role::Plain, hidden, 2 * ffn));
+            } else {
+                tensors.push(matrix(name("ffn_gate.weight"), Role::Plain, hidden, ffn));
+                tensors.push(matrix(name("ffn_up.weight"), Role::Plain, hidden, ffn));
+            }
             tensors.push(matrix(name("ffn_down.weight"), Role::FfnDown(i), ffn, hidden));
+            if traits.post_norms {
+                let norms = ["post_attention_norm.weight", "post_ffw_norm.weight"];
+                tensors.extend(norms.map(|norm| ones(name(norm), hidden)));
+            }
         }
-        tensors.push(ones("output_norm.weight".into()));
+        tensors.push(ones("output_norm.weight".into(), hidden));
         if !self.tied {
             tensors.push(matrix("output.weight".into(), Role::Output, hidden, vocab as u64));
         }

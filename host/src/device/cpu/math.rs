@@ -18,23 +18,36 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + tail
 }
 
-/// y = x / rms(x) * w
-pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
-    let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
-    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-        *y = x * scale * w;
-    }
+/// 1 / rms(x)
+pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
 }
 
-/// y = softmax(q K^T / sqrt(d)) V for one head; K and V are `[positions x d]`.
-pub fn attend(q: &[f32], k: &[f16], v: &[f16], y: &mut [f32]) {
+/// x / (1 + e^-x)
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// x Phi(x), approximated with a tanh (Hendrycks and Gimpel 2016): x (1 + tanh u) / 2 is x / (1 + e^-2u).
+pub fn gelu_tanh(x: f32) -> f32 {
+    let u = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+    x / (1.0 + (-2.0 * u).exp())
+}
+
+/// cap tanh(x / cap)
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
+    cap * (x / cap).tanh()
+}
+
+/// y = softmax(scale q K^T) V for one head, with scores bounded by `cap`; K and V are `[positions x d]`.
+pub fn attend(q: &[f32], k: &[f16], v: &[f16], scale: f32, cap: Option<f32>, y: &mut [f32]) {
     let mut row = vec![0.0f32; q.len()];
-    let scale = 1.0 / (q.len() as f32).sqrt();
     let mut weights: Vec<f32> = k
         .chunks_exact(q.len())
         .map(|k| {
             k.convert_to_f32_slice(&mut row);
-            dot(q, &row) * scale
+            let score = dot(q, &row) * scale;
+            cap.map_or(score, |cap| soft_cap(score, cap))
         })
         .collect();
     let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);

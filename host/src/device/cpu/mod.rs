@@ -13,8 +13,8 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::{
-    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, SharedBytes, Tensor,
-    Transfer, Weight, new_scratch,
+    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Rotation, Scratch,
+    SharedBytes, Tensor, Transfer, Weight, new_scratch,
 };
 
 /// Memory of the CPU device.
@@ -238,6 +238,7 @@ impl Device for CpuDevice {
         let (data, row_bytes) = Self::weight(&bytes, table)?;
         for (&token, out) in batch.tokens.iter().zip(x.rows_mut(batch.len()).chunks_exact_mut(table.cols)) {
             decode(table.ty, &data[token as usize * row_bytes..][..row_bytes], out);
+            out.iter_mut().for_each(|x| *x *= self.dims().embedding_scale);
         }
         Ok(())
     }
@@ -247,10 +248,23 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &CpuAct, y: &mut CpuAct) -> Result<()> {
+    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &CpuAct, y: &mut CpuAct, epilogue: Epilogue) -> Result<()> {
         let (weight, eps) = (Self::vector(w)?, self.dims().eps);
         for (x, y) in x.rows(n).chunks_exact(w.cols).zip(y.rows_mut(n).chunks_exact_mut(w.cols)) {
-            math::rms_norm(x, &weight, eps, y);
+            let scale = math::inverse_rms(x, eps);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(&weight) {
+                let value = x * scale * w;
+                *y = if epilogue == Epilogue::Residual { *y + value } else { value };
+            }
+        }
+        Ok(())
+    }
+
+    fn norm_heads(&mut self, w: &Weight<Self>, n: usize, x: &mut CpuAct) -> Result<()> {
+        let (weight, eps) = (Self::vector(w)?, self.dims().eps);
+        for head in x.data[..n * w.cols].chunks_exact_mut(w.cols) {
+            let scale = math::inverse_rms(head, eps);
+            head.iter_mut().zip(&weight).for_each(|(x, w)| *x = *x * scale * w);
         }
         Ok(())
     }
@@ -274,11 +288,11 @@ impl Device for CpuDevice {
         dot::multiply(self.set, w, x.rows(n), y.rows_mut(n), &mut self.workspace, finish)
     }
 
-    fn rope(&mut self, batch: &Batch, heads: usize, x: &mut CpuAct) -> Result<()> {
+    fn rope(&mut self, batch: &Batch, rotation: usize, heads: usize, x: &mut CpuAct) -> Result<()> {
         let Dims { head_dim, rope_dims, pairing, .. } = *self.dims();
-        let half = rope_dims / 2;
+        let (half, Rotation { cos, sin }) = (rope_dims / 2, &batch.rotations[rotation]);
         for (t, row) in x.rows_mut(batch.len()).chunks_exact_mut(heads * head_dim).enumerate() {
-            let (cos, sin) = (&batch.cos[t * half..][..half], &batch.sin[t * half..][..half]);
+            let (cos, sin) = (&cos[t * half..][..half], &sin[t * half..][..half]);
             for head in row.chunks_exact_mut(head_dim) {
                 for i in 0..half {
                     let (a, b) = match pairing {
@@ -308,25 +322,33 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn attention(&mut self, batch: &Batch, q: &CpuAct, kv: &CpuKv, y: &mut CpuAct) -> Result<()> {
-        let Dims { heads, kv_heads, head_dim, context, .. } = *self.dims();
+    fn attention(&mut self, batch: &Batch, window: Option<u32>, q: &CpuAct, kv: &CpuKv, y: &mut CpuAct) -> Result<()> {
+        let Dims { heads, kv_heads, head_dim, context, attention_scale, attention_cap, .. } = *self.dims();
         let q = q.rows(batch.len());
         y.rows_mut(batch.len()).par_chunks_mut(head_dim).zip(q.par_chunks(head_dim)).enumerate().for_each(
             |(i, (y, q))| {
                 let (t, head) = (i / heads, i % heads);
-                let seen = batch.positions[t] as usize + 1;
+                let end = batch.positions[t] as usize + 1;
+                let start = window.map_or(0, |window| end.saturating_sub(window as usize));
                 let cache = (head / (heads / kv_heads)) * context * head_dim;
-                let range = cache..cache + seen * head_dim;
-                math::attend(q, &kv.k[range.clone()], &kv.v[range], y);
+                let range = cache + start * head_dim..cache + end * head_dim;
+                math::attend(q, &kv.k[range.clone()], &kv.v[range], attention_scale, attention_cap, y);
             },
         );
         Ok(())
     }
 
-    fn swiglu(&mut self, n: usize, gate: &mut CpuAct, up: &CpuAct) -> Result<()> {
-        for (g, u) in gate.rows_mut(n).iter_mut().zip(up.rows(n)) {
-            *g = *g / (1.0 + (-*g).exp()) * u;
-        }
+    fn glu(&mut self, n: usize, gate: &mut CpuAct, up: &CpuAct) -> Result<()> {
+        let activation = match self.dims().activation {
+            Activation::Silu => math::silu,
+            Activation::GeluTanh => math::gelu_tanh,
+        };
+        gate.rows_mut(n).iter_mut().zip(up.rows(n)).for_each(|(g, u)| *g = activation(*g) * u);
+        Ok(())
+    }
+
+    fn cap_logits(&mut self, rows: usize, cap: f32, x: &mut CpuAct) -> Result<()> {
+        x.rows_mut(rows).iter_mut().for_each(|x| *x = math::soft_cap(*x, cap));
         Ok(())
     }
 

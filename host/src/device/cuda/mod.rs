@@ -15,8 +15,8 @@ use quant::TensorType;
 
 use self::driver::Driver;
 use super::{
-    Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, Tensor, Transfer, Weight,
-    new_scratch,
+    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, Tensor,
+    Transfer, Weight, new_scratch,
 };
 
 /// A device whose kernels `D` runs.
@@ -34,7 +34,7 @@ struct Pass<M> {
     tokens: M,
     positions: M,
     want: M,
-    /// `[max_tokens x rope_dims / 2]` f32 each.
+    /// `[rotations x tokens x rope_dims / 2]` f32 each, one rotation after the other.
     cos: M,
     sin: M,
     /// `[max_tokens]` u32: argmax's results.
@@ -113,6 +113,30 @@ impl<D: Driver> CudaDevice<D> {
             return Err(DeviceError::Unsupported(what));
         }
         Self::weight(w).map(<*const u8>::cast)
+    }
+
+    /// A number of activations as kernels take it.
+    fn count(elements: usize) -> Result<u32> {
+        let count = u32::try_from(elements);
+        count.map_err(|_| DeviceError::Unsupported(format!("{elements} activations of a layer at once")))
+    }
+
+    /// RMSNorm of `n` rows as wide as `w`.
+    ///
+    /// # Safety
+    /// `x` and `y` are device addresses of as many rows; `y` may be `x`.
+    unsafe fn norm_rows(
+        &self,
+        w: &Tensor<Rc<D::Mem>>,
+        n: usize,
+        x: *const f32,
+        y: *mut f32,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let accumulate = u32::from(epilogue == Epilogue::Residual);
+        let args = (x, Self::vector(w, w.cols)?, y, w.cols as u32, self.dims().eps, accumulate);
+        // SAFETY: the vector was checked, the rest is the caller's promise.
+        unsafe { self.driver.launch::<ops::rms_norm>(ops::rms_norm_grid(n as u32, w.cols as u32), args) }
     }
 
     /// What `begin` wrote, after checking that it was for a batch of as many tokens.
@@ -246,8 +270,8 @@ impl<D: Driver> Device for CudaDevice<D> {
             tokens: alloc(1)?,
             positions: alloc(1)?,
             want: alloc(1)?,
-            cos: alloc(dims.rope_dims / 2)?,
-            sin: alloc(dims.rope_dims / 2)?,
+            cos: alloc(dims.rotations * dims.rope_dims / 2)?,
+            sin: alloc(dims.rotations * dims.rope_dims / 2)?,
             best: alloc(1)?,
             tokens_begun: 0,
             wanted_begun: 0,
@@ -283,7 +307,8 @@ impl<D: Driver> Device for CudaDevice<D> {
         let (pass, n) = (self.pass.as_mut().expect("prepare() comes first"), batch.len());
         let below = |values: &[u32], limit: usize| values.iter().all(|&v| (v as usize) < limit);
         let angles = n * (pass.dims.rope_dims / 2);
-        let lengths = (batch.positions.len(), batch.cos.len(), batch.sin.len()) == (n, angles, angles);
+        let lengths = (batch.positions.len(), batch.rotations.len()) == (n, pass.dims.rotations)
+            && batch.rotations.iter().all(|r| (r.cos.len(), r.sin.len()) == (angles, angles));
         let ranges = below(&batch.tokens, pass.dims.vocab)
             && below(&batch.positions, pass.dims.context)
             && below(&batch.want, n);
@@ -291,13 +316,15 @@ impl<D: Driver> Device for CudaDevice<D> {
             return Err(DeviceError::Unsupported("a batch whose tokens, positions or rows are out of range".into()));
         }
         pass.tokens_begun = 0;
-        let write = |mem, bytes: &[u8]| self.driver.write(mem, 0, bytes);
-        write(&pass.tokens, bytes_of(&batch.tokens))?;
-        write(&pass.positions, bytes_of(&batch.positions))?;
-        write(&pass.cos, bytes_of(&batch.cos))?;
-        write(&pass.sin, bytes_of(&batch.sin))?;
+        let write = |mem, offset, bytes: &[u8]| self.driver.write(mem, offset, bytes);
+        write(&pass.tokens, 0, bytes_of(&batch.tokens))?;
+        write(&pass.positions, 0, bytes_of(&batch.positions))?;
+        for (i, rotation) in batch.rotations.iter().enumerate() {
+            write(&pass.cos, i * angles * size_of::<f32>(), bytes_of(&rotation.cos))?;
+            write(&pass.sin, i * angles * size_of::<f32>(), bytes_of(&rotation.sin))?;
+        }
         if !batch.want.is_empty() {
-            write(&pass.want, bytes_of(&batch.want))?;
+            write(&pass.want, 0, bytes_of(&batch.want))?;
         }
         (pass.tokens_begun, pass.wanted_begun) = (n, batch.want.len());
         Ok(())
@@ -315,24 +342,37 @@ impl<D: Driver> Device for CudaDevice<D> {
             cols: table.cols as u32,
             tokens: batch.len() as u32,
         };
-        weights::visit(table.ty, launch)
+        weights::visit(table.ty, launch)?;
+        let (scale, count) = (self.dims().embedding_scale, Self::count(batch.len() * table.cols)?);
+        if scale == 1.0 {
+            return Ok(());
+        }
+        let args = (x.ptr("embeddings", count as usize)?, count, scale);
+        // SAFETY: x was checked.
+        unsafe { self.driver.launch::<ops::scale>(ops::elementwise_grid(count), args) }
     }
 
     fn load(&mut self, values: &[f32], x: &mut CudaAct<D>) -> Result<()> {
         self.driver.write(&x.mem, 0, bytes_of(values))
     }
 
-    fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &CudaAct<D>, y: &mut CudaAct<D>) -> Result<()> {
-        let (width, eps) = (w.cols, self.dims().eps);
-        let args = (
-            x.ptr("RMSNorm's input", n * width)?.cast_const(),
-            Self::vector(w, width)?,
-            y.ptr("RMSNorm's output", n * width)?,
-            width as u32,
-            eps,
-        );
-        // SAFETY: every extent and the vector's type were checked.
-        unsafe { self.driver.launch::<ops::rms_norm>(ops::rms_norm_grid(n as u32), args) }
+    fn rms_norm(
+        &mut self,
+        w: &Weight<Self>,
+        n: usize,
+        x: &CudaAct<D>,
+        y: &mut CudaAct<D>,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let (x, y) = (x.ptr("RMSNorm's input", n * w.cols)?, y.ptr("RMSNorm's output", n * w.cols)?);
+        // SAFETY: both extents were checked.
+        unsafe { self.norm_rows(w, n, x, y, epilogue) }
+    }
+
+    fn norm_heads(&mut self, w: &Weight<Self>, n: usize, x: &mut CudaAct<D>) -> Result<()> {
+        let heads = x.ptr("heads to be normalised", n * w.cols)?;
+        // SAFETY: the extent was checked.
+        unsafe { self.norm_rows(w, n, heads, heads, Epilogue::Store) }
     }
 
     fn matmul(
@@ -357,19 +397,23 @@ impl<D: Driver> Device for CudaDevice<D> {
         weights::visit(w.weight.ty, launch)
     }
 
-    fn rope(&mut self, batch: &Batch, heads: usize, x: &mut CudaAct<D>) -> Result<()> {
+    fn rope(&mut self, batch: &Batch, rotation: usize, heads: usize, x: &mut CudaAct<D>) -> Result<()> {
         let pass = self.begun(batch)?;
-        let Dims { head_dim, rope_dims, pairing, .. } = pass.dims;
+        let Dims { head_dim, rope_dims, pairing, rotations, .. } = pass.dims;
+        if rotation >= rotations {
+            return Err(DeviceError::Unsupported(format!("rotation {rotation} of a batch with {rotations}")));
+        }
+        let offset = (rotation * batch.len() * (rope_dims / 2) * size_of::<f32>()) as u64;
         let grid = ops::rope_grid(batch.len() as u32, heads as u32, rope_dims as u32);
         let args = (
             x.ptr("rotated heads", batch.len() * heads * head_dim)?,
-            D::address(&pass.cos) as *const f32,
-            D::address(&pass.sin) as *const f32,
+            (D::address(&pass.cos) + offset) as *const f32,
+            (D::address(&pass.sin) + offset) as *const f32,
             heads as u32,
             head_dim as u32,
             rope_dims as u32,
         );
-        // SAFETY: `begin` checked and wrote this batch's angles; x was checked.
+        // SAFETY: `begin` checked and wrote this batch's angles of each rotation; x was checked.
         unsafe {
             match pairing {
                 Pairing::Adjacent => self.driver.launch::<ops::rope_adjacent>(grid, args),
@@ -397,10 +441,20 @@ impl<D: Driver> Device for CudaDevice<D> {
         unsafe { self.driver.launch::<ops::kv_append>(grid, args) }
     }
 
-    fn attention(&mut self, batch: &Batch, q: &CudaAct<D>, kv: &CudaKv<D>, y: &mut CudaAct<D>) -> Result<()> {
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        window: Option<u32>,
+        q: &CudaAct<D>,
+        kv: &CudaKv<D>,
+        y: &mut CudaAct<D>,
+    ) -> Result<()> {
         let pass = self.begun(batch)?;
         let elements = batch.len() * pass.dims.q_width();
-        let Dims { heads, kv_heads, head_dim, context, .. } = pass.dims;
+        let Dims { heads, kv_heads, head_dim, context, attention_scale, attention_cap, .. } = pass.dims;
+        if window == Some(0) {
+            return Err(DeviceError::Unsupported("attention that sees no position".into()));
+        }
         let args = (
             q.ptr("queries", elements)?.cast_const(),
             D::address(&kv.k) as *const cuda_std::F16,
@@ -411,21 +465,35 @@ impl<D: Driver> Device for CudaDevice<D> {
             kv_heads as u32,
             head_dim as u32,
             context as u32,
-            1.0 / (head_dim as f32).sqrt(),
+            attention_scale,
+            window.unwrap_or(u32::MAX),
+            attention_cap.unwrap_or(0.0),
         );
         let grid = ops::attention_grid(batch.len() as u32, heads as u32);
         // SAFETY: q and y were checked; `begin` checked that the positions are below the context that the caches were made for.
         unsafe { self.driver.launch::<ops::attention>(grid, args) }
     }
 
-    fn swiglu(&mut self, n: usize, gate: &mut CudaAct<D>, up: &CudaAct<D>) -> Result<()> {
+    fn glu(&mut self, n: usize, gate: &mut CudaAct<D>, up: &CudaAct<D>) -> Result<()> {
         let elements = n * self.dims().ffn;
-        let count = u32::try_from(elements);
-        let count =
-            count.map_err(|_| DeviceError::Unsupported(format!("{elements} activations of a layer at once")))?;
+        let count = Self::count(elements)?;
+        let grid = ops::elementwise_grid(count);
         let args = (gate.ptr("gate", elements)?, up.ptr("up", elements)?.cast_const(), count);
         // SAFETY: both were checked.
-        unsafe { self.driver.launch::<ops::swiglu>(ops::elementwise_grid(count), args) }
+        unsafe {
+            match self.dims().activation {
+                Activation::Silu => self.driver.launch::<ops::swiglu>(grid, args),
+                Activation::GeluTanh => self.driver.launch::<ops::geglu>(grid, args),
+            }
+        }
+    }
+
+    fn cap_logits(&mut self, rows: usize, cap: f32, x: &mut CudaAct<D>) -> Result<()> {
+        let elements = rows * self.dims().vocab;
+        let count = Self::count(elements)?;
+        let args = (x.ptr("logits", elements)?, count, cap);
+        // SAFETY: x was checked.
+        unsafe { self.driver.launch::<ops::soft_cap>(ops::elementwise_grid(count), args) }
     }
 
     fn gather(&mut self, batch: &Batch, x: &CudaAct<D>, y: &mut CudaAct<D>) -> Result<()> {
