@@ -2,7 +2,7 @@
 //! (tools/golden/vocabularies.py), and against llama.cpp's vectors for real ones where those are at hand.
 
 use ntransformer::{
-    engine::tokenizer::{EncodeOptions, Part, Tokenizer, Utf8Stream},
+    engine::tokenizer::{EncodeOptions, Tokenizer, Utf8Stream},
     gguf::{Encode, Gguf, Writer},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -290,34 +290,6 @@ fn special_tokens_are_found_as_llama_cpp_does() {
     assert_eq!(phi3.encode("<|end|> \n a", SPECIAL).unwrap(), [9, 0]);
     assert_eq!(phi3.encode("<s> a", SPECIAL).unwrap(), [10, 5, 0]);
     assert_eq!(phi3.encode("ab  cbcd\n", PLAIN).unwrap(), [7, 2, 8]);
-}
-
-#[test]
-fn parts_are_one_text_with_special_tokens_where_asked_for() {
-    let template = |text| Part { text, special: true };
-    let user = |text| Part { text, special: false };
-    let bpe = Vocabulary::bpe("llama-bpe").load();
-    let eot = bpe.token_id_by_text("<|eot_id|>").unwrap();
-    let spm = Vocabulary::spm().set("add_space_prefix", &true).load();
-    for tokenizer in [&bpe, &spm] {
-        let whole = tokenizer.encode("the lamp, the keeper's", PLAIN).unwrap();
-        let parts = [template("the la"), user("mp, the kee"), user(""), template("per's")];
-        assert_eq!(tokenizer.encode_parts(&parts, false).unwrap(), whole);
-        assert!(tokenizer.encode_parts(&[], false).unwrap().is_empty());
-    }
-    let ids = bpe.encode_parts(&[user("the<|eot_id|>"), template("<|eot_id|>the")], false).unwrap();
-    let mut expected = bpe.encode("the<|eot_id|>", PLAIN).unwrap();
-    assert!(!expected.contains(&eot));
-    expected.push(eot);
-    expected.extend(bpe.encode("the", PLAIN).unwrap());
-    assert_eq!(ids, expected);
-
-    let tokens = [("a", -1.0, 1), ("\u{2581}", -1.0, 1), ("<|user|>", 0.0, 3)];
-    let mut phi3 = Vocabulary::tiny_spm(&tokens).set("add_space_prefix", &false);
-    phi3.0.set("general.name", "phi3").unwrap();
-    // Blanks are eaten beyond a part's end.
-    let parts = [template("<|user|>\n"), user(" a a")];
-    assert_eq!(phi3.load().encode_parts(&parts, false).unwrap(), [2, 0, 1, 0]);
 }
 
 #[test]

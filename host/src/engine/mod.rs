@@ -19,4 +19,4 @@ pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
 pub use sampler::{SampleError, Sampler, Sampling, SamplingError};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
-pub use tokenizer::{EncodeOptions, Part, Tokenizer, TokenizerError, Utf8Stream};
+pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};

@@ -99,15 +99,6 @@ pub struct EncodeOptions {
     pub special: bool,
 }
 
-/// A part of a text.
-#[derive(Clone, Copy, Debug)]
-pub struct Part<'a> {
-    /// What it says.
-    pub text: &'a str,
-    /// As [`EncodeOptions::special`].
-    pub special: bool,
-}
-
 /// A model's vocabulary and the way text is cut into it.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -159,50 +150,20 @@ impl Tokenizer {
     /// # Errors
     /// If the text has a byte for which there is no token, or BOS is asked for and there is none.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        let EncodeOptions { bos, special } = options;
-        self.encode_parts(&[Part { text, special }], bos)
-    }
-
-    /// The ids of a text in parts, as if it were one, but that control tokens are found only where they are asked for: a
-    /// chat's template has them, and what a user typed has not, whatever it looks like.
-    ///
-    /// # Errors
-    /// As [`Self::encode`].
-    pub fn encode_parts(&self, parts: &[Part<'_>], bos: bool) -> Result<Vec<u32>, TokenizerError> {
         let fail = |fault| TokenizerError::Vocabulary { file: self.file.clone(), fault };
         let mut ids = Vec::new();
-        if bos {
+        if options.bos {
             ids.push(self.vocab.bos.ok_or_else(|| fail(TokenizerFault::NoBos))?);
         }
-        let eats_blanks = |id| self.eats_blanks.contains(&id);
-        // Text since the last special token: it may go on in the next part.
-        let mut plain = String::new();
-        for part in parts {
-            let special = if part.special { &self.special } else { &self.user_defined };
-            let ate = plain.is_empty() && ids.last().is_some_and(|&id| eats_blanks(id));
-            let text = if ate { special::without_blanks(part.text) } else { part.text };
-            for piece in special.cut(text, eats_blanks) {
-                match piece {
-                    Piece::Text(text) => plain.push_str(text),
-                    Piece::Token(id) => {
-                        self.encode_plain(&plain, &mut ids).map_err(fail)?;
-                        plain.clear();
-                        ids.push(id);
-                    }
-                }
+        let special = if options.special { &self.special } else { &self.user_defined };
+        for piece in special.cut(text, |id| self.eats_blanks.contains(&id)) {
+            match (piece, &self.model) {
+                (Piece::Token(id), _) => ids.push(id),
+                (Piece::Text(text), Model::Bpe(bpe)) => bpe.encode(&self.vocab, text, &mut ids).map_err(fail)?,
+                (Piece::Text(text), Model::Spm(spm)) => spm.encode(&self.vocab, text, &mut ids).map_err(fail)?,
             }
         }
-        self.encode_plain(&plain, &mut ids).map_err(fail)?;
         Ok(ids)
-    }
-
-    /// Text without special tokens; it starts the input or follows one.
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerFault> {
-        match &self.model {
-            _ if text.is_empty() => Ok(()),
-            Model::Bpe(bpe) => bpe.encode(&self.vocab, text, ids),
-            Model::Spm(spm) => spm.encode(&self.vocab, text, ids),
-        }
     }
 
     /// The bytes that a token stands for: they may be part of a character, see [`Utf8Stream`]. A control token's are its

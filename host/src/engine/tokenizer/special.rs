@@ -73,16 +73,11 @@ impl SameLength {
             out.push(Piece::Token(id));
             text = &text[found.end()..];
             if eats_blanks(id) {
-                text = without_blanks(text);
+                text = text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
             }
         }
         out.extend(piece(text));
     }
-}
-
-/// The text without the blanks, in ASCII's sense, that it starts with.
-pub(super) fn without_blanks(text: &str) -> &str {
-    text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r'])
 }
 
 fn piece(text: &str) -> Option<Piece<'_>> {
