@@ -230,7 +230,10 @@ pub unsafe extern "C" fn nt_engine_free(engine: *mut nt_engine) {
     if !engine.is_null() {
         // SAFETY: from Box::into_raw, and freed once: the caller's promise.
         let engine = unsafe { Box::from_raw(engine) };
-        guard(|| Ok(drop(engine)));
+        guard(|| {
+            drop(engine);
+            Ok(())
+        });
     }
 }
 
