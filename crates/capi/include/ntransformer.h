@@ -224,55 +224,8 @@ void nt_cancel(const nt_engine *engine);
 const char *nt_last_error(void);
 
 /**
- * New options, with the first GPU if there is one, else the CPU; a context of what the model was trained for, 4096 at most;
- * and no streaming. To be freed with nt_options_free().
- */
-nt_options *nt_options_new(void);
-
-/**
- * Frees options; null is ignored. Engines that were loaded with them are not affected.
- *
- * # Safety
- * `options` is null or from nt_options_new(), and not used again.
- */
-void nt_options_free(nt_options *options);
-
-/**
- * Where to compute: "auto", "cpu", "cuda", "cuda:N", or "emulator" (the GPU kernels without a GPU: slow, for tests).
- *
- * # Safety
- * `options` is null or from nt_options_new(); `device` is null or zero-terminated.
- */
-nt_status nt_options_set_device(nt_options *options,
-                                const char *device);
-
-/**
- * Tokens of prompt and answer together; 0 for what nt_options_new() says.
- *
- * # Safety
- * `options` is null or from nt_options_new().
- */
-nt_status nt_options_set_context(nt_options *options, size_t tokens);
-
-/**
- * Whether layers that do not fit into device memory are kept in RAM, and streamed through it.
- *
- * # Safety
- * `options` is null or from nt_options_new().
- */
-nt_status nt_options_set_streaming(nt_options *options, bool streaming);
-
-/**
- * Device memory to use at most, in bytes; 0 for what is free.
- *
- * # Safety
- * `options` is null or from nt_options_new().
- */
-nt_status nt_options_set_vram_budget(nt_options *options, uint64_t bytes);
-
-/**
- * New settings: up to as many tokens as the context holds, temperature 0.8, top-k 40, top-p 0.95, and a random seed. To be
- * freed with nt_generation_free().
+ * New settings, those of the command line where nothing is said: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no
+ * penalties, a random seed; and up to as many tokens as the context holds. To be freed with nt_generation_free().
  */
 nt_generation *nt_generation_new(void);
 
@@ -318,6 +271,48 @@ nt_status nt_generation_set_top_p(nt_generation *generation,
                                   float p);
 
 /**
+ * Chooses among tokens that are at least p times as probable as the most likely one, 0 to 1; 0 for all.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new().
+ */
+nt_status nt_generation_set_min_p(nt_generation *generation,
+                                  float p);
+
+/**
+ * Divides the logits of tokens that occurred among the last ones, once; 1 is off.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new().
+ */
+nt_status nt_generation_set_repeat_penalty(nt_generation *generation, float penalty);
+
+/**
+ * Lowers a token's logit for each time that it occurred among the last ones; 0 is off.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new().
+ */
+nt_status nt_generation_set_frequency_penalty(nt_generation *generation, float penalty);
+
+/**
+ * Lowers a token's logit if it occurred among the last ones; 0 is off.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new().
+ */
+nt_status nt_generation_set_presence_penalty(nt_generation *generation, float penalty);
+
+/**
+ * How many of the last tokens the penalties look at, the prompt's included: 64 if not set; 0 for none, SIZE_MAX for all.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new().
+ */
+nt_status nt_generation_set_repeat_last_n(nt_generation *generation,
+                                          size_t tokens);
+
+/**
  * The same seed gives the same text on the same device.
  *
  * # Safety
@@ -326,12 +321,89 @@ nt_status nt_generation_set_top_p(nt_generation *generation,
 nt_status nt_generation_set_seed(nt_generation *generation, uint64_t seed);
 
 /**
+ * Adds to a token's logit; minus infinity bans the token.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new().
+ */
+nt_status nt_generation_add_logit_bias(nt_generation *generation, uint32_t token, float bias);
+
+/**
  * Adds a text that ends the answer before it: `len` bytes, or NT_ZERO_TERMINATED.
  *
  * # Safety
  * `generation` is null or from nt_generation_new(); `stop` is null or has `len` bytes.
  */
 nt_status nt_generation_add_stop(nt_generation *generation, const char *stop, size_t len);
+
+/**
+ * The answer follows this grammar, in llama.cpp's GBNF: `len` bytes, or NT_ZERO_TERMINATED. Replaces a grammar or schema
+ * that was set. It is read when a text is generated, and refused there if it is wrong.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new(); `grammar` is null or has `len` bytes.
+ */
+nt_status nt_generation_set_grammar(nt_generation *generation,
+                                    const char *grammar,
+                                    size_t len);
+
+/**
+ * The answer is JSON that follows this JSON schema, `len` bytes or NT_ZERO_TERMINATED; "{}" is any JSON. As
+ * nt_generation_set_grammar() otherwise.
+ *
+ * # Safety
+ * `generation` is null or from nt_generation_new(); `schema` is null or has `len` bytes.
+ */
+nt_status nt_generation_set_json_schema(nt_generation *generation,
+                                        const char *schema,
+                                        size_t len);
+
+/**
+ * New options, with the first GPU if there is one, else the CPU; a context of what the model was trained for, 4096 at most;
+ * and no streaming. To be freed with nt_options_free().
+ */
+nt_options *nt_options_new(void);
+
+/**
+ * Frees options; null is ignored. Engines that were loaded with them are not affected.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(), and not used again.
+ */
+void nt_options_free(nt_options *options);
+
+/**
+ * Where to compute: "auto", "cpu", "cuda", "cuda:N", or "emulator" (the GPU kernels without a GPU: slow, for tests).
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(); `device` is null or zero-terminated.
+ */
+nt_status nt_options_set_device(nt_options *options,
+                                const char *device);
+
+/**
+ * Tokens of prompt and answer together; 0 for what nt_options_new() says.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_context(nt_options *options, size_t tokens);
+
+/**
+ * Whether layers that do not fit into device memory are kept in RAM, and streamed through it.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_streaming(nt_options *options, bool streaming);
+
+/**
+ * Device memory to use at most, in bytes; 0 for what is free.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_vram_budget(nt_options *options, uint64_t bytes);
 
 /**
  * The library's version, such as "0.1.0".

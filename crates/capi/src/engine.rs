@@ -15,7 +15,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use ntransformer::{EncodeOptions, Engine, EngineOptions, Event, Generated};
+use ntransformer::{EncodeOptions, Engine, EngineOptions, Event, Generated, engine::GrammarVocabulary};
 
 use crate::{
     Failure, guard,
@@ -34,7 +34,14 @@ pub struct nt_engine {
     context: usize,
 }
 
-type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+type Job = Box<dyn FnOnce(&mut Loaded) + Send>;
+
+/// What lives on the engine's thread.
+pub(crate) struct Loaded {
+    pub engine: Engine,
+    /// Its tokens as grammars need them, once one did.
+    vocabulary: Option<GrammarVocabulary>,
+}
 
 /// What the engine's thread tells the thread that asked for a text.
 enum Reply {
@@ -63,14 +70,15 @@ impl nt_engine {
                 Some(path) => Engine::open(path, &options),
                 None => Engine::demo(&options),
             };
-            let mut engine = match engine {
+            let engine = match engine {
                 Ok(engine) => engine,
                 Err(error) => return drop(loaded.send(Err(Failure::from(error)))),
             };
             let about = (engine.device().to_owned(), engine.config().dims.context);
             // Who asked waits for this. Jobs come until the handle is freed.
             let _ = loaded.send(Ok(about));
-            queue.into_iter().for_each(|job| job(&mut engine));
+            let mut loaded = Loaded { engine, vocabulary: None };
+            queue.into_iter().for_each(|job| job(&mut loaded));
         };
         let thread = std::thread::Builder::new().name("ntransformer".into()).spawn(work);
         let thread = thread
@@ -95,7 +103,7 @@ impl nt_engine {
         f: impl FnOnce(&mut Engine) -> Result<R, Failure> + Send + 'static,
     ) -> Result<R, Failure> {
         let (reply, answer) = mpsc::sync_channel(1);
-        self.send(Box::new(move |engine| drop(reply.send(f(engine)))))?;
+        self.send(Box::new(move |loaded| drop(reply.send(f(&mut loaded.engine)))))?;
         answer.recv().map_err(|_| panicked())?
     }
 
@@ -103,16 +111,17 @@ impl nt_engine {
     fn generate(
         &self,
         prompt: Prompt,
-        options: ntransformer::GenerateOptions,
+        generation: nt_generation,
         told: &mut dyn FnMut(String) -> bool,
     ) -> Result<Generated, Failure> {
         // Each piece of text waits for the answer whether to go on.
         let (replies, heard) = mpsc::sync_channel(0);
         let (answers, go_on): (Sender<bool>, Receiver<bool>) = mpsc::channel();
         let cancelled = self.cancelled.clone();
-        self.send(Box::new(move |engine| {
+        self.send(Box::new(move |Loaded { engine, vocabulary }| {
             cancelled.store(false, Ordering::Relaxed);
             let generated = prompt.tokens(engine).and_then(|prompt| {
+                let options = generation.options(engine.tokenizer(), vocabulary)?;
                 let generated = engine.generate(&prompt, &options, |event| {
                     let wanted = match event {
                         Event::Text(text) => {
@@ -221,7 +230,10 @@ pub unsafe extern "C" fn nt_engine_free(engine: *mut nt_engine) {
     if !engine.is_null() {
         // SAFETY: from Box::into_raw, and freed once: the caller's promise.
         let engine = unsafe { Box::from_raw(engine) };
-        guard(|| Ok(drop(engine)));
+        guard(|| {
+            drop(engine);
+            Ok(())
+        });
     }
 }
 
@@ -305,8 +317,8 @@ unsafe fn generate(
     // SAFETY: the caller's promise.
     let (engine, result) = unsafe { (object(engine, "engine")?, ResultOut::new(result)?) };
     // SAFETY: the caller's promise.
-    let options = unsafe { generation.as_ref() }.map(|generation| generation.0.clone()).unwrap_or_default();
-    let generated = engine.generate(prompt, options, &mut |text| {
+    let generation = unsafe { generation.as_ref() }.cloned().unwrap_or_default();
+    let generated = engine.generate(prompt, generation, &mut |text| {
         let Some(callback) = callback else { return true };
         let len = text.len();
         let mut bytes = text.into_bytes();

@@ -46,6 +46,7 @@ impl From<EngineError> for Failure {
         let status = match &error {
             EngineError::Device(_) | EngineError::DoesNotFit { .. } => nt_status::Device,
             EngineError::Context { .. } | EngineError::EmptyPrompt => nt_status::Context,
+            EngineError::Sampling(_) | EngineError::Sample(_) => nt_status::Argument,
             EngineError::Pass { .. } => nt_status::Internal,
             _ => nt_status::Model,
         };

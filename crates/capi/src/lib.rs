@@ -6,6 +6,7 @@
 
 mod engine;
 mod error;
+mod generation;
 mod input;
 mod options;
 mod result;
@@ -13,6 +14,7 @@ mod text;
 
 pub use engine::*;
 pub use error::*;
+pub use generation::*;
 pub use options::*;
 pub use result::*;
 pub use text::*;

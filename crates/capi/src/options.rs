@@ -1,9 +1,9 @@
-//! What can be set, for loading and for generating: objects with setters, so that settings can be added without breaking
-//! programs that were compiled before.
+//! What can be set for loading: an object with setters, so that settings can be added without breaking programs that were
+//! compiled before. generation.rs is the same for generating.
 
 use std::ffi::c_char;
 
-use ntransformer::{EngineOptions, GenerateOptions};
+use ntransformer::EngineOptions;
 
 use crate::{
     Failure, guard,
@@ -89,122 +89,6 @@ pub unsafe extern "C" fn nt_options_set_vram_budget(options: *mut nt_options, by
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe { object_mut(options, "options") }?.0.load.vram_budget = Some(bytes).filter(|&bytes| bytes > 0);
-        Ok(())
-    })
-}
-
-/// How a prompt is continued.
-#[allow(non_camel_case_types, reason = "the name in C")]
-#[derive(Default)]
-pub struct nt_generation(pub(crate) GenerateOptions);
-
-/// New settings: up to as many tokens as the context holds, temperature 0.8, top-k 40, top-p 0.95, and a random seed. To be
-/// freed with nt_generation_free().
-#[unsafe(no_mangle)]
-pub extern "C" fn nt_generation_new() -> *mut nt_generation {
-    Box::into_raw(Box::default())
-}
-
-/// Frees settings; null is ignored.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new(), and not used again.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_free(generation: *mut nt_generation) {
-    if !generation.is_null() {
-        // SAFETY: from Box::into_raw, and freed once: the caller's promise.
-        drop(unsafe { Box::from_raw(generation) });
-    }
-}
-
-/// New tokens at most.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new().
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_set_max_tokens(generation: *mut nt_generation, tokens: usize) -> nt_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe { object_mut(generation, "generation") }?.0.max_new = Some(tokens);
-        Ok(())
-    })
-}
-
-/// Randomness, 0 or more; 0 always takes the most likely token.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new().
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_set_temperature(generation: *mut nt_generation, temperature: f32) -> nt_status {
-    guard(|| {
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Failure::argument(format!("temperature {temperature}: expected a number, 0 or more")));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { object_mut(generation, "generation") }?.0.sampling.temperature = temperature;
-        Ok(())
-    })
-}
-
-/// Chooses among the k most likely tokens only; 0 for all.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new().
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_set_top_k(generation: *mut nt_generation, k: usize) -> nt_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe { object_mut(generation, "generation") }?.0.sampling.top_k = k;
-        Ok(())
-    })
-}
-
-/// Chooses among the most likely tokens that have probability p together, above 0 and up to 1; 1 for all.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new().
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_set_top_p(generation: *mut nt_generation, p: f32) -> nt_status {
-    guard(|| {
-        if !(0.0 < p && p <= 1.0) {
-            return Err(Failure::argument(format!("top_p {p}: expected a number above 0 and up to 1")));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { object_mut(generation, "generation") }?.0.sampling.top_p = p;
-        Ok(())
-    })
-}
-
-/// The same seed gives the same text on the same device.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new().
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_set_seed(generation: *mut nt_generation, seed: u64) -> nt_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe { object_mut(generation, "generation") }?.0.sampling.seed = seed;
-        Ok(())
-    })
-}
-
-/// Adds a text that ends the answer before it: `len` bytes, or NT_ZERO_TERMINATED.
-///
-/// # Safety
-/// `generation` is null or from nt_generation_new(); `stop` is null or has `len` bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nt_generation_add_stop(
-    generation: *mut nt_generation,
-    stop: *const c_char,
-    len: usize,
-) -> nt_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let (generation, stop) = unsafe { (object_mut(generation, "generation")?, utf8(stop, len, "stop")?) };
-        if stop.is_empty() {
-            return Err(Failure::argument("stop is empty: every text has it"));
-        }
-        generation.0.stop.push(stop.to_owned());
         Ok(())
     })
 }

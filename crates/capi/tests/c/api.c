@@ -2,6 +2,7 @@
  * The C API as a C program sees it: api EXPECTED, where EXPECTED is the text with which the demo model, most likely token
  * by most likely token, follows PROMPT in TOKENS tokens. Prints "ok", or the line that failed.
  */
+#include <math.h>
 #include <ntransformer.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -87,12 +88,20 @@ static void options_are_checked(void) {
     FAILS(nt_options_set_context(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_streaming(NULL, true), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_vram_budget(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
-    FAILS(nt_generation_set_temperature(generation, -1), NT_STATUS_ARGUMENT, "temperature -1");
-    FAILS(nt_generation_set_top_p(generation, 0), NT_STATUS_ARGUMENT, "top_p 0");
+    FAILS(nt_generation_set_temperature(generation, -1), NT_STATUS_ARGUMENT, "temperature is -1");
+    FAILS(nt_generation_set_top_p(generation, 0), NT_STATUS_ARGUMENT, "top-p is 0");
     FAILS(nt_generation_set_top_p(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
     FAILS(nt_generation_set_top_k(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
     FAILS(nt_generation_set_seed(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
     FAILS(nt_generation_set_max_tokens(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
+    FAILS(nt_generation_set_min_p(generation, 2), NT_STATUS_ARGUMENT, "min-p is 2");
+    FAILS(nt_generation_set_repeat_penalty(generation, 0), NT_STATUS_ARGUMENT, "repeat penalty is 0");
+    FAILS(nt_generation_set_repeat_last_n(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
+    FAILS(nt_generation_set_frequency_penalty(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
+    FAILS(nt_generation_set_presence_penalty(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
+    FAILS(nt_generation_add_logit_bias(generation, 1, INFINITY), NT_STATUS_ARGUMENT, "a logit bias is inf");
+    FAILS(nt_generation_set_grammar(generation, NULL, NT_ZERO_TERMINATED), NT_STATUS_ARGUMENT, "grammar is null");
+    FAILS(nt_generation_set_json_schema(NULL, "{}", 2), NT_STATUS_ARGUMENT, "generation is null");
     FAILS(nt_generation_add_stop(generation, "", 0), NT_STATUS_ARGUMENT, "stop is empty");
     FAILS(nt_generation_add_stop(generation, "a\xff", 2), NT_STATUS_ARGUMENT, "stop is not UTF-8 at byte 1");
     nt_generation_free(generation);
@@ -186,6 +195,47 @@ static void a_text_is_continued(nt_engine *engine, const char *expected) {
     nt_generation_free(generation);
 }
 
+static void settings_take_effect(nt_engine *engine, const char *expected) {
+    struct text text = {.caller = pthread_self()};
+    nt_result result = {.struct_size = sizeof result};
+    nt_generation *generation = greedy(TOKENS);
+    const char *grammar = "root ::= \" One\" \" two\"";
+    CHECK(nt_generation_set_grammar(generation, grammar, NT_ZERO_TERMINATED) == NT_STATUS_OK);
+    CHECK(nt_generate(engine, PROMPT, NT_ZERO_TERMINATED, generation, collect, &text, &result) == NT_STATUS_OK);
+    CHECK(strcmp(text.bytes, " One two") == 0 && result.stop == NT_STOP_END);
+    CHECK(nt_generation_set_json_schema(generation, "{\"const\": 7}", NT_ZERO_TERMINATED) == NT_STATUS_OK);
+    text.len = 0;
+    CHECK(nt_generate(engine, PROMPT, NT_ZERO_TERMINATED, generation, collect, &text, &result) == NT_STATUS_OK);
+    CHECK(strcmp(text.bytes, "7") == 0);
+    CHECK(nt_generation_set_grammar(generation, "root ::= (", NT_ZERO_TERMINATED) == NT_STATUS_OK);
+    FAILS(nt_generate(engine, PROMPT, 4, generation, NULL, NULL, NULL), NT_STATUS_ARGUMENT, "the grammar: ");
+    nt_generation_free(generation);
+
+    /* The first token of the expected text, banned, does not come; nor does a token that is not there. */
+    uint32_t tokens[64];
+    size_t count;
+    CHECK(nt_tokenize(engine, expected, NT_ZERO_TERMINATED, 0, tokens, 64, &count) == NT_STATUS_OK);
+    generation = greedy(1);
+    CHECK(nt_generation_add_logit_bias(generation, tokens[0], -INFINITY) == NT_STATUS_OK);
+    text.len = 0;
+    CHECK(nt_generate(engine, PROMPT, NT_ZERO_TERMINATED, generation, collect, &text, &result) == NT_STATUS_OK);
+    CHECK(text.len > 0 && strncmp(text.bytes, expected, text.len) != 0);
+    CHECK(nt_generation_add_logit_bias(generation, UINT32_MAX, 1) == NT_STATUS_OK);
+    FAILS(nt_generate(engine, PROMPT, 4, generation, NULL, NULL, NULL), NT_STATUS_ARGUMENT, "no token 4294967295");
+    nt_generation_free(generation);
+
+    /* The same seed, the same text; another seed, another text. */
+    struct text texts[3] = {{.caller = pthread_self()}, {.caller = pthread_self()}, {.caller = pthread_self()}};
+    for (int i = 0; i < 3; i++) {
+        generation = nt_generation_new();
+        CHECK(nt_generation_set_max_tokens(generation, TOKENS) == NT_STATUS_OK);
+        CHECK(nt_generation_set_seed(generation, i / 2) == NT_STATUS_OK);
+        CHECK(nt_generate(engine, PROMPT, NT_ZERO_TERMINATED, generation, collect, &texts[i], NULL) == NT_STATUS_OK);
+        nt_generation_free(generation);
+    }
+    CHECK(strcmp(texts[0].bytes, texts[1].bytes) == 0 && strcmp(texts[0].bytes, texts[2].bytes) != 0);
+}
+
 static void a_text_can_be_ended(nt_engine *engine) {
     struct text text = {.caller = pthread_self()};
     nt_result result = {.struct_size = sizeof result};
@@ -234,6 +284,7 @@ int main(int argc, char **argv) {
 
     a_text_is_continued(engine, argv[1]);
     text_becomes_tokens_and_text(engine);
+    settings_take_effect(engine, argv[1]);
     a_text_can_be_ended(engine);
 
     /* Two threads at once take turns; each has its own last error. */
