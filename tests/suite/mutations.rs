@@ -5,6 +5,10 @@ use std::{
     sync::Mutex,
 };
 
+use ntransformer::{
+    engine::tokenizer::{EncodeOptions, Tokenizer},
+    gguf::{Gguf, GgufFault, Writer},
+};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rayon::prelude::*;
 
@@ -116,6 +120,28 @@ fn truncated_files_are_refused() {
             assert!(reached == Reached::Nothing || name == "tokens", "{name}: {len} of {} bytes", original.len());
         });
     }
+}
+
+/// A token that is matched as a whole may be long, and is not worth a table of a row per byte.
+#[test]
+fn long_special_tokens_take_bounded_memory() {
+    let long: String = (0..200_000u32).filter_map(|i| char::from_u32(0x100 + i * 7919 % 0x600)).collect();
+    let mut writer = Writer::new();
+    let fill = |w: &mut Writer| -> Result<(), GgufFault> {
+        w.set("tokenizer.ggml.model", "llama")?.set("tokenizer.ggml.tokens", &["a", "b", &*long][..])?;
+        w.set("tokenizer.ggml.scores", &[0f32, -1.0, -2.0][..])?.set("tokenizer.ggml.token_type", &[1i32, 1, 4][..])?;
+        w.set("tokenizer.ggml.add_space_prefix", &false)?;
+        Ok(())
+    };
+    fill(&mut writer).unwrap();
+    let bytes = writer.begin(Vec::new()).unwrap().finish().unwrap();
+    let len = bytes.len();
+    let gguf = Gguf::from_vec("long", bytes).unwrap();
+    let (tokenizer, peak) = allocations::peak(|| Tokenizer::from_gguf(&gguf).unwrap());
+    println!("{} bytes per byte of the file", peak / len);
+    assert!(peak < 256 * len, "{peak} bytes for a file of {len}");
+    let ids = tokenizer.encode(&format!("ab{long}ba"), EncodeOptions::default()).unwrap();
+    assert_eq!(ids, [0, 1, 2, 1, 0]);
 }
 
 /// The counter sees what is allocated, or the test above could not fail.

@@ -17,7 +17,7 @@ use super::{
     open::ModelArgs,
     sampling::SamplingArgs,
 };
-use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Stop, Timing, check_length};
+use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Grammar, Stop, Timing, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
 const DEFAULT_LENGTH: usize = 512;
@@ -69,7 +69,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(context.saturating_sub(prompt.len()).max(1)));
     check_length(file.config(), &prompt, length)?;
     let sampling = args.sampling.sampling(file.config().dims.vocab)?;
-    let grammar = args.sampling.grammar(tokenizer)?;
+    let mut grammar = args.sampling.grammar(tokenizer)?;
+    for warning in grammar.iter_mut().flat_map(Grammar::warnings) {
+        args.model.say(&format!("grammar: {warning}"));
+    }
     let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&args.sampling.describe(&sampling));

@@ -4,7 +4,7 @@ use super::{
     TokenizerFault,
     vocab::{Kind, Vocab},
 };
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use std::collections::BTreeMap;
 
 /// A part of a text.
@@ -39,7 +39,10 @@ impl Special {
             texts.push(text);
         }
         let same_length = |(ids, texts)| {
-            let matcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build::<_, &str>(texts);
+            // Of a few tokens the builder would make a table of a row per byte, a thousand times their size.
+            let kind = Some(AhoCorasickKind::ContiguousNFA);
+            let matcher =
+                AhoCorasick::builder().kind(kind).match_kind(MatchKind::LeftmostFirst).build::<_, &str>(texts);
             Ok(SameLength { matcher: matcher.map_err(|error| TokenizerFault::Build(error.to_string()))?, ids })
         };
         Ok(Self { by_length: by_length.into_values().rev().map(same_length).collect::<Result<_, _>>()? })
