@@ -30,6 +30,7 @@
 //!
 //! - Layers that do not fit into the GPU's memory: [`LoadOptions::streaming`].
 //! - What loading takes, before it is done: [`ModelFile`], which reads a file's structure only, and [`Loading`].
+//! - Conversations, with the template that the model was trained on: [`engine::chat`].
 //! - Errors name the file, tensor, device or flag, and say what to do: [`EngineError`].
 //!
 //! The modules are what the engine is made of; `docs/architecture.md` says how they hang together.

@@ -88,6 +88,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
         args.model.say(&format!("seed: {}", sampling.seed));
     }
     interrupt::install();
+    interrupt::set_idle(true);
     let options = GenerateOptions { max_new: args.n_predict, sampling, grammar, stop: Vec::new() };
     let mut talk = Talk { args, engine, options };
     if io::stdin().is_terminal() { talk.with_user(&mut chat, first) } else { talk.with_lines(&mut chat, first) }
@@ -212,10 +213,10 @@ impl Talk<'_> {
             Command::System(None) => {
                 say(chat.system().unwrap_or("There are no instructions: /system TEXT sets them."))?
             }
-            Command::System(Some(text)) => {
-                chat.set_system(Some(text))?;
-                tell_merged(self.args, chat);
-            }
+            Command::System(Some(text)) => match chat.set_system(Some(text)) {
+                Ok(()) => tell_merged(self.args, chat),
+                Err(e) => say(&format!("error: {e}"))?,
+            },
             Command::Unknown(name) => say(&format!("There is no command {name}; /help shows those that there are."))?,
         }
         Ok(())

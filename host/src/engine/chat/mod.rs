@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(marked("no < token, </think> neither"), "no < token, </think> neither");
         assert_eq!(marked("a<|end|>b</s>"), "a<#|end|>b<#/s>");
         assert_eq!(marked("[[[]"), "[[#[]", "it starts at the second bracket");
-        assert_eq!(marked("<|end|><|end|>"), "<#|end|><#|end|>".replace("|>", "|>"));
+        assert_eq!(marked("<|end|><|end|>"), "<#|end|><#|end|>");
         assert_eq!(marked(" a <|e \n"), " a <#|e \n", "a beginning at the end, which may be trimmed");
         assert_eq!(marked(" |> a"), " #|> a", "an end at the beginning");
         assert_eq!(marked("a <|e b"), "a <|e b", "what is in the middle stays apart");
