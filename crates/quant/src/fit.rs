@@ -1,12 +1,13 @@
 //! Least-squares quantisation: what the encoders share.
 //!
-//! A K-quant's block of 256 values is cut into sub-blocks. Each gets the scale (and minimum) that fits it best, found by
-//! trying steps around the one that just spans its range and refitting each by linear regression; these are rounded to
-//! multiples of one scale for the whole block, and the values are then rounded once more, to what will be decoded.
+//! A block of 256 values, of a K-quant or IQ4_XS, is cut into sub-blocks. Each gets the scale (and minimum) that fits it
+//! best, found by trying steps around the one that just spans its range and refitting each by linear regression; these are
+//! rounded to multiples of one scale for the whole block, and the values are then rounded once more, to what will be decoded.
+//! IQ4_NL's block is one such sub-block.
 
 use crate::{f16_to_f32, f32_to_f16};
 
-/// Values in a block of a K-quant.
+/// Values in a block that is cut into sub-blocks.
 const BLOCK: usize = 256;
 
 /// Sums run in this many lanes, so that the compiler can vectorise them.

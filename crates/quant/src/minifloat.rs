@@ -1,5 +1,8 @@
 //! 16-bit floating-point numbers, converted in plain integer and `f32` operations: Rust's own `f16` is unstable, and
 //! this has to compile for the GPU too.
+//!
+//! Not the crate `half`: the kernels' sources, and the hash that tells whether gpu/ptx belongs to them, end with the
+//! workspace's own crates. The tests compare every number with `half`.
 
 /// 2^112: the difference of the exponent biases of `f32` (127) and half precision (15), as a factor.
 const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
