@@ -4,6 +4,7 @@ mod ci;
 mod fuzz;
 mod golden;
 mod gpu_bundle;
+mod header;
 mod ptx;
 mod ptxas;
 mod sh;
@@ -30,6 +31,8 @@ enum Command {
     Ci(ci::Ci),
     /// Fuzz the reading of files for a while
     Fuzz(fuzz::Fuzz),
+    /// Write the C API's header from its Rust sources
+    Header(header::Header),
     /// Pack what scripts/gpu-check.sh needs on a machine without Rust
     GpuBundle(gpu_bundle::GpuBundle),
     /// Remake the test data that other implementations define
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Command::Ptxas => ptxas::run(),
         Command::Ci(args) => ci::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Header(args) => header::run(&args),
         Command::GpuBundle(args) => gpu_bundle::run(&args),
         Command::Golden => golden::run(),
     }

@@ -24,11 +24,14 @@ struct Asked {
     argmax: usize,
 }
 
-/// An engine with that model. `best` are the logits of the first tokens, the others are far below.
+/// The first of the likely tokens: those before it mean something to the tokenizer.
+const FIRST: usize = 10;
+
+/// An engine with that model. `best` are the logits of the tokens from `FIRST` on, the others are far below.
 fn engine(best: &[f32]) -> (Engine, Rc<Cell<Asked>>) {
     let ModelFile { model, tokenizer } = ModelFile::demo(Some(64)).unwrap();
     let mut logits = vec![-20.0; model.config.dims.vocab];
-    logits[..best.len()].copy_from_slice(best);
+    logits[FIRST..][..best.len()].copy_from_slice(best);
     let asked = Rc::new(Cell::default());
     let runner = Box::new(Constant { config: model.config.clone(), logits, asked: asked.clone() });
     (Engine { runner, tokenizer, gguf: Arc::clone(&model.gguf), cached: Vec::new() }, asked)
@@ -38,9 +41,12 @@ fn continued(best: &[f32], prompt: &[u32], length: usize, sampling: Sampling) ->
     generated(&mut engine(best).0, prompt, length, sampling)
 }
 
+/// The new tokens, counted from `FIRST` on, as those of the prompt.
 fn generated(engine: &mut Engine, prompt: &[u32], length: usize, sampling: Sampling) -> Result<Vec<u32>, EngineError> {
+    let prompt: Vec<u32> = prompt.iter().map(|token| token + FIRST as u32).collect();
     let options = GenerateOptions { max_new: Some(length), sampling, ..Default::default() };
-    Ok(engine.generate(prompt, &options, |_| ControlFlow::Continue(()))?.tokens)
+    let tokens = engine.generate(&prompt, &options, |_| ControlFlow::Continue(()))?.tokens;
+    Ok(tokens.into_iter().map(|token| token - FIRST as u32).collect())
 }
 
 impl Runner for Constant {
