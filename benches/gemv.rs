@@ -1,5 +1,5 @@
-//! Matrix times vector for each tensor type: how fast weights are read, beside a copy on the same device; and the link over
-//! which streamed layers come.
+//! Matrix times vector for each tensor type: how fast weights are read, beside a copy on the same GPU, or a plain read on the
+//! CPU; and the link over which streamed layers come.
 //!
 //! `cargo bench` runs it on the CPU, and on the first GPU if there is one. A decoded token reads every weight once, so these
 //! GB/s bound the tokens a second.
@@ -23,6 +23,8 @@ use rayon::prelude::*;
 const GPU_SHAPES: [(usize, usize); 5] = [(1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336), (128256, 4096)];
 /// Fewer on the CPU, which takes its time.
 const CPU_SHAPES: [(usize, usize); 2] = [(4096, 4096), (4096, 14336)];
+/// A matrix that fits into a core's cache, in every type but F32.
+const CACHED: (usize, usize) = (128, 4096);
 /// Weights that are gone over before the same ones come again: more than any cache holds.
 const ROTATION: usize = 512 << 20;
 /// Bytes of a copy.
@@ -50,22 +52,23 @@ fn main() -> Result<()> {
 
 /// One device's table.
 struct Table {
-    /// Bytes a second of a copy, read and written.
-    copy: f64,
+    /// Bytes a second to which others are compared.
+    rate: f64,
 }
 
 impl Table {
-    fn new(device: &str, copy_bytes: usize, copy_seconds: f64) -> Self {
-        let copy = 2.0 * copy_bytes as f64 / copy_seconds;
-        println!("{device}: a copy reads and writes {:.1} GB/s", copy / 1e9);
-        println!("{:<6} {:>16} {:>10} {:>8} {:>8}", "type", "rows x cols", "us", "GB/s", "of copy");
-        Table { copy }
+    /// A table of rates beside that of `what`, which takes `seconds` for `bytes` bytes.
+    fn new(device: &str, what: &str, bytes: usize, seconds: f64) -> Self {
+        let rate = bytes as f64 / seconds;
+        println!("{device}: {what} runs at {:.1} GB/s", rate / 1e9);
+        println!("{:<6} {:>16} {:>10} {:>8} {:>8}", "type", "rows x cols", "us", "GB/s", "of it");
+        Table { rate }
     }
 
     fn row(&self, ty: TensorType, (rows, cols): (usize, usize), seconds: f64) {
         let rate = bytes_of(ty, rows, cols) as f64 / seconds;
         let shape = format!("{rows} x {cols}");
-        let (us, percent) = (seconds * 1e6, 100.0 * rate / self.copy);
+        let (us, percent) = (seconds * 1e6, 100.0 * rate / self.rate);
         println!("{:<6} {shape:>16} {us:>10.1} {:>8.1} {percent:>7.1}%", ty.name(), rate / 1e9);
     }
 }
@@ -91,42 +94,57 @@ fn median(mut time: impl FnMut(usize) -> Result<f64>) -> Result<f64> {
     Ok(seconds[ROUNDS / 2])
 }
 
+/// Seconds of `calls` calls.
+fn elapsed(mut f: impl FnMut() -> Result<()>, calls: usize) -> Result<f64> {
+    let start = Instant::now();
+    (0..calls).try_for_each(|_| f())?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 fn cpu() -> Result<()> {
-    let time = |f: &mut dyn FnMut() -> Result<()>, calls: usize| {
-        let start = Instant::now();
-        (0..calls).try_for_each(|_| f())?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    let mut device = CpuDevice::new();
-    let copied = {
-        let (from, mut to) = (vec![1u8; ROTATION], vec![0u8; ROTATION]);
-        let mut copy = || {
-            to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20)).for_each(|(to, from)| to.copy_from_slice(from));
-            black_box(&to);
+    let device = CpuDevice::new();
+    let read = {
+        let bytes = vec![1u8; ROTATION];
+        let sum = |part: &[u8]| part.as_chunks().0.iter().fold(0, |sum: u64, &word| sum ^ u64::from_ne_bytes(word));
+        let mut read = || {
+            black_box(bytes.par_chunks(1 << 18).map(sum).reduce(|| 0, |a, b| a ^ b));
             Ok(())
         };
-        median(|calls| time(&mut copy, calls))?
+        median(|calls| elapsed(&mut read, calls))?
     };
-    let table = Table::new(device.name(), ROTATION, copied);
+    let table = Table::new(device.name(), "a plain read", ROTATION, read);
     for &ty in TensorType::ALL {
-        for (rows, cols) in CPU_SHAPES {
-            let bytes = bytes_of(ty, rows, cols);
-            let copies = ROTATION.div_ceil(bytes);
-            let buf = device.alloc("weights", copies * bytes)?;
-            let blocks = random_blocks(ty, bytes);
-            (0..copies).try_for_each(|i| device.write(&buf, i * bytes, &blocks))?;
-            let (mut x, mut y) = (device.act(1, cols)?, device.act(1, rows)?);
-            device.load(&vec![0.5; cols], &mut x)?;
-            let mut turn = 0;
-            let mut multiply = || {
-                turn = (turn + 1) % copies;
-                let weight = Tensor { buf: buf.clone(), offset: turn * bytes, ty, rows, cols };
-                device.matmul(&Linear { weight, bias: None }, 1, &x, &mut y, Epilogue::Store)
-            };
-            table.row(ty, (rows, cols), median(|calls| time(&mut multiply, calls))?);
+        for shape in CPU_SHAPES {
+            table.row(ty, shape, cpu_gemv(ty, shape, ROTATION)?);
         }
     }
+    // Without the memory: what one core computes, of weights in its cache.
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread can be started");
+    println!("one core of it, weights in its cache, {} x {}:", CACHED.0, CACHED.1);
+    for &ty in TensorType::ALL {
+        let seconds = one.install(|| cpu_gemv(ty, CACHED, 0))?;
+        println!("{:<6} {:>8.1} GB/s", ty.name(), bytes_of(ty, CACHED.0, CACHED.1) as f64 / seconds / 1e9);
+    }
     Ok(())
+}
+
+/// Seconds of a product on the CPU, with `rotation` bytes of weights gone over before the same ones come again.
+fn cpu_gemv(ty: TensorType, (rows, cols): (usize, usize), rotation: usize) -> Result<f64> {
+    let mut device = CpuDevice::new();
+    let bytes = bytes_of(ty, rows, cols);
+    let copies = rotation.div_ceil(bytes).max(1);
+    let buf = device.alloc("weights", copies * bytes)?;
+    let blocks = random_blocks(ty, bytes);
+    (0..copies).try_for_each(|i| device.write(&buf, i * bytes, &blocks))?;
+    let (mut x, mut y) = (device.act(1, cols)?, device.act(1, rows)?);
+    device.load(&vec![0.5; cols], &mut x)?;
+    let mut turn = 0;
+    let mut multiply = || {
+        turn = (turn + 1) % copies;
+        let weight = Tensor { buf: buf.clone(), offset: turn * bytes, ty, rows, cols };
+        device.matmul(&Linear { weight, bias: None }, 1, &x, &mut y, Epilogue::Store)
+    };
+    median(|calls| elapsed(&mut multiply, calls))
 }
 
 /// Seconds that the compute queue takes for what `f` puts into it.
@@ -159,7 +177,7 @@ fn gpu<D: Driver>(driver: &D) -> Result<()> {
         let (from, to) = (driver.alloc("a copy", COPY)?, driver.alloc("a copy", COPY)?);
         median(|calls| queued(driver, || (0..calls).try_for_each(|_| driver.copy(&from, &to, COPY))))?
     };
-    let table = Table::new(driver.name(), COPY, copied);
+    let table = Table::new(driver.name(), "a copy, read and written,", 2 * COPY, copied);
     for &ty in TensorType::ALL {
         for (rows, cols) in GPU_SHAPES {
             table.row(ty, (rows, cols), weights::visit(ty, Gemv { driver, rows, cols })?);

@@ -19,8 +19,11 @@ const HALF_UNIT: f64 = 0.5 / 16383.0;
 /// in formats with minima both parts of a weight are up to three times the largest whole.
 const ROUNDING: f64 = 3.0 * 30.0 / 16_777_216.0;
 
+/// Makes an activation.
+type Activation = fn(&mut SmallRng) -> f32;
+
 /// Activations of a column.
-const X: [(&str, fn(&mut SmallRng) -> f32); 6] = [
+const X: [(&str, Activation); 6] = [
     ("uniform", |rng| rng.random_range(-1.0..1.0)),
     ("with outliers", |rng| rng.random_range(-1.0..1.0) * if rng.random_ratio(1, 50) { 3000.0 } else { 1.0 }),
     ("mostly zero", |rng| if rng.random_ratio(1, 300) { rng.random_range(-1.0..1.0) } else { 0.0 }),

@@ -5,6 +5,7 @@ mod bad_input;
 mod batches;
 mod bench;
 mod big_metadata;
+mod chat;
 mod commands;
 mod completions;
 mod cpu;

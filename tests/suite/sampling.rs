@@ -108,8 +108,11 @@ fn wrong_flags_say_what_is_right() {
     }
 }
 
+/// Whether a document is as its schema says.
+type Check = fn(&Value) -> bool;
+
 /// Schemas, and what a document of each has to be.
-fn schemas() -> Vec<(&'static str, fn(&Value) -> bool)> {
+fn schemas() -> Vec<(&'static str, Check)> {
     fn person(v: &Value) -> bool {
         let object = v.as_object().unwrap();
         let name = object["name"].as_str().unwrap();

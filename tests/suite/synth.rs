@@ -42,7 +42,8 @@ fn variance(values: &[f32]) -> f64 {
 #[test]
 fn every_type_makes_a_model_that_runs() {
     let pure = TensorType::ALL.iter().map(|&ty| (Shape::Tiny, Quant::pure(ty)));
-    let mixed = ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"].map(|mix| (Shape::TinyQwen2, mix.parse().unwrap()));
+    let mixed = ["Q4_1", "Q5_1", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"]
+        .map(|mix| (Shape::TinyQwen2, mix.parse().unwrap()));
     for (shape, quant) in pure.chain(mixed) {
         let gguf = model(shape, quant, 3);
         Tokenizer::from_gguf(&gguf).unwrap();

@@ -46,6 +46,7 @@ def add_tokenizer(writer: GGUFWriter, path) -> None:
     writer.add_eos_token_id(spec["vocab"][EOS])
     writer.add_eot_token_id(spec["vocab"]["<|eot_id|>"])
     writer.add_add_bos_token(True)
+    writer.add_chat_template((Path(__file__).parent / "chat.jinja").read_text())
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools/demo"))
 
 import blocks  # noqa: E402
+import chat  # noqa: E402
 import demo  # noqa: E402
 import models  # noqa: E402
 import vocabularies  # noqa: E402
@@ -21,6 +22,8 @@ def main():
     data.mkdir(parents=True, exist_ok=True)
     print("blocks", file=sys.stderr)
     blocks.write(ROOT / "crates/quant/tests/data")
+    print("chat templates", file=sys.stderr)
+    chat.write(data)
     print("vocabularies", file=sys.stderr)
     vocabularies.write(data / "tokenizers.json")
     print("tiny models", file=sys.stderr)

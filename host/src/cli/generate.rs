@@ -10,8 +10,14 @@ use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use super::{bench, interrupt, open::ModelArgs, sampling::SamplingArgs};
-use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Stop, Timing, check_length};
+use super::{
+    bench,
+    chat::{self, ChatArgs},
+    interrupt,
+    open::ModelArgs,
+    sampling::SamplingArgs,
+};
+use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Grammar, Stop, Timing, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
 const DEFAULT_LENGTH: usize = 512;
@@ -20,7 +26,7 @@ const DEFAULT_LENGTH: usize = 512;
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// The text to continue. Without -p and -f, the model starts a text of its own.
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
@@ -29,23 +35,28 @@ pub struct GenerateArgs {
     file: Option<PathBuf>,
     /// New tokens at most. 512 or what the context holds if absent.
     #[arg(short, long, value_name = "N")]
-    n_predict: Option<usize>,
+    pub(super) n_predict: Option<usize>,
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
-    context: Option<usize>,
+    pub(super) context: Option<usize>,
     /// Print one JSON object at the end instead of text.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "chat")]
     json: bool,
     /// Measure speed instead, as `ntransformer bench` does with its defaults; -n sets the tokens to generate.
-    #[arg(long, conflicts_with_all = ["prompt", "file"])]
+    #[arg(long, conflicts_with_all = ["prompt", "file", "chat"])]
     benchmark: bool,
+    #[command(flatten)]
+    pub(super) chat: ChatArgs,
     // The last one, because its heading in --help is for all flags from here on.
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub(super) sampling: SamplingArgs,
 }
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
+    if args.chat.asked() {
+        return chat::run(args);
+    }
     if args.benchmark {
         let format = if args.json { bench::Format::Json } else { bench::Format::Md };
         bench::measure(&args.model, &bench::Plan::usual(args.n_predict, args.context, format))?;
@@ -58,7 +69,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(context.saturating_sub(prompt.len()).max(1)));
     check_length(file.config(), &prompt, length)?;
     let sampling = args.sampling.sampling(file.config().dims.vocab)?;
-    let grammar = args.sampling.grammar(tokenizer)?;
+    let mut grammar = args.sampling.grammar(tokenizer)?;
+    for warning in grammar.iter_mut().flat_map(Grammar::warnings) {
+        args.model.say(&format!("grammar: {warning}"));
+    }
     let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&args.sampling.describe(&sampling));
@@ -101,7 +115,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
 }
 
 impl GenerateArgs {
-    fn text(&self) -> anyhow::Result<String> {
+    /// The text of -p or -f; empty if there is none.
+    pub(super) fn text(&self) -> anyhow::Result<String> {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(text.clone()),
             (None, Some(path)) => {
@@ -118,15 +133,15 @@ impl GenerateArgs {
 
 /// The text on its way out.
 #[derive(Default)]
-struct Output {
+pub(super) struct Output {
     /// The text goes into a JSON object instead.
     silent: bool,
     begun: bool,
-    error: Option<io::Error>,
+    pub error: Option<io::Error>,
 }
 
 impl Output {
-    fn print(&mut self, text: &str) {
+    pub fn print(&mut self, text: &str) {
         if !self.silent {
             let mut out = io::stdout().lock();
             self.begun = true;
@@ -134,8 +149,13 @@ impl Output {
         }
     }
 
+    /// Whether nothing has been printed.
+    pub fn is_empty(&self) -> bool {
+        !self.begun
+    }
+
     /// Ends the line, which is also there for an empty text that is `whole`.
-    fn finish(mut self, whole: bool) -> anyhow::Result<()> {
+    pub fn finish(mut self, whole: bool) -> anyhow::Result<()> {
         if whole || self.begun {
             self.print("\n");
         }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod chat;
 mod completions;
 mod generate;
 pub mod inspect;

@@ -41,7 +41,8 @@ pub struct SynthArgs {
     /// The model whose sizes to take.
     #[arg(long, value_enum)]
     pub shape: Shape,
-    /// The matrices' type (F32, F16, BF16, Q8_0, Q3_K to Q6_K) or one of llama.cpp's mixtures (Q2_K, Q3_K_M, Q4_K_M, Q5_K_M).
+    /// The matrices' type (F32, F16, BF16, Q8_0, Q3_K to Q6_K) or one of llama.cpp's mixtures (Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL,
+    /// IQ4_XS, Q2_K, Q3_K_M, Q4_K_M, Q5_K_M).
     #[arg(long, value_name = "TYPE")]
     pub quant: Quant,
     /// No mixture: all matrices of the same type.

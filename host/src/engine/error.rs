@@ -1,6 +1,6 @@
 //! What can go wrong between a text and its continuation.
 
-use super::{SampleError, SamplingError, TokenizerError};
+use super::{SampleError, SamplingError, TokenizerError, chat::ChatError};
 use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
 
 /// An error of the engine.
@@ -16,6 +16,9 @@ pub enum EngineError {
     /// What the file holds.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The chat template.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// The vocabulary.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

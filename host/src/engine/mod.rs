@@ -1,6 +1,7 @@
 //! From text to text: [`Engine`] and what it is made of: tokenizer, sampling, generation, perplexity, speed.
 
 mod bench;
+pub mod chat;
 mod error;
 mod generate;
 mod grammar;

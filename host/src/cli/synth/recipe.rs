@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use quant::TensorType::{self, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+use quant::TensorType::{self, F16, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 
 use super::shape::Sizes;
 
@@ -14,9 +14,12 @@ pub struct Quant {
 }
 
 /// llama.cpp's mixtures (`llama_tensor_get_type` in its src/llama-quant.cpp), as far as they concern dense models whose key
-/// heads serve four query heads or more, and rows that are multiples of 256.
+/// heads serve four query heads or more, and are made without an importance matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mix {
+    /// One type but for the output matrix.
+    Output,
+    Iq4,
     Q2K,
     Q3KM,
     Q4KM,
@@ -40,8 +43,19 @@ pub enum Role {
     Plain,
 }
 
-const MIXES: [(&str, TensorType, Mix); 4] =
-    [("Q2_K", Q2_K, Mix::Q2K), ("Q3_K_M", Q3_K, Mix::Q3KM), ("Q4_K_M", Q4_K, Mix::Q4KM), ("Q5_K_M", Q5_K, Mix::Q5KM)];
+/// Name, type of most matrices, and the others'. A name that is also a type's stands for the mixture.
+const MIXES: [(&str, TensorType, Mix); 10] = [
+    ("Q4_0", Q4_0, Mix::Output),
+    ("Q4_1", Q4_1, Mix::Output),
+    ("Q5_0", Q5_0, Mix::Output),
+    ("Q5_1", Q5_1, Mix::Output),
+    ("IQ4_NL", IQ4_NL, Mix::Iq4),
+    ("IQ4_XS", IQ4_XS, Mix::Iq4),
+    ("Q2_K", Q2_K, Mix::Q2K),
+    ("Q3_K_M", Q3_K, Mix::Q3KM),
+    ("Q4_K_M", Q4_K, Mix::Q4KM),
+    ("Q5_K_M", Q5_K, Mix::Q5KM),
+];
 
 impl FromStr for Quant {
     type Err = String;
@@ -51,7 +65,7 @@ impl FromStr for Quant {
             return Ok(Quant { base, mix: Some(mix) });
         }
         TensorType::from_name(name).map(Quant::pure).ok_or_else(|| {
-            let types = TensorType::ALL.iter().map(|ty| ty.name()).filter(|ty| *ty != "Q2_K");
+            let types = TensorType::ALL.iter().map(|ty| ty.name()).filter(|ty| MIXES.iter().all(|mix| mix.0 != *ty));
             let names: Vec<_> = types.chain(MIXES.iter().map(|mix| mix.0)).collect();
             format!("expected one of {}", names.join(", "))
         })
@@ -71,12 +85,17 @@ impl Quant {
 
     /// The name that [`FromStr`] takes.
     pub fn name(self) -> &'static str {
-        let mix = MIXES.iter().find(|(.., mix)| Some(*mix) == self.mix);
+        let mix = MIXES.iter().find(|(_, base, mix)| (*base, Some(*mix)) == (self.base, self.mix));
         mix.map_or(self.base.name(), |(name, ..)| name)
     }
 
-    /// The type of a matrix.
-    pub fn tensor_type(self, role: Role, sizes: &Sizes) -> TensorType {
+    /// The type of a matrix with rows of `cols` elements.
+    pub fn tensor_type(self, role: Role, cols: u64, sizes: &Sizes) -> TensorType {
+        fitting(self.wanted_type(role, sizes), cols)
+    }
+
+    /// The type of a matrix, if its rows are whole blocks of it.
+    fn wanted_type(self, role: Role, sizes: &Sizes) -> TensorType {
         let Some(mix) = self.mix else { return self.base };
         let layers = sizes.layers;
         // The first and last eighth of the layers, and every third between.
@@ -86,6 +105,8 @@ impl Quant {
             (Role::Embedding, _) if sizes.tied => Q6_K,
             (Role::V(i), _) => {
                 let ty = match mix {
+                    Mix::Output => self.base,
+                    Mix::Iq4 => Q5_K,
                     Mix::Q2K => Q4_K,
                     Mix::Q3KM => {
                         if i < 2 {
@@ -105,6 +126,7 @@ impl Quant {
                 // 70B models, whose value projections are an eighth of the query's: the bits cost next to nothing.
                 if layers == 80 && ty == Q4_K { Q5_K } else { ty }
             }
+            (Role::FfnDown(i), Mix::Iq4) if i < layers / 8 => Q5_K,
             (Role::FfnDown(_), Mix::Q2K) | (Role::AttnOutput, Mix::Q2K) => Q3_K,
             (Role::FfnDown(i), Mix::Q3KM) => {
                 if i < layers / 16 {
@@ -120,6 +142,21 @@ impl Quant {
     }
 }
 
+/// `ty`, or what llama.cpp takes in its stead where a row of `cols` elements is not made of whole blocks of it: smaller blocks
+/// of at least as many bits, or none at all.
+fn fitting(ty: TensorType, cols: u64) -> TensorType {
+    let fits = |ty: TensorType| cols.is_multiple_of(ty.block_elems() as u64);
+    let smaller = match ty {
+        Q2_K | Q3_K => Q4_0,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        IQ4_XS => IQ4_NL,
+        _ => F16,
+    };
+    [ty, smaller].into_iter().find(|ty| fits(*ty)).unwrap_or(F16)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -130,15 +167,20 @@ mod tests {
     /// Tensors of each type, as llama.cpp lists them when it loads the published files of these models.
     #[test]
     fn mixtures_are_those_of_published_files() {
-        use TensorType::{F32, Q8_0};
+        use TensorType::F32;
         type Counts = &'static [(TensorType, usize)];
-        let cases: [(Shape, &str, Counts); 8] = [
+        let cases: [(Shape, &str, Counts); 13] = [
             (Shape::Llama1b, "Q4_K_M", &[(F32, 34), (Q4_K, 96), (Q6_K, 17)]),
             (Shape::Llama8b, "q4_k_m", &[(F32, 66), (Q4_K, 193), (Q6_K, 33)]),
             (Shape::Llama8b, "Q5_K_M", &[(F32, 66), (Q5_K, 193), (Q6_K, 33)]),
             (Shape::Llama8b, "Q3_K_M", &[(F32, 66), (Q3_K, 129), (Q4_K, 92), (Q5_K, 4), (Q6_K, 1)]),
             (Shape::Llama8b, "Q2_K", &[(F32, 66), (Q2_K, 129), (Q3_K, 64), (Q4_K, 32), (Q6_K, 1)]),
             (Shape::Llama8b, "Q8_0", &[(F32, 66), (Q8_0, 226)]),
+            (Shape::Llama8b, "Q4_0", &[(F32, 66), (Q4_0, 225), (Q6_K, 1)]),
+            (Shape::Llama8b, "Q5_1", &[(F32, 66), (Q5_1, 225), (Q6_K, 1)]),
+            (Shape::Llama8b, "IQ4_XS", &[(F32, 66), (IQ4_XS, 189), (Q5_K, 36), (Q6_K, 1)]),
+            (Shape::Llama8b, "iq4_nl", &[(F32, 66), (IQ4_NL, 189), (Q5_K, 36), (Q6_K, 1)]),
+            (Shape::Qwen05b, "Q4_K_M", &[(F32, 121), (Q4_K, 12), (Q5_0, 132), (Q6_K, 12), (Q8_0, 13)]),
             (Shape::Llama70b, "Q4_K_M", &[(F32, 162), (Q4_K, 441), (Q5_K, 40), (Q6_K, 81)]),
             (Shape::Qwen32b, "Q4_K_M", &[(F32, 321), (Q4_K, 385), (Q6_K, 65)]),
         ];
@@ -159,6 +201,6 @@ mod tests {
         for name in TensorType::ALL.iter().map(|ty| ty.name()).chain(mixes) {
             assert_eq!(name.parse::<Quant>().unwrap().name(), name);
         }
-        assert!("Q8_1".parse::<Quant>().unwrap_err().contains("F32, F16, BF16, Q4_0, Q4_1"));
+        assert!("Q8_1".parse::<Quant>().unwrap_err().contains("F32, F16, BF16, Q8_0, Q3_K"));
     }
 }

@@ -19,6 +19,9 @@ pub enum Shape {
     /// Llama 3.1 70B
     #[value(name = "70b")]
     Llama70b,
+    /// Qwen2.5 0.5B: rows of 896, no multiple of the K types' 256
+    #[value(name = "0.5b-qwen2")]
+    Qwen05b,
     /// Qwen2.5 32B
     #[value(name = "32b-qwen2")]
     Qwen32b,
@@ -116,6 +119,18 @@ impl Shape {
             Shape::Llama70b => {
                 Sizes { name: "Llama 3.1 70B", hidden: 8192, layers: 80, heads: 64, ffn: 28672, ..llama3 }
             }
+            Shape::Qwen05b => Sizes {
+                name: "Qwen2.5 0.5B",
+                hidden: 896,
+                layers: 24,
+                heads: 14,
+                kv_heads: 2,
+                head_dim: 64,
+                ffn: 4864,
+                vocab: Some(151_936),
+                tied: true,
+                ..qwen25
+            },
             Shape::Qwen32b => qwen25,
             Shape::Tiny => Sizes { name: "tiny", ..tiny(llama3) },
             Shape::TinyQwen2 => Sizes { name: "tiny qwen2", ..tiny(qwen25) },
@@ -160,7 +175,7 @@ impl Sizes {
         let matrix = |name: String, role: Role, cols: u64, rows: u64| Planned {
             name,
             dims: vec![cols, rows],
-            ty: quant.tensor_type(role, self),
+            ty: quant.tensor_type(role, cols, self),
             fill: Fill::Random((cols as f32).sqrt().recip()),
         };
         let vector = |name: String, len: u64, fill: Fill| Planned { name, dims: vec![len], ty: TensorType::F32, fill };

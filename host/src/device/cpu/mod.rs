@@ -271,8 +271,7 @@ impl Device for CpuDevice {
             let value = product + bias.as_ref().map_or(0.0, |b| b[row]);
             *y = if epilogue == Epilogue::Residual { *y + value } else { value };
         };
-        dot::multiply(self.set, w, x.rows(n), y.rows_mut(n), &mut self.workspace, finish);
-        Ok(())
+        dot::multiply(self.set, w, x.rows(n), y.rows_mut(n), &mut self.workspace, finish)
     }
 
     fn rope(&mut self, batch: &Batch, heads: usize, x: &mut CpuAct) -> Result<()> {

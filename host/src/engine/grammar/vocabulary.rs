@@ -19,8 +19,8 @@ const MAX_NODES: usize = (1 << 22) - 2;
 /// What toktrie holds.
 const MAX_VOCAB: usize = (1 << 24) - 2;
 
-/// A model's tokens as a tree of their bytes. Takes about a second to make for a vocabulary of 128 k tokens; serves any
-/// number of grammars.
+/// A model's tokens as a tree of their bytes. Takes about two seconds to make for a vocabulary of 128 k tokens; serves
+/// any number of grammars.
 pub struct GrammarVocabulary {
     factory: ParserFactory,
 }

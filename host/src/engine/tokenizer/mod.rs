@@ -150,20 +150,55 @@ impl Tokenizer {
     /// # Errors
     /// If the text has a byte for which there is no token, or BOS is asked for and there is none.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        let fail = |fault| TokenizerError::Vocabulary { file: self.file.clone(), fault };
         let mut ids = Vec::new();
         if options.bos {
-            ids.push(self.vocab.bos.ok_or_else(|| fail(TokenizerFault::NoBos))?);
+            ids.push(self.vocab.bos.ok_or_else(|| self.error(TokenizerFault::NoBos))?);
         }
         let special = if options.special { &self.special } else { &self.user_defined };
-        for piece in special.cut(text, |id| self.eats_blanks.contains(&id)) {
-            match (piece, &self.model) {
-                (Piece::Token(id), _) => ids.push(id),
-                (Piece::Text(text), Model::Bpe(bpe)) => bpe.encode(&self.vocab, text, &mut ids).map_err(fail)?,
-                (Piece::Text(text), Model::Spm(spm)) => spm.encode(&self.vocab, text, &mut ids).map_err(fail)?,
+        self.encode_with(special, text, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The ids of `text` with its special tokens, without the character `mark`: it is dropped, and a special token's text
+    /// with a mark in it is text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        for piece in self.special.cut(text, |id| self.eats_blanks.contains(&id)) {
+            match piece {
+                Piece::Token(id) => ids.push(id),
+                // A mark may also have broken a token that text becomes anyway, where a control token overlaps it.
+                Piece::Text(text) => self.encode_with(&self.user_defined, &text.replace(mark, ""), &mut ids)?,
             }
         }
         Ok(ids)
+    }
+
+    /// The texts that only become tokens when special tokens are asked for.
+    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
+        let texts = self.vocab.of_kinds(&[Kind::Control, Kind::Unknown]);
+        texts.map(|(_, text)| text).filter(|text| !text.is_empty())
+    }
+
+    fn encode_with(&self, special: &Special, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        for piece in special.cut(text, |id| self.eats_blanks.contains(&id)) {
+            let encoded = match (piece, &self.model) {
+                (Piece::Token(id), _) => {
+                    ids.push(id);
+                    Ok(())
+                }
+                (Piece::Text(text), Model::Bpe(bpe)) => bpe.encode(&self.vocab, text, ids),
+                (Piece::Text(text), Model::Spm(spm)) => spm.encode(&self.vocab, text, ids),
+            };
+            encoded.map_err(|fault| self.error(fault))?;
+        }
+        Ok(())
+    }
+
+    fn error(&self, fault: TokenizerFault) -> TokenizerError {
+        TokenizerError::Vocabulary { file: self.file.clone(), fault }
     }
 
     /// The bytes that a token stands for: they may be part of a character, see [`Utf8Stream`]. A control token's are its

@@ -38,9 +38,9 @@ impl Special {
             ids.push(id);
             texts.push(text);
         }
-        // Of a few tokens the builder would make a table of a row per byte, a thousand times their size.
-        let kind = Some(AhoCorasickKind::ContiguousNFA);
         let same_length = |(ids, texts)| {
+            // Of a few tokens the builder would make a table of a row per byte, a thousand times their size.
+            let kind = Some(AhoCorasickKind::ContiguousNFA);
             let matcher =
                 AhoCorasick::builder().kind(kind).match_kind(MatchKind::LeftmostFirst).build::<_, &str>(texts);
             Ok(SameLength { matcher: matcher.map_err(|error| TokenizerFault::Build(error.to_string()))?, ids })

@@ -71,11 +71,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn and(self, a: __m256i, b: __m256i) -> __m256i {
-        avx2!(_mm256_and_si256(a, b))
-    }
-
-    #[inline(always)]
     fn or(self, a: __m256i, b: __m256i) -> __m256i {
         avx2!(_mm256_or_si256(a, b))
     }
@@ -86,8 +81,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn equal(self, a: __m256i, b: __m256i) -> __m256i {
-        avx2!(_mm256_cmpeq_epi8(a, b))
+    fn bits(self, v: &[u8; 4], mask: u8) -> __m256i {
+        avx2!({
+            // The byte that has bit `i`, and that bit in it.
+            let places = _mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0);
+            let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(*v)), places);
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
+            _mm256_and_si256(set, _mm256_set1_epi8(mask as i8))
+        })
     }
 
     #[inline(always)]

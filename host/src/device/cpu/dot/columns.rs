@@ -8,7 +8,7 @@ use super::STEP;
 pub const LARGEST: i16 = 16383;
 
 /// 256 values, quantised: value `i` is `scale * q`.
-#[derive(Clone)]
+#[derive(Clone, Copy, Default)]
 #[repr(align(32))]
 pub struct Quantised {
     /// Of each 32 values the 16 at even places, then the 16 at odd ones: the order in which weights unpack.
@@ -20,21 +20,17 @@ pub struct Quantised {
 }
 
 /// 256 values as they are.
-#[derive(Clone)]
+#[derive(Clone, Copy, Default)]
 #[repr(align(32))]
 pub struct Floats(pub [[f32; 8]; STEP / 8]);
 
 /// What the kernels of a type take.
-pub trait Step: Clone + Send + Sync {
-    /// Zeros.
-    const ZERO: Self;
+pub trait Step: Copy + Default + Send + Sync {
     /// Stores up to 256 values; the others become zeros.
     fn store(&mut self, x: &[f32]);
 }
 
 impl Step for Floats {
-    const ZERO: Self = Floats([[0.0; 8]; STEP / 8]);
-
     #[inline(always)]
     fn store(&mut self, x: &[f32]) {
         let (values, rest) = self.0.as_flattened_mut().split_at_mut(x.len());
@@ -44,11 +40,9 @@ impl Step for Floats {
 }
 
 impl Step for Quantised {
-    const ZERO: Self = Quantised { q: [[[0; 16]; 2]; 8], sums: [[0.0; 8]; 2], scale: 0.0 };
-
     #[inline(always)]
     fn store(&mut self, x: &[f32]) {
-        let mut padded = Floats::ZERO;
+        let mut padded = Floats::default();
         padded.store(x);
         // The magnitude's bits, as integers, are in the order of the magnitudes: numbers, infinity, NaN.
         let magnitude = |x: f32| (x.to_bits() & 0x7fff_ffff) as i32;
@@ -60,7 +54,7 @@ impl Step for Quantised {
         }
         let largest = f32::from_bits(largest.iter().fold(0, |a, &b| b.max(a)) as u32);
         if !largest.is_finite() {
-            *self = Quantised { scale: f32::NAN, ..Self::ZERO };
+            *self = Quantised { scale: f32::NAN, ..Self::default() };
             return;
         }
         // No more than the largest float, for steps of zeros and of tiny numbers: these lose precision, as they do anyway.

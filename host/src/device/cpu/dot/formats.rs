@@ -40,17 +40,6 @@ fn nibbles<S: Simd>(s: S, block: &[u8], at: usize) -> S::Bytes {
     s.field(s.nibbles(bytes(block, at)), 0, 0xf)
 }
 
-/// Bit `i` of the word at `at`, as `0x10` in byte `i`.
-#[inline(always)]
-fn fifth_bits<S: Simd>(s: S, block: &[u8], at: usize) -> S::Bytes {
-    // The byte that has bit `i`, and that bit in it.
-    const BYTE: [u8; 32] =
-        [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3];
-    const BIT: [u8; 32] = *[[1, 2, 4, 8, 16, 32, 64, 128]; 4].as_flattened().first_chunk().unwrap();
-    let (byte, bit) = (s.lookup(s.bytes_twice(bytes(block, at)), s.bytes(&BYTE)), s.bytes(&BIT));
-    s.field(s.equal(s.and(byte, bit), bit), 0, 0x10)
-}
-
 impl<const BITS: usize, const MIN: bool> IntegerFormat for Legacy<BITS, MIN> {
     const LARGEST: i32 = (1 << BITS) - 1;
     const MINS: bool = MIN;
@@ -59,7 +48,7 @@ impl<const BITS: usize, const MIN: bool> IntegerFormat for Legacy<BITS, MIN> {
     fn values<S: Simd>(s: S, block: &[u8], _group: usize) -> S::Bytes {
         let at = if MIN { 4 } else { 2 };
         let q = match BITS {
-            5 => s.or(nibbles(s, block, at + 4), fifth_bits(s, block, at)),
+            5 => s.or(nibbles(s, block, at + 4), s.bits(bytes(block, at), 0x10)),
             _ => nibbles(s, block, at),
         };
         if MIN { q } else { s.minus(q, 1 << (BITS - 1)) }

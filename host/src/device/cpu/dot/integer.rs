@@ -97,7 +97,6 @@ impl<F: IntegerFormat> Kernel for Integer<F> {
 
 /// Adds the products of the block's values `32 group` to `32 group + 31` with group `at` of the activations.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the body of a loop, written out")]
 fn group<S: Simd, F: IntegerFormat, const N: usize>(
     s: S,
     block: &[u8],

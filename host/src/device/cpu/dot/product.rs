@@ -10,6 +10,7 @@ use super::{
     integer::Integer,
     simd::{Simd, Task},
 };
+use crate::device::DeviceError;
 
 /// Columns that are multiplied at a time: their sums fit into the registers.
 const TILE: usize = 4;
@@ -42,6 +43,9 @@ pub struct Workspace {
 /// Multiplies `w` with the columns `x`, `[columns x cols]`: for each product, `finish(row, product, y)` puts it into its place
 /// in `y`, `[columns x rows]`.
 ///
+/// # Errors
+/// If there is not enough memory.
+///
 /// # Panics
 /// If the lengths do not fit together.
 pub fn multiply(
@@ -51,19 +55,21 @@ pub fn multiply(
     y: &mut [f32],
     Workspace { floats, quantised, products }: &mut Workspace,
     finish: impl Fn(usize, f32, &mut f32) + Sync,
-) {
+) -> Result<(), DeviceError> {
+    let n = x.len() / w.cols;
+    if n == 0 {
+        return Ok(());
+    }
     macro_rules! by_type {
         ($($kernel:ident($columns:ident): $($ty:ident)*;)*) => {
             match w.ty { $($(TensorType::$ty => compute::<$kernel<formats::$ty>>(set, w, x, $columns, products),)*)* }
         };
     }
-    by_type! {
+    let products = by_type! {
         Float(floats): F32 F16 BF16;
         Integer(quantised): Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS;
-    }
-
-    let n = x.len() / w.cols;
-    let products = &products[..y.len()];
+    }?;
+    assert!(products.len() == y.len());
     let finish = |t: usize, y: &mut [f32]| {
         for (r, (y, products)) in y.iter_mut().zip(products.chunks_exact(n)).enumerate() {
             finish(r, products[t], y);
@@ -74,15 +80,30 @@ pub fn multiply(
     } else {
         y.par_chunks_exact_mut(y.len() / n).enumerate().for_each(|(t, y)| finish(t, y));
     }
+    Ok(())
 }
 
-/// Computes `products`, `[rows x columns]`.
-fn compute<K: Kernel>(set: InstructionSet, w: Matrix, x: &[f32], columns: &mut Vec<K::Step>, products: &mut Vec<f32>) {
+/// The first `len` of the kept values; what they hold does not matter.
+fn room<'a, T: Copy + Default>(what: &str, kept: &'a mut Vec<T>, len: usize) -> Result<&'a mut [T], DeviceError> {
+    if kept.len() < len {
+        *kept = crate::platform::zeroed(what, len)?;
+    }
+    Ok(&mut kept[..len])
+}
+
+/// The products, `[rows x columns]`.
+fn compute<'a, K: Kernel>(
+    set: InstructionSet,
+    w: Matrix,
+    x: &[f32],
+    columns: &mut Vec<K::Step>,
+    products: &'a mut Vec<f32>,
+) -> Result<&'a [f32], DeviceError> {
     let row_bytes = w.ty.row_bytes(w.cols).expect("a row is whole blocks");
     let (n, rows, steps) = (x.len() / w.cols, w.data.len() / row_bytes, w.cols.div_ceil(STEP));
     assert!(n * w.cols == x.len() && rows * row_bytes == w.data.len());
-    columns.resize(n * steps, K::Step::ZERO);
-    products.resize(n * rows, 0.0);
+    let columns = room("a matrix's input", columns, n * steps)?;
+    let products = room("a matrix's output", products, n * rows)?;
 
     let store = |(steps, x): (&mut [K::Step], &[f32])| set.run(Store { steps, x });
     if n == 1 {
@@ -90,10 +111,11 @@ fn compute<K: Kernel>(set: InstructionSet, w: Matrix, x: &[f32], columns: &mut V
     } else {
         columns.par_chunks_exact_mut(steps).zip(x.par_chunks_exact(w.cols)).for_each(store);
     }
-    let columns = &columns[..];
+    let columns = &*columns;
     products.par_chunks_mut(ROWS * n).zip(w.data.par_chunks(ROWS * row_bytes)).for_each(|(products, w)| {
         set.run(Rows::<K> { w, row_bytes, columns, steps, products });
     });
+    Ok(products)
 }
 
 /// Brings a column into its kernels' form.

@@ -28,14 +28,12 @@ pub trait Simd: Copy {
     /// Each byte shifted right by `shift` (left where it is negative) and masked. The mask excludes what a shift of 16-bit
     /// words brings in from the neighbouring byte.
     fn field(self, v: Self::Bytes, shift: i32, mask: u8) -> Self::Bytes;
-    /// `a & b`
-    fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// `a | b`
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// `a - b` of each byte, which does not overflow as `i8`.
     fn minus(self, a: Self::Bytes, b: u8) -> Self::Bytes;
-    /// 0xff where `a` and `b` are equal, else 0.
-    fn equal(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Bit `i` of the 32, as `mask` in byte `i`.
+    fn bits(self, v: &[u8; 4], mask: u8) -> Self::Bytes;
     /// Byte `index[i]` of `table`, which has the same 16 bytes in both halves; the indices are below 16.
     fn lookup(self, table: Self::Bytes, index: Self::Bytes) -> Self::Bytes;
 
@@ -137,11 +135,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn and(self, a: [u16; 16], b: [u16; 16]) -> [u16; 16] {
-        each!(i => a[i] & b[i])
-    }
-
-    #[inline(always)]
     fn or(self, a: [u16; 16], b: [u16; 16]) -> [u16; 16] {
         each!(i => a[i] | b[i])
     }
@@ -153,12 +146,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn equal(self, a: [u16; 16], b: [u16; 16]) -> [u16; 16] {
-        let equal = |a: u8, b: u8| if a == b { 0xff } else { 0 };
-        each!(i => {
-            let ([a, b], [c, d]) = (a[i].to_le_bytes(), b[i].to_le_bytes());
-            u16::from_le_bytes([equal(a, c), equal(b, d)])
-        })
+    fn bits(self, v: &[u8; 4], mask: u8) -> [u16; 16] {
+        let (v, mask) = (u32::from_le_bytes(*v), u32::from(mask));
+        each!(i => (((v >> (2 * i) & 1) * mask) | ((v >> (2 * i + 1) & 1) * mask) << 8) as u16)
     }
 
     #[inline(always)]

@@ -1,0 +1,257 @@
+//! Chat templates: Jinja, as Hugging Face transformers renders it.
+//!
+//! The reference is transformers' `apply_chat_template` (`utils/chat_template_utils.py`): blocks are trimmed, a template
+//! sees `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens' texts (`bos_token`, ...), and the
+//! functions `raise_exception` and `strftime_now`; undefined names are empty. Values print as Python prints them.
+//!
+//! A template comes with a model, so it is not trusted: it can compute and nothing else. Its length, its steps, the depth
+//! of its recursion and the length of what it writes are limited. The memory of the strings that it builds is only limited
+//! by the steps: a template that means harm can still make the process run out of memory.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    sync::LazyLock,
+};
+
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context, escape_formatter,
+    syntax::SyntaxConfig,
+    value::{Kwargs, ValueKind},
+};
+use regex_automata::meta::Regex;
+
+use super::{ChatError, ChatFault};
+
+/// Bytes of a template. The longest published ones have 30 KB.
+const MAX_SOURCE: usize = 1 << 20;
+
+/// Steps of a rendering. A long conversation takes some 100,000; this many take about a second.
+const MAX_STEPS: u64 = 20_000_000;
+
+/// Bytes that a template may write beyond the conversation itself.
+const MAX_OUTPUT: usize = 64 << 20;
+
+/// What starts the message of an error that a template raises itself.
+const RAISED: &str = "raised by the template: ";
+
+/// Who says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The instructions that hold for the whole conversation.
+    System,
+    /// The user.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// Its name in templates.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// Something said in a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of `role`.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Message { role, content: content.into() }
+    }
+}
+
+/// A template that was understood.
+#[derive(Debug)]
+pub struct Template {
+    env: Environment<'static>,
+    file: String,
+    name: String,
+    source: String,
+    /// Names and texts of special tokens, such as `bos_token` and `<s>`.
+    tokens: Vec<(&'static str, String)>,
+}
+
+impl Template {
+    /// Reads the template `source`. `file` and `name` stand for it in messages; `tokens` are the special tokens that it
+    /// knows, by their names there (`bos_token`, ...).
+    ///
+    /// # Errors
+    /// A template that is too long, or not Jinja.
+    pub fn new(file: &str, name: &str, source: &str, tokens: Vec<(&'static str, String)>) -> Result<Self, ChatError> {
+        let fail = |fault| ChatError { file: file.to_owned(), fault };
+        if source.len() > MAX_SOURCE {
+            let (name, bytes) = (name.to_owned(), source.len());
+            return Err(fail(ChatFault::TooLong { name, bytes, max: MAX_SOURCE }));
+        }
+        let mut env = environment();
+        env.add_template_owned("chat", without_generation_blocks(source)).map_err(|e| fail(fault(name, &e)))?;
+        let (file, name, source) = (file.to_owned(), name.to_owned(), source.to_owned());
+        Ok(Template { env, file, name, source, tokens })
+    }
+
+    /// The same, of the file `file`.
+    pub(super) fn of_file(self, file: &str) -> Self {
+        Template { file: file.to_owned(), ..self }
+    }
+
+    /// The template's name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was made from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    pub(super) fn error(&self, fault: ChatFault) -> ChatError {
+        ChatError { file: self.file.clone(), fault }
+    }
+
+    /// The text of a conversation; with `answer`, up to where the model's next answer begins.
+    ///
+    /// # Errors
+    /// What the template refuses, or what is wrong with it.
+    pub fn render(&self, messages: &[Message], answer: bool) -> Result<String, ChatError> {
+        let said: usize = messages.iter().map(|m| m.content.len()).sum();
+        let mut out = Limited { bytes: Vec::new(), left: said.saturating_mul(4).saturating_add(MAX_OUTPUT) };
+        let max = out.left;
+        let values = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() });
+        let context = context! {
+            messages => values.collect::<Vec<Value>>(),
+            tools => (),
+            documents => (),
+            add_generation_prompt => answer,
+            ..Value::from(self.tokens.iter().map(|(name, text)| (*name, text.clone())).collect::<BTreeMap<_, _>>())
+        };
+        let template = self.env.get_template("chat").map_err(|e| self.error(fault(&self.name, &e)))?;
+        match template.render_captured_to(context, &mut out) {
+            Ok(_) => Ok(String::from_utf8_lossy(&out.bytes).into_owned()),
+            Err(_) if out.left == 0 => Err(self.error(ChatFault::OutputTooLong { name: self.name.clone(), max })),
+            Err(e) => Err(self.error(fault(&self.name, &e))),
+        }
+    }
+}
+
+/// Memory that takes so many bytes and no more.
+struct Limited {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.left {
+            self.left = 0;
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+        }
+        self.left -= bytes.len();
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn fault(name: &str, error: &Error) -> ChatFault {
+    let name = name.to_owned();
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), |d| format!("{}: {d}", error.kind()));
+    match error.detail().and_then(|detail| detail.strip_prefix(RAISED)) {
+        _ if error.kind() == ErrorKind::OutOfFuel => ChatFault::Endless { name, steps: MAX_STEPS },
+        Some(message) => ChatFault::Refused { name, message: message.escape_debug().to_string() },
+        None => ChatFault::Failed { name, line: error.line(), message: detail.escape_debug().to_string() },
+    }
+}
+
+/// Jinja as transformers sets it up.
+fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.expect("the delimiters are the usual ones"));
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+        ValueKind::None => Ok(out.write_str("None")?),
+        _ => escape_formatter(out, state, value),
+    });
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_fuel(Some(MAX_STEPS));
+    env.add_filter("tojson", tojson);
+    // Python's None is not, and templates ask before they take the length of what they may not have been given.
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    env.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+    });
+    env.add_function("strftime_now", |format: &str| {
+        let now = jiff::Zoned::now();
+        let wrong = |e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}"));
+        jiff::fmt::strtime::format(format, &now).map_err(wrong)
+    });
+    env
+}
+
+/// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it: minijinja's without the escapes that HTML needs.
+fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<String, Error> {
+    // It is what happens anyway.
+    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=true) is not supported"));
+    }
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => options.get("indent")?,
+    };
+    options.assert_all_used()?;
+    let json = minijinja::filters::tojson(value, indent, Kwargs::from_iter(Vec::<(String, Value)>::new()))?;
+    let json = json.as_str().unwrap_or_default();
+    let mut out = String::with_capacity(json.len());
+    let mut rest = json;
+    // After each backslash, what it escapes is taken with it, so that an escaped backslash escapes nothing.
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let html = [(r"\u003c", '<'), (r"\u003e", '>'), (r"\u0026", '&'), (r"\u0027", '\'')];
+        match html.iter().find(|(escape, _)| rest[at..].starts_with(escape)) {
+            Some((escape, c)) => {
+                out.push(*c);
+                rest = &rest[at + escape.len()..];
+            }
+            None => {
+                out.push_str(&rest[at..at + 2]);
+                rest = &rest[at + 2..];
+            }
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// `{% generation %}` marks what a model is trained on; transformers knows the tag, and for the text it means nothing.
+fn without_generation_blocks(source: &str) -> String {
+    static TAG: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}").expect("the pattern is a constant"));
+    let mut out = String::with_capacity(source.len());
+    let mut end = 0;
+    for found in TAG.find_iter(source) {
+        let tag = &source[found.range()];
+        out.push_str(&source[end..found.start()]);
+        let block = if tag.contains("endgeneration") { ("endgeneration", "endif") } else { ("generation", "if true") };
+        out.push_str(&tag.replace(block.0, block.1));
+        end = found.end();
+    }
+    out.push_str(&source[end..]);
+    out
+}
