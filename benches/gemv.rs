@@ -39,7 +39,8 @@ const ROUND: Duration = Duration::from_millis(20);
 type Result<T> = std::result::Result<T, DeviceError>;
 
 fn main() -> Result<()> {
-    cpu()?;
+    // In the thread pool, as the command line runs.
+    rayon::scope(|_| cpu())?;
     match CustDriver::open(0, |line| eprintln!("{line}")) {
         Ok(driver) => gpu(&driver),
         Err(DeviceError::Unavailable { why }) => {

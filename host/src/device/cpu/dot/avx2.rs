@@ -43,6 +43,12 @@ impl Simd for Avx2 {
     type Floats = __m256;
 
     #[inline(always)]
+    fn prefetch(self, line: *const u8) {
+        // SAFETY: a prefetch accesses nothing that the program could see, and any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> __m256i {
         avx2!(_mm256_loadu_si256(v.as_ptr().cast()))
     }

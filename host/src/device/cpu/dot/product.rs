@@ -20,6 +20,13 @@ const ROWS: usize = 16;
 /// the L1 cache.
 const PART: usize = 32;
 
+/// Bytes that a single column's weights are asked for ahead of their use. The hardware's own prefetching stops at the end of a
+/// page. On 16 cores of a Xeon that read 120 GB/s, Q8_0 went from 73 to 91 GB/s with it, Q4_K from 54 to 67; half as far gave
+/// 93 and 63.
+const AHEAD: usize = 4096;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// A matrix: rows of `cols` values of type `ty`, one after the other.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
@@ -181,6 +188,11 @@ impl<K: Kernel> Rows<'_, K> {
             for (row, sums) in self.w.chunks_exact(self.row_bytes).zip(&mut sums) {
                 let bytes = start * K::STEP_BYTES..self.row_bytes.min(end * K::STEP_BYTES);
                 for (i, w) in row[bytes].chunks(K::STEP_BYTES).enumerate() {
+                    if N == 1 {
+                        for line in (0..K::STEP_BYTES).step_by(LINE) {
+                            s.prefetch(w.as_ptr().wrapping_add(AHEAD + line));
+                        }
+                    }
                     let mut x = [&columns[0][i]; N];
                     for (x, column) in x.iter_mut().zip(columns) {
                         *x = &column[i];

@@ -18,6 +18,9 @@ pub trait Simd: Copy {
     /// 8 `f32`.
     type Floats: Copy;
 
+    /// Asks for the cache line at `line`, which may be any address. It is a hint.
+    fn prefetch(self, line: *const u8);
+
     /// The bytes of `v`.
     fn bytes(self, v: &[u8; 32]) -> Self::Bytes;
     /// The bytes of `v` in the lower half, and again in the upper half.
@@ -112,6 +115,9 @@ impl Simd for Portable {
     type Words = [i16; 16];
     type Ints = [i32; 8];
     type Floats = [f32; 8];
+
+    #[inline(always)]
+    fn prefetch(self, _line: *const u8) {}
 
     #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> [u16; 16] {
