@@ -147,8 +147,11 @@ fn streamed_is_resident_to_the_bit() {
                 assert_eq!(runner.argmax().unwrap(), best);
             };
             check(none, 0, true);
-            check(one, 1, true);
-            check(u64::MAX, 4, false);
+            // The emulator's pace allows the rest once: how many layers are resident has nothing to do with the shape.
+            if device != DeviceChoice::Emulator || shape == Shape::Tiny {
+                check(one, 1, true);
+                check(u64::MAX, 4, false);
+            }
         }
     }
 }
@@ -234,6 +237,10 @@ fn argmax(row: &[f32]) -> usize {
     (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap()
 }
 
+/// Positions of the demo model's text in the emulator, whose pace allows no more: passes of the matrix kernels over all the
+/// tokens that they take at once, and one over fewer. No position knows of those after it.
+const DEMO_EMULATED: usize = 20;
+
 /// The demo model, 64 positions of a text: logits within a budget, and the same most likely tokens wherever the best two
 /// are further apart than it.
 #[test]
@@ -250,11 +257,13 @@ fn the_demo_model_matches_transformers() {
             f64::from(row[best] - second) > DEMO_BUDGET * f64::from(largest)
         })
         .collect();
-    assert!(clear.len() > positions / 2, "only {} positions have a clear winner", clear.len());
     for device in devices() {
+        let positions = if device == DeviceChoice::Emulator { DEMO_EMULATED } else { positions };
+        let clear: Vec<usize> = clear.iter().copied().filter(|&p| p < positions).collect();
+        assert!(clear.len() > positions / 2, "{device:?}: only {} positions have a clear winner", clear.len());
         let mut runner = open(device, &golden.gguf, None);
-        let found = logits(&mut *runner, &golden.tokens, positions);
-        let apart = difference(&found, &golden.logits);
+        let found = logits(&mut *runner, &golden.tokens[..positions], positions);
+        let apart = difference(&found, &golden.logits[..positions * vocab]);
         println!("{device:?}: {apart:.1e}, {} clear positions", clear.len());
         assert!(apart < DEMO_BUDGET, "{device:?}: {apart:e}");
         for &p in &clear {

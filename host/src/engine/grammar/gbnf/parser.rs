@@ -1,5 +1,6 @@
-//! Reads GBNF: `name ::= elements`, a rule ends with its line unless a group is open or an alternative follows. Elements are
-//! `"text"`, `[classes]`, `.`, rules' names and `(groups)`, each with `*`, `+`, `?` or `{m,n}` behind it if need be; `#` starts a comment.
+//! Reads GBNF: `name ::= elements`, a rule ends with its line unless a group is open or an alternative follows. Elements
+//! are `"text"`, `[classes]`, `.`, rules' names and `(groups)`, each with `*`, `+`, `?` or `{m,n}` behind it if need be;
+//! `#` starts a comment.
 
 use std::collections::HashMap;
 
