@@ -15,7 +15,7 @@ const CONTROL: usize = 256;
 
 /// What is promised is 0.3 s, what it takes 0.05 s. The limit is for changes of another order: a thread's time, which other
 /// programs lengthen, but not that much.
-const LIMIT: Duration = Duration::from_millis(400);
+const LIMIT: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {

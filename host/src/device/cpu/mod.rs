@@ -17,6 +17,9 @@ use super::{
     SharedBytes, Tensor, Transfer, Weight, new_scratch,
 };
 
+/// Activations that a thread computes at a time where each is computed by itself: some microseconds' work.
+const PART: usize = 2048;
+
 /// Memory of the CPU device.
 #[derive(Clone)]
 pub enum CpuBuf {
@@ -250,22 +253,23 @@ impl Device for CpuDevice {
 
     fn rms_norm(&mut self, w: &Weight<Self>, n: usize, x: &CpuAct, y: &mut CpuAct, epilogue: Epilogue) -> Result<()> {
         let (weight, eps) = (Self::vector(w)?, self.dims().eps);
-        for (x, y) in x.rows(n).chunks_exact(w.cols).zip(y.rows_mut(n).chunks_exact_mut(w.cols)) {
+        y.rows_mut(n).par_chunks_exact_mut(w.cols).zip(x.rows(n).par_chunks_exact(w.cols)).for_each(|(y, x)| {
             let scale = math::inverse_rms(x, eps);
             for ((y, x), w) in y.iter_mut().zip(x).zip(&weight) {
                 let value = x * scale * w;
                 *y = if epilogue == Epilogue::Residual { *y + value } else { value };
             }
-        }
+        });
         Ok(())
     }
 
     fn norm_heads(&mut self, w: &Weight<Self>, n: usize, x: &mut CpuAct) -> Result<()> {
         let (weight, eps) = (Self::vector(w)?, self.dims().eps);
-        for head in x.data[..n * w.cols].chunks_exact_mut(w.cols) {
+        let heads = x.data[..n * w.cols].par_chunks_exact_mut(w.cols).with_min_len(PART.div_ceil(w.cols));
+        heads.for_each(|head| {
             let scale = math::inverse_rms(head, eps);
             head.iter_mut().zip(&weight).for_each(|(x, w)| *x = *x * scale * w);
-        }
+        });
         Ok(())
     }
 
@@ -291,7 +295,7 @@ impl Device for CpuDevice {
     fn rope(&mut self, batch: &Batch, rotation: usize, heads: usize, x: &mut CpuAct) -> Result<()> {
         let Dims { head_dim, rope_dims, pairing, .. } = *self.dims();
         let (half, Rotation { cos, sin }) = (rope_dims / 2, &batch.rotations[rotation]);
-        for (t, row) in x.rows_mut(batch.len()).chunks_exact_mut(heads * head_dim).enumerate() {
+        x.rows_mut(batch.len()).par_chunks_exact_mut(heads * head_dim).enumerate().for_each(|(t, row)| {
             let (cos, sin) = (&cos[t * half..][..half], &sin[t * half..][..half]);
             for head in row.chunks_exact_mut(head_dim) {
                 for i in 0..half {
@@ -302,7 +306,7 @@ impl Device for CpuDevice {
                     (head[a], head[b]) = (head[a] * cos[i] - head[b] * sin[i], head[a] * sin[i] + head[b] * cos[i]);
                 }
             }
-        }
+        });
         Ok(())
     }
 
@@ -343,12 +347,15 @@ impl Device for CpuDevice {
             Activation::Silu => math::silu,
             Activation::GeluTanh => math::gelu_tanh,
         };
-        gate.rows_mut(n).iter_mut().zip(up.rows(n)).for_each(|(g, u)| *g = activation(*g) * u);
+        gate.rows_mut(n).par_chunks_mut(PART).zip(up.rows(n).par_chunks(PART)).for_each(|(gate, up)| {
+            gate.iter_mut().zip(up).for_each(|(g, u)| *g = activation(*g) * u);
+        });
         Ok(())
     }
 
     fn cap_logits(&mut self, rows: usize, cap: f32, x: &mut CpuAct) -> Result<()> {
-        x.rows_mut(rows).iter_mut().for_each(|x| *x = math::soft_cap(*x, cap));
+        let parts = x.rows_mut(rows).par_chunks_mut(PART);
+        parts.for_each(|part| part.iter_mut().for_each(|x| *x = math::soft_cap(*x, cap)));
         Ok(())
     }
 
