@@ -80,7 +80,7 @@ const TOKENS: [u32; 6] = [5, 301, 77, 1999, 3, 1024];
 const PASSES: [&[u32]; 3] = [&[5, 301, 77, 1999], &[3], &[1024]];
 
 /// The fewest tokens that are computed in both ways: what the emulator's pace allows for every type of weights. That any
-/// number of tokens gives the same is for `kernels::gemm`.
+/// number of tokens gives the same is for `kernels::gemm`; the window of the Phi-3 shape takes more of them.
 const FEW: [&[u32]; 2] = [&[5, 301], &[77]];
 
 /// The model with its weights decoded, all F32.
@@ -113,7 +113,7 @@ fn devices_agree() {
         let gguf = synth::model(shape, quant, 9);
         let expected = logits(&mut *open(DeviceChoice::Cpu, &decoded(&gguf), None), &TOKENS, TOKENS.len());
         for device in devices() {
-            let passes = if device == DeviceChoice::Emulator && shape == Shape::Tiny { &FEW[..] } else { &PASSES };
+            let passes = if device == DeviceChoice::Emulator && shape != Shape::TinyPhi3 { &FEW[..] } else { &PASSES };
             let found = logits_of_passes(&mut *open(device, &gguf, None), passes.iter().copied());
             let positions: usize = passes.iter().map(|pass| pass.len()).sum();
             let apart = difference(&found, &expected[..positions * (expected.len() / TOKENS.len())]);
