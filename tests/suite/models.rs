@@ -79,6 +79,10 @@ const TOKENS: [u32; 6] = [5, 301, 77, 1999, 3, 1024];
 /// [`TOKENS`] as a prompt and two tokens after it: both ways of computing, in as few steps as the emulator's pace suggests.
 const PASSES: [&[u32]; 3] = [&[5, 301, 77, 1999], &[3], &[1024]];
 
+/// The fewest tokens that are computed in both ways: what the emulator's pace allows for every type of weights. That any
+/// number of tokens gives the same is for `kernels::gemm`; the window of the Phi-3 shape takes more of them.
+const FEW: [&[u32]; 2] = [&[5, 301], &[77]];
+
 /// The model with its weights decoded, all F32.
 fn decoded(gguf: &Gguf) -> Arc<Gguf> {
     let mut writer = Writer::new();
@@ -109,7 +113,10 @@ fn devices_agree() {
         let gguf = synth::model(shape, quant, 9);
         let expected = logits(&mut *open(DeviceChoice::Cpu, &decoded(&gguf), None), &TOKENS, TOKENS.len());
         for device in devices() {
-            let apart = difference(&logits_of_passes(&mut *open(device, &gguf, None), PASSES), &expected);
+            let passes = if device == DeviceChoice::Emulator && shape != Shape::TinyPhi3 { &FEW[..] } else { &PASSES };
+            let found = logits_of_passes(&mut *open(device, &gguf, None), passes.iter().copied());
+            let positions: usize = passes.iter().map(|pass| pass.len()).sum();
+            let apart = difference(&found, &expected[..positions * (expected.len() / TOKENS.len())]);
             println!("{shape:?} {} {device:?}: {apart:.1e}", quant.name());
             assert!(apart < ROUNDING, "{shape:?} {} {device:?}: {apart:e}", quant.name());
         }
