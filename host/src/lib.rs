@@ -33,20 +33,33 @@
 //! - Conversations, with the template that the model was trained on: [`engine::chat`].
 //! - Errors name the file, tensor, device or flag, and say what to do: [`EngineError`].
 //!
-//! The modules are what the engine is made of; `docs/architecture.md` says how they hang together.
+//! That is the library. The hidden modules are what the engine is made of; they are public for the command, the tests and the
+//! benches of this repository, and change as it changes. `docs/architecture.md` says how they hang together.
 
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod demo;
+#[doc(hidden)]
 pub mod device;
 pub mod engine;
+#[doc(hidden)]
 pub mod gguf;
+#[doc(hidden)]
 pub mod model;
+#[doc(hidden)]
 pub mod pack;
+#[doc(hidden)]
 pub mod platform;
+#[doc(hidden)]
 pub mod ptx;
+#[doc(hidden)]
 pub mod stream;
 
+pub use engine::chat::{Chat, ChatError, Message, Role, TemplateSource};
 pub use engine::{
-    DeviceChoice, EncodeOptions, Engine, EngineError, EngineOptions, Event, GenerateOptions, Generated, LoadOptions,
-    Loading, MemoryReport, ModelFile, Sampling, Stop, Timing, Tokenizer, TokenizerError,
+    DeviceChoice, EncodeOptions, Engine, EngineError, EngineOptions, Event, GenerateOptions, Generated, Grammar,
+    GrammarVocabulary, LoadOptions, Loading, MemoryReport, ModelFile, Sampling, Stop, Syntax, Timing, Tokenizer,
+    TokenizerError,
 };
+pub use model::Config;
