@@ -109,6 +109,10 @@ pub trait Device: Transfer + Sized {
     fn load_kernels(&self, _types: &[TensorType]) -> Result<()> {
         Ok(())
     }
+    /// Bytes that computing takes beside activations, for passes of up to `tokens` tokens and `wanted` rows of logits.
+    fn workspace(&self, _dims: &Dims, _tokens: usize, _wanted: usize) -> u64 {
+        0
+    }
     /// The sizes that [`Device::prepare`] set.
     fn dims(&self) -> &Dims;
     /// Room for `rows x width` activations.

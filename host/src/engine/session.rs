@@ -112,7 +112,8 @@ struct Needs {
 }
 
 impl Needs {
-    fn new(model: &Model, batch: usize, wanted: usize) -> Result<Self, EngineError> {
+    /// `workspace` are the device's bytes beside the activations.
+    fn new(model: &Model, batch: usize, wanted: usize, workspace: u64) -> Result<Self, EngineError> {
         let d = &model.config.dims;
         // x, norm and wanted rows; q and y; k and v; gate and up; the rotations; tokens, positions, want, best.
         let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rotations * d.rope_dims + 4;
@@ -120,7 +121,7 @@ impl Needs {
             images: (0..model.config.layers).map(|i| model.layer_image(i)).collect::<Result<_, _>>()?,
             head: model.head_image()?,
             kv: (model.config.layers as u64).saturating_mul(d.kv_bytes()),
-            activations: ((batch * width + wanted * d.vocab) * size_of::<f32>()) as u64,
+            activations: ((batch * width + wanted * d.vocab) * size_of::<f32>()) as u64 + workspace,
         })
     }
 
@@ -201,7 +202,7 @@ const OTHER_ADVICE: &str =
 /// # Errors
 /// When a tensor's type is not supported.
 pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
-    let needs = Needs::new(model, 1, 1)?;
+    let needs = Needs::new(model, 1, 1, 0)?;
     Ok(needs.images.iter().chain([&needs.head]).map(|image| image.tensor_bytes() as u64).sum())
 }
 
@@ -215,7 +216,7 @@ impl<D: Device + 'static> Session<D> {
         let dims = model.config.dims.clone();
         let max_batch = dims.context.min(MAX_BATCH);
         let wanted = options.wanted.clamp(1, max_batch);
-        let needs = Needs::new(&model, max_batch, wanted)?;
+        let needs = Needs::new(&model, max_batch, wanted, dev.workspace(&dims, max_batch, wanted))?;
         let free = dev.memory()?.free;
         let usable = if dev.in_place() { free } else { free.saturating_sub(HEADROOM) };
         let limit = options.vram_budget.map_or(usable, |budget| budget.min(usable));

@@ -214,6 +214,14 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn workspace(&self, dims: &Dims, tokens: usize, wanted: usize) -> u64 {
+        let widest = dims.hidden.max(dims.q_width()).max(dims.ffn);
+        // A product's output before it is transposed and its input as the kernels take it, and the copy of the logits that is
+        // fetched.
+        let products = (tokens * widest).max(wanted * dims.vocab);
+        ((products + tokens * widest + wanted * dims.vocab) * size_of::<f32>()) as u64
+    }
+
     fn dims(&self) -> &Dims {
         self.dims.as_ref().expect("prepare() comes first")
     }
