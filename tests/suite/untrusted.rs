@@ -119,6 +119,7 @@ fn read_model(gguf: &Arc<Gguf>, config: &Config, tensors: &Tensors) {
     assert_eq!(tensors.layers.len(), config.layers);
     assert!(d.hidden > 0 && d.heads > 0 && d.kv_heads > 0 && d.heads.is_multiple_of(d.kv_heads) && d.vocab > 0);
     assert!(d.rope_dims <= d.head_dim && d.context > 0 && d.context <= config.trained_context);
+    assert!(config.trained_context <= config.max_context);
     assert_eq!(config.ropes.len(), d.rotations);
     for rope in &config.ropes {
         let Rotation { cos, sin } = rope.angles(&[0, d.context as u32 - 1]);

@@ -141,7 +141,7 @@ impl Plan {
 
     /// The context that holds every test.
     fn context(&self, workloads: &[Workload], config: &Config) -> anyhow::Result<usize> {
-        let limit = self.context.unwrap_or(config.trained_context);
+        let limit = self.context.unwrap_or(config.max_context);
         for workload in workloads {
             let need = workload.context();
             let of = if self.context.is_some() { "-c gives" } else { "the model allows" };

@@ -54,8 +54,7 @@ impl ModelArgs {
                 parts => format!(" in {parts} files"),
             }
         ));
-        let trained = config.trained_context;
-        self.say(&format!("context: {} tokens (the model allows {trained})", config.dims.context));
+        self.say(&format!("context: {} tokens (the model allows {})", config.dims.context, config.max_context));
         if self.verbose {
             self.say(&format!("sizes: {:?}", config.dims));
         }

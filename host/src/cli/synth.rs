@@ -99,15 +99,7 @@ pub fn write(
     out: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<u64> {
-    let sizes = shape.sizes();
-    let mut writer = Writer::new();
-    let name = format!("Random weights, the shape of {}, {}, seed {seed}", sizes.name, quant.name());
-    hyperparameters(&sizes, &name, &mut writer)?;
-    let vocab = copy_tokenizer(tokenizer, sizes.vocab, &mut writer)?;
-    let tensors = sizes.tensors(&quant, vocab);
-    for tensor in &tensors {
-        writer.tensor(&tensor.name, &tensor.dims, tensor.ty)?;
-    }
+    let (writer, tensors) = plan(shape, quant, seed, tokenizer)?;
     let bytes: u64 = writer.tensors().iter().map(|tensor| tensor.bytes).sum();
     check_space(out, bytes)?;
 
@@ -127,6 +119,20 @@ pub fn write(
         let _ = std::fs::remove_file(&unfinished);
         error.context(format!("{} cannot be written", out.display()))
     })
+}
+
+/// The file's metadata and table of tensors, and what to fill them with.
+fn plan(shape: Shape, quant: Quant, seed: u64, tokenizer: &Gguf) -> anyhow::Result<(Writer, Vec<Planned>)> {
+    let sizes = shape.sizes();
+    let mut writer = Writer::new();
+    let name = format!("Random weights, the shape of {}, {}, seed {seed}", sizes.name, quant.name());
+    hyperparameters(&sizes, &name, &mut writer)?;
+    let vocab = copy_tokenizer(tokenizer, sizes.vocab, &mut writer)?;
+    let tensors = sizes.tensors(&quant, vocab);
+    for tensor in &tensors {
+        writer.tensor(&tensor.name, &tensor.dims, tensor.ty)?;
+    }
+    Ok((writer, tensors))
 }
 
 fn hyperparameters(sizes: &Sizes, name: &str, writer: &mut Writer) -> anyhow::Result<()> {
@@ -256,6 +262,70 @@ impl Piece<'_> {
                     rng.set_stream(self.stream + i as u64);
                     quant::fill_random(ty, &mut || rng.next_u64(), sigma, chunk).expect("chunks are whole blocks");
                 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::FileExt, sync::Arc};
+
+    use clap::ValueEnum;
+
+    use super::*;
+    use crate::model::Model;
+
+    /// Parameters that the publishers count, or none for the shapes of tests.
+    fn published(shape: Shape) -> Option<u64> {
+        match shape {
+            Shape::Llama1b => Some(1_235_814_400),
+            Shape::Llama8b => Some(8_030_261_248),
+            Shape::Llama70b => Some(70_553_706_496),
+            Shape::Qwen05b => Some(494_032_768),
+            Shape::Qwen32b => Some(32_763_876_352),
+            Shape::Qwen3_8b => Some(8_190_735_360),
+            Shape::Phi3Mini => Some(3_821_079_552),
+            // The text part, less 64 rows of the embedding (262,208) that are no tokens.
+            Shape::Gemma3_4b => Some(3_880_263_168 - 64 * 2560),
+            Shape::Tiny | Shape::TinyQwen2 | Shape::TinyPhi3 => None,
+        }
+    }
+
+    /// Each shape is a model that opens, with as many parameters as the real one. The weights are a hole in the file.
+    #[test]
+    fn every_shape_is_a_model() {
+        let (demo, folder) = (demo::gguf().unwrap(), tempfile::tempdir().unwrap());
+        for &shape in Shape::value_variants() {
+            let (writer, tensors) = plan(shape, "Q4_K_M".parse().unwrap(), 0, &demo).unwrap();
+            let places = writer.tensors().to_vec();
+            let mut head = Vec::new();
+            writer.begin(&mut head).unwrap();
+            let start = head.len() as u64;
+            let path = folder.path().join("model.gguf");
+            let file = File::create(&path).unwrap();
+            file.write_all_at(&head, 0).unwrap();
+            let last = places.last().unwrap();
+            file.set_len(start + last.offset + last.bytes).unwrap();
+            // The only values that are read: factors of 0 would be refused.
+            for (tensor, place) in tensors.iter().zip(&places).filter(|(tensor, _)| tensor.name == "rope_freqs.weight")
+            {
+                let Fill::Values(values) = &tensor.fill else { panic!("{shape:?}: random rotary factors") };
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                file.write_all_at(&bytes, start + place.offset).unwrap();
+            }
+
+            let model = Model::new(Arc::new(Gguf::open(&path).unwrap()), None, 4096)
+                .unwrap_or_else(|e| panic!("{shape:?}: {e}"));
+            let sizes = shape.sizes();
+            assert_eq!((model.config.arch, model.config.layers), (sizes.arch, sizes.layers as usize), "{shape:?}");
+            assert_eq!((model.tied(), model.config.trained_context), (sizes.tied, sizes.context as usize), "{shape:?}");
+            let windowed = model.config.kinds.iter().any(|kind| kind.window.is_some());
+            assert_eq!(windowed, sizes.window.is_some(), "{shape:?}");
+            let weights = model.gguf.tensors().iter().filter(|tensor| tensor.name != "rope_freqs.weight");
+            let parameters: u64 = weights.map(|tensor| tensor.elems()).sum();
+            if let Some(published) = published(shape) {
+                assert_eq!(parameters, published, "{shape:?}");
             }
         }
     }

@@ -54,7 +54,7 @@ pub enum EngineError {
     /// More tokens than the context holds.
     #[error(
         "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text or \
-         lower -n{}", if context < trained { format!(", or raise -c (the model allows {trained})") } else { String::new() }
+         lower -n{}", if context < limit { format!(", or raise -c (the model allows {limit})") } else { String::new() }
     )]
     Context {
         /// Tokens of the prompt.
@@ -64,7 +64,7 @@ pub enum EngineError {
         /// The context of this run.
         context: usize,
         /// The model's own limit.
-        trained: usize,
+        limit: usize,
     },
     /// A pass of a size that was not prepared for: a mistake of the program that uses the engine.
     #[error(

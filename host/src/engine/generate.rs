@@ -92,7 +92,7 @@ pub fn check_length(config: &Config, prompt: &[u32], max_new: usize) -> Result<(
         return Err(EngineError::EmptyPrompt);
     }
     if tokens > context {
-        return Err(EngineError::Context { prompt: prompt.len(), max_new, context, trained: config.trained_context });
+        return Err(EngineError::Context { prompt: prompt.len(), max_new, context, limit: config.max_context });
     }
     Ok(())
 }

@@ -270,14 +270,14 @@ impl<D: Device> Runner for Session<D> {
     }
 
     fn pass(&mut self, tokens: &[u32], start: usize, wanted: usize) -> Result<(), EngineError> {
-        let Config { file, dims, trained_context, .. } = &self.model.config;
+        let Config { file, dims, max_context, .. } = &self.model.config;
         if tokens.is_empty() || tokens.len() > self.max_batch || wanted > tokens.len().min(self.max_wanted) {
             let (max_batch, max_wanted) = (self.max_batch, self.max_wanted);
             return Err(EngineError::Pass { tokens: tokens.len(), wanted, max_batch, max_wanted });
         }
         if start.saturating_add(tokens.len()) > dims.context {
-            let (max_new, context, trained) = (tokens.len(), dims.context, *trained_context);
-            return Err(EngineError::Context { prompt: start, max_new, context, trained });
+            let (max_new, context, limit) = (tokens.len(), dims.context, *max_context);
+            return Err(EngineError::Context { prompt: start, max_new, context, limit });
         }
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= dims.vocab) {
             return Err(EngineError::Vocabulary { file: file.clone(), token, vocab: dims.vocab });

@@ -129,9 +129,10 @@ impl Metadata {
         self.typed(key, "an integer in u64's range", |value| u64::try_from(value.integer()?).ok())
     }
 
-    /// The float `key`, of either width in the file; `None` if the key is absent, an error if the value is no float.
+    /// The number `key`, a float or an integer of any width in the file; `None` if the key is absent, an error if the value
+    /// is no number.
     pub fn f32(&self, key: &str) -> Result<Option<f32>, GgufError> {
-        self.typed(key, "a float", |value| value.float())
+        self.typed(key, "a number", |value| value.float().or_else(|| value.integer().map(|v| v as f32)))
     }
 
     /// As [`Self::f32`], and an error if the key is absent.

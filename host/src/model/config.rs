@@ -4,7 +4,7 @@ use super::{
     ModelError,
     arch::{Architecture, Traits},
     keys::Keys,
-    rope::Rope,
+    rope::{self, Rope},
 };
 use crate::{device::Dims, gguf::Gguf};
 
@@ -24,6 +24,8 @@ pub struct Config {
     pub layers: usize,
     /// The context it was trained for, in tokens.
     pub trained_context: usize,
+    /// The longest context it can be run with, in tokens: more than that where the file scales positions for more.
+    pub max_context: usize,
     /// What the device computes with. `dims.context` is the context of this run.
     pub dims: Dims,
     /// How positions become rotations: `dims.rotations` ways.
@@ -53,14 +55,18 @@ impl Config {
         let traits = arch.traits();
         let keys = Keys { gguf, prefix: traits.name };
         let size = |key: &str, max: usize| keys.require(key).and_then(|v| keys.within(key, v, 1, max));
+        let size_in_all = |key: &str, layers: usize, max: usize| match keys.same_in_all(key, layers)? {
+            Some(size) => keys.within(key, size, 1, max),
+            None => size(key, max),
+        };
 
         if gguf.tensors().is_empty() {
             return Err(keys.unsupported("a file without tensors (a vocabulary, say)".into()));
         }
         let layers = size("block_count", gguf.tensors().len())?;
         let hidden = size("embedding_length", 1 << 20)?;
-        let heads = size("attention.head_count", 1 << 14)?;
-        let kv_heads = keys.or("attention.head_count_kv", heads)?;
+        let heads = size_in_all("attention.head_count", layers, 1 << 14)?;
+        let kv_heads = keys.same_in_all("attention.head_count_kv", layers)?.unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(keys.bad("attention.head_count_kv", format!("{kv_heads} does not divide {heads} query heads")));
         }
@@ -93,14 +99,15 @@ impl Config {
         if !(eps.is_finite() && eps >= 0.0) {
             return Err(keys.bad("attention.layer_norm_rms_epsilon", format!("{eps} is not a number of 0 or more")));
         }
-        let ffn = size("feed_forward_length", 1 << 22)?;
-        let trained_context = size("context_length", 1 << 31)?;
+        let ffn = size_in_all("feed_forward_length", layers, 1 << 22)?;
+        let trained_context = size("context_length", rope::MAX_CONTEXT)?;
+        let max_context = rope::longest_context(&keys, trained_context)?;
         let context = context.unwrap_or(trained_context.min(default_context));
-        if context == 0 || context > trained_context {
+        if context == 0 || context > max_context {
             return Err(keys.bad(
                 "context_length",
                 format!(
-                    "the model was trained for {trained_context} tokens; -c {context} is outside 1..={trained_context}"
+                    "the model was trained for {trained_context} tokens; -c {context} is outside 1..={max_context}"
                 ),
             ));
         }
@@ -141,7 +148,7 @@ impl Config {
         };
         let name = gguf.metadata().str("general.name")?.map(str::to_owned);
         let file = gguf.name().to_owned();
-        Ok(Config { arch, file, name, layers, trained_context, dims, ropes, kinds })
+        Ok(Config { arch, file, name, layers, trained_context, max_context, dims, ropes, kinds })
     }
 }
 
@@ -205,6 +212,17 @@ mod tests {
 
     /// A file of `arch` with heads of 16 in a width of 48, and what `set` adds.
     fn config(arch: &str, layers: u32, set: impl Fn(&mut Writer)) -> Result<Config, ModelError> {
+        config_with(arch, layers, None, &[], set)
+    }
+
+    /// The same for a context, without the sizes that are `left_out`.
+    fn config_with(
+        arch: &str,
+        layers: u32,
+        context: Option<usize>,
+        left_out: &[&str],
+        set: impl Fn(&mut Writer),
+    ) -> Result<Config, ModelError> {
         let mut writer = Writer::new();
         writer.set("general.architecture", arch).unwrap();
         let sizes = [
@@ -216,7 +234,7 @@ mod tests {
             ("attention.key_length", 16),
             ("attention.value_length", 16),
         ];
-        for (key, value) in sizes {
+        for (key, value) in sizes.into_iter().filter(|(key, _)| !left_out.contains(key)) {
             writer.set(&format!("{arch}.{key}"), &value).unwrap();
         }
         writer.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), &1e-5f32).unwrap();
@@ -230,7 +248,72 @@ mod tests {
         for _ in 1..layers {
             data.write(&[0; 4]).unwrap();
         }
-        Config::new(&Gguf::from_vec("test", data.finish().unwrap()).unwrap(), None, 64)
+        Config::new(&Gguf::from_vec("test", data.finish().unwrap()).unwrap(), context, 64)
+    }
+
+    /// The context of the file is 64 tokens.
+    #[test]
+    fn the_context_is_limited_by_what_positions_are_scaled_for() {
+        let check = |kind: Option<&str>, factor: Option<f32>, original: Option<u32>, limit: usize| {
+            let open = |context: Option<usize>| {
+                config_with("qwen2", 1, context, &[], |w| {
+                    let scaling = |key: &str| format!("qwen2.rope.scaling.{key}");
+                    if let Some(kind) = kind {
+                        w.set(&scaling("type"), kind).unwrap();
+                    }
+                    if let Some(factor) = factor {
+                        w.set(&scaling("factor"), &factor).unwrap();
+                    }
+                    if let Some(original) = original {
+                        w.set(&scaling("original_context_length"), &original).unwrap();
+                    }
+                })
+            };
+            let case = format!("{kind:?} {factor:?} {original:?}");
+            let config = open(None).unwrap();
+            assert_eq!((config.dims.context, config.trained_context, config.max_context), (64, 64, limit), "{case}");
+            assert_eq!(open(Some(limit)).unwrap().dims.context, limit, "{case}");
+            let message = open(Some(limit + 1)).unwrap_err().to_string();
+            assert!(message.contains("64 tokens") && message.contains(&format!("1..={limit}")), "{case}: {message}");
+        };
+        check(None, None, None, 64);
+        check(Some("yarn"), Some(4.0), Some(64), 256);
+        check(Some("yarn"), Some(4.0), None, 256);
+        check(Some("yarn"), Some(4.0), Some(16), 64);
+        check(Some("yarn"), Some(2.5), Some(51), 128);
+        check(Some("linear"), Some(4.0), Some(64), 256);
+        check(Some("linear"), Some(4.0), None, 64);
+        check(None, Some(4.0), Some(64), 256);
+        check(Some("none"), Some(4.0), Some(64), 64);
+        check(Some("yarn"), Some(f32::MAX), Some(64), 1 << 31);
+    }
+
+    /// Some converters state sizes for each layer.
+    #[test]
+    fn sizes_of_each_layer_have_to_be_the_same() {
+        let (mut heads, mut kv_heads, mut ffn) = ([2u32; 3], [1u32; 3], [32u32; 3]);
+        let keys = ["attention.head_count", "attention.head_count_kv", "feed_forward_length"];
+        let open = |values: [&[u32]; 3]| {
+            config_with("llama", 3, None, &keys, |w| {
+                for (key, value) in keys.iter().zip(values) {
+                    w.set(&format!("llama.{key}"), value).unwrap();
+                }
+            })
+        };
+        let dims = open([&heads, &kv_heads, &ffn]).unwrap().dims;
+        assert_eq!((dims.heads, dims.kv_heads, dims.ffn), (2, 1, 32));
+        let message = open([&heads, &kv_heads[..2], &ffn]).unwrap_err().to_string();
+        assert!(message.contains("llama.attention.head_count_kv") && message.contains("3 layers"), "{message}");
+        let refused = |values: [&[u32]; 3], key: &str| {
+            let message = open(values).unwrap_err().to_string();
+            assert!(message.contains(&format!("layers of different sizes (llama.{key})")), "{message}");
+        };
+        ffn[2] = 16;
+        refused([&heads, &kv_heads, &ffn], "feed_forward_length");
+        kv_heads[1] = 2;
+        refused([&heads, &kv_heads, &ffn], "attention.head_count_kv");
+        heads[0] = 4;
+        refused([&heads, &kv_heads, &ffn], "attention.head_count");
     }
 
     fn windows(config: &Config) -> Vec<Option<u32>> {

@@ -26,6 +26,19 @@ impl Keys<'_> {
         Ok(self.size(key)?.unwrap_or(default))
     }
 
+    /// A size that files state once, or for each of `layers` layers; here it has to be the same for all.
+    pub fn same_in_all(&self, key: &str, layers: usize) -> Result<Option<usize>, ModelError> {
+        let Some(Value::Array(array)) = self.gguf.metadata().get(&self.key(key)) else { return self.size(key) };
+        if array.len() != layers {
+            return Err(self.bad(key, format!("an array of {} sizes for {layers} layers", array.len())));
+        }
+        let sizes = self.gguf.metadata().u32s(&self.key(key))?.unwrap_or_default();
+        if sizes.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(self.unsupported(format!("a model with layers of different sizes ({})", self.key(key))));
+        }
+        Ok(sizes.first().map(|&size| size as usize))
+    }
+
     pub fn float(&self, key: &str) -> Result<Option<f64>, ModelError> {
         Ok(self.gguf.metadata().f32(&self.key(key))?.map(f64::from))
     }

@@ -6,6 +6,8 @@ use std::f64::consts::TAU;
 use super::{ModelError, keys::Keys};
 use crate::{device::Rotation, gguf::TensorInfo};
 
+/// No context is longer, in tokens.
+pub(super) const MAX_CONTEXT: usize = 1 << 31;
 /// The base of models that state none.
 const DEFAULT_BASE: f64 = 10_000.0;
 /// Turns within the original context from which YaRN leaves a pair as it is, and below which it slows it down entirely.
@@ -36,17 +38,9 @@ impl Rope {
     /// Another kind of scaling, or factors that are not positive numbers.
     pub(super) fn new(keys: &Keys<'_>, dims: usize, trained: usize, context: usize) -> Result<Self, ModelError> {
         let base = keys.positive("rope.freq_base")?.unwrap_or(DEFAULT_BASE);
-        let original = match keys.size("rope.scaling.original_context_length")? {
-            None => trained,
-            Some(0) => return Err(keys.bad("rope.scaling.original_context_length", "0 tokens".into())),
-            Some(stated) => stated,
-        };
+        let original = original_context(keys)?.unwrap_or(trained);
         let mut rope = Rope::plain(base, dims);
-        // A factor without a type is linear, and so is the key that came before both.
-        let factor = match keys.positive("rope.scaling.factor")? {
-            Some(factor) => factor,
-            None => keys.positive("rope.scale_linear")?.unwrap_or(1.0),
-        };
+        let factor = factor(keys)?;
         let scaling = keys.str("rope.scaling.type")?;
         match scaling {
             None | Some("none" | "linear" | "yarn" | "longrope") => (),
@@ -126,6 +120,39 @@ impl Rope {
     }
 }
 
+/// How many times longer the file's scaling makes the context: 1 where it states nothing, or 0, which stands for none. A
+/// factor without a type is linear, and so is the key that came before both.
+fn factor(keys: &Keys<'_>) -> Result<f64, ModelError> {
+    let (factor, before) = ("rope.scaling.factor", "rope.scale_linear");
+    let key = if keys.float(factor)?.is_some() { factor } else { before };
+    Ok(keys.positive_or_off(key)?.unwrap_or(1.0))
+}
+
+/// The context before it was stretched, where the file states it.
+fn original_context(keys: &Keys<'_>) -> Result<Option<usize>, ModelError> {
+    const KEY: &str = "rope.scaling.original_context_length";
+    match keys.size(KEY)? {
+        Some(0) => Err(keys.bad(KEY, "0 tokens".into())),
+        stated => Ok(stated),
+    }
+}
+
+/// The longest context that positions are made for: that of the training, or what scaling makes of the original one.
+///
+/// # Errors
+/// When the scaling's metadata make no sense.
+pub(super) fn longest_context(keys: &Keys<'_>, trained: usize) -> Result<usize, ModelError> {
+    let original = match (keys.str("rope.scaling.type")?, original_context(keys)?) {
+        (Some("none"), _) => return Ok(trained),
+        (_, Some(stated)) => stated,
+        (Some("yarn"), None) => trained,
+        // A file that is scaled linearly gives its context as it is after that.
+        (_, None) => return Ok(trained),
+    };
+    let stretched = (original as f64 * factor(keys)?).round().min(MAX_CONTEXT as f64);
+    Ok(trained.max(stretched as usize))
+}
+
 /// What the frequencies are divided by.
 fn factors(keys: &Keys<'_>, info: &TensorInfo, dims: usize) -> Result<Vec<f64>, ModelError> {
     let file = || keys.gguf.name().to_owned();
@@ -193,7 +220,10 @@ mod tests {
             w.set(&key("scaling.factor"), &4f32).unwrap();
         };
         assert_scaled(&rope(none).unwrap(), 1.0);
-        assert!(rope(|w| drop(w.set(&key("scaling.factor"), &0f32))).is_err());
+        // 0 stands for no scaling, and whole numbers may be stored as integers.
+        assert_scaled(&rope(|w| drop(w.set(&key("scaling.factor"), &0f32))).unwrap(), 1.0);
+        assert_scaled(&rope(|w| drop(w.set(&key("scaling.factor"), &4u32))).unwrap(), 4.0);
+        assert!(rope(|w| drop(w.set(&key("scaling.factor"), &-1f32))).is_err());
     }
 
     #[test]

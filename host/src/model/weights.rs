@@ -113,7 +113,7 @@ impl Finder<'_> {
     }
 
     /// Matrices of the same input, by name and number of outputs: each a tensor, or all of them one after the other in
-    /// the rows of `fused`.
+    /// the rows of `fused`. That may be the name of a part, too: it is the part where it has as many rows.
     fn linears<const N: usize>(
         &self,
         fused: &str,
@@ -121,7 +121,11 @@ impl Finder<'_> {
         inputs: usize,
     ) -> Result<[Linear<TensorPart>; N], ModelError> {
         let has = |name: &str| self.gguf.tensor(&format!("{name}.weight")).is_some();
-        let separate = has(&parts[0].0) || !has(fused);
+        let is_part = |(name, outputs): &(String, usize)| {
+            let rows = self.gguf.tensor(&format!("{name}.weight")).map(|info| info.rows());
+            name == fused && rows == Some(*outputs as u64)
+        };
+        let separate = has(&parts[0].0) || !has(fused) || parts.iter().any(is_part);
         let whole = match separate {
             true => None,
             false => Some(self.linear(fused, parts.iter().map(|(_, outputs)| outputs).sum(), inputs)?),

@@ -216,7 +216,11 @@ impl<D: Driver> WeightVisitor for Matmul<'_, D> {
 
     fn visit<F: WeightKernels>(self) -> Result<()> {
         let Matmul { driver, w, x, bias, y, rows, cols, tokens, accumulate } = self;
-        // SAFETY: `matmul` checked every extent against its buffer.
+        // SAFETY: `matmul` checked every extent against its buffer. Alignment: `x` is an allocation's start, 256-byte aligned.
+        // So is the matrix that `w` belongs to, at a multiple of `TENSOR_ALIGN` in its buffer; `w` may be a later row of it
+        // (`Tensor::part`), a whole number of blocks further on. Of the 16 bytes that the kernels' contract names, only `x`
+        // needs as many: a block is read in words of 1, 2 or 4 bytes at multiples of their length, and the length of a
+        // format's block is a multiple of its longest word (`quant::Bytes`), so every row is aligned as the first one is.
         unsafe {
             if tokens == 1 {
                 driver.launch::<F::Gemv>(weights::gemv_grid(rows), (w, x, bias, y, rows, cols, accumulate))
