@@ -2,12 +2,17 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use ntransformer::{
-    engine::tokenizer::{EncodeOptions, Tokenizer},
+    device::cpu::CpuDevice,
+    engine::{
+        EngineError, LoadOptions, Runner, Session,
+        tokenizer::{EncodeOptions, Tokenizer},
+    },
     gguf::{Gguf, GgufFault, Writer},
+    model::Model,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rayon::prelude::*;
@@ -16,6 +21,9 @@ use crate::{
     allocations, setup,
     untrusted::{Reached, allowed, read_all, seeds},
 };
+
+/// Of the damaged files that are models, one in so many is computed with.
+const COMPUTED: u32 = 20;
 
 /// Damaged files in all.
 const FILES: u64 = 100_000;
@@ -76,11 +84,27 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut SmallRng) {
     }
 }
 
+/// A pass over two tokens, on the CPU: whether it gave numbers, or an error. The file bounds every size but the context.
+fn compute(bytes: Vec<u8>) -> Result<bool, EngineError> {
+    // For a context unlike that of reading, LongRoPE takes other factors, which may be damaged.
+    let model = Model::new(Arc::new(Gguf::from_vec("untrusted", bytes)?), None, 8)?;
+    let (vocab, tokens) = (model.config.dims.vocab, model.config.dims.context.min(2));
+    let options = LoadOptions { streaming: false, vram_budget: None, wanted: tokens, announce: |_| () };
+    let mut session = Session::load(CpuDevice::new(), model, &options, &mut |_| ())?;
+    session.pass(&[0, vocab as u32 - 1][..tokens], 0, tokens)?;
+    let logits = session.logits()?;
+    assert_eq!(logits.len(), tokens * vocab);
+    let (best, numbers) = (session.argmax()?, logits.iter().all(|logit| logit.is_finite()));
+    assert!(best.is_none_or(|best| (best as usize) < vocab) && (!numbers || best.is_some()));
+    Ok(numbers)
+}
+
 #[test]
 fn damaged_files_are_errors_or_consistent() {
     let originals = originals();
     // Files of each kind that were refused, sound, and models; and the highest use of memory.
     let counts = Mutex::new((vec![[0u64; 3]; originals.len()], 0.0f64));
+    let sample = Mutex::new(Vec::new());
     (0..FILES).into_par_iter().for_each(|seed| {
         let mut rng = SmallRng::seed_from_u64(seed);
         let which = choose(seed, originals.len());
@@ -88,12 +112,16 @@ fn damaged_files_are_errors_or_consistent() {
         let mut bytes = original.clone();
         mutate(&mut bytes, &mut rng);
         let len = bytes.len();
+        let chosen = rng.random_ratio(1, COMPUTED).then(|| bytes.clone());
         let (reached, peak) =
             catch_unwind(AssertUnwindSafe(|| allocations::peak(|| read_all(bytes)))).unwrap_or_else(|panic| {
                 eprintln!("the panic is of seed {seed}, which damages {name}");
                 resume_unwind(panic)
             });
         assert!(peak <= allowed(len), "seed {seed}, which damages {name}: {peak} bytes for a file of {len}");
+        if let Some(bytes) = chosen.filter(|_| reached == Reached::Model) {
+            sample.lock().unwrap().push((seed, bytes));
+        }
         let mut counts = counts.lock().unwrap();
         counts.0[which][reached as usize] += 1;
         counts.1 = counts.1.max(peak as f64 / allowed(len) as f64);
@@ -104,6 +132,19 @@ fn damaged_files_are_errors_or_consistent() {
         // One side alone would prove little.
         assert!(*refused > 10 && files + models > 10, "{name}: {refused} refused, {files} sound, {models} models");
     }
+    // Apart from the reading above, whose memory is counted by thread.
+    let sample = sample.into_inner().unwrap();
+    let files = sample.len();
+    let numbers = sample.into_par_iter().filter_map(|(seed, bytes)| {
+        let numbers = catch_unwind(AssertUnwindSafe(|| compute(bytes))).unwrap_or_else(|panic| {
+            eprintln!("the panic is of computing with seed {seed}");
+            resume_unwind(panic)
+        });
+        numbers.ok().filter(|&numbers| numbers)
+    });
+    let numbers = numbers.count();
+    println!("computed: {files}, {numbers} of them with finite logits");
+    assert!(numbers > 200, "{numbers} of {files} computed");
     println!("memory: {:.0} % of what is allowed at most", 100.0 * used);
     assert!(counts[1][Reached::Model as usize] > 1000 && counts[2][Reached::Model as usize] > 1000);
 }
