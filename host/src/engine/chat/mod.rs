@@ -9,6 +9,10 @@
 //! ([`Tokenizer::encode_marked`]). A message that ends like the beginning of a control token's text, or begins like the
 //! end of one, is marked there, too.
 //!
+//! Many files have the signs of turns as user-defined tokens, which any text becomes. Those that the template writes around
+//! messages, or only names, are marked like control tokens. What it only names is left alone in answers: a template may
+//! look for it there, to remove a model's reasoning (`</think>`).
+//!
 //! Against encoding template text and messages one by one, this has no seams: words that a message and its template share
 //! are merged as in the whole text, as a model was trained on it, and a template may trim, cut or change messages. What it
 //! does not stop is a template that itself cuts something out of the middle of a message and so puts the halves of a control
@@ -235,15 +239,36 @@ fn encode(tokenizer: &Tokenizer, template: &Template, mut messages: Vec<Message>
     let used: HashSet<char> = texts.flat_map(str::chars).collect();
     let mark = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !used.contains(c));
     let mark = mark.ok_or_else(|| template.error(ChatFault::NoMark))?;
-    let controls: Vec<&str> = tokenizer.control_texts().collect();
+    let written = written_around(template, mark);
+    let steering = tokenizer.user_defined_texts().filter(|text| may_steer(text));
+    let (turns, others): (Vec<&str>, Vec<&str>) =
+        (steering.filter(|text| written.contains(text) || template.has(text))).partition(|text| written.contains(text));
+    let in_answers: Vec<&str> = tokenizer.control_texts().chain(turns.iter().copied()).collect();
+    let in_others = [&in_answers[..], &others].concat();
     for message in &mut messages {
-        message.content = marked(&message.content, &controls, mark);
+        let special = if message.role == Role::Assistant { &in_answers } else { &in_others };
+        message.content = marked(&message.content, special, mark);
     }
-    let mut tokens = tokenizer.encode_marked(&template.render(&messages, true)?, mark)?;
+    let rendered = template.render(&messages, true)?;
+    let mut tokens = tokenizer.encode_marked(&rendered, mark, &[turns, others].concat())?;
     if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && tokens.first() != Some(bos)) {
         tokens.insert(0, bos);
     }
     Ok(tokens)
+}
+
+/// What the template writes around messages. They are `filler` here, a character that no token has.
+fn written_around(template: &Template, filler: char) -> String {
+    let roles = [Role::System, Role::User, Role::Assistant, Role::User];
+    let messages = roles.map(|role| Message::new(role, filler));
+    // Some take no system message. One that takes neither conversation is still known by its source.
+    let written = template.render(&messages, false).or_else(|_| template.render(&messages[1..], false));
+    written.unwrap_or_default()
+}
+
+/// Whether a user-defined token can be a template's sign for a turn: blanks and single characters are parts of any text.
+fn may_steer(text: &str) -> bool {
+    text.chars().nth(1).is_some() && text.chars().any(|c| !c.is_whitespace() && c != '\u{2581}')
 }
 
 /// `text` with `mark` in it wherever it holds one of `controls`, or a part of one at its start or end.

@@ -117,6 +117,11 @@ impl Template {
         &self.source
     }
 
+    /// Whether `text` is in the template or the special tokens that it knows.
+    pub(super) fn has(&self, text: &str) -> bool {
+        self.source.contains(text) || self.tokens.iter().any(|(_, token)| token.contains(text))
+    }
+
     pub(super) fn error(&self, fault: ChatFault) -> ChatError {
         ChatError { file: self.file.clone(), fault }
     }

@@ -139,8 +139,9 @@ impl Tokenizer {
             Some(true) if vocab.bos.is_none() => return Err(fail(TokenizerFault::NoBos)),
             stated => stated.unwrap_or(usual) && vocab.bos.is_some(),
         };
-        let user_defined = Special::new(&vocab, &[Kind::UserDefined]).map_err(fail)?;
-        let special = Special::new(&vocab, &[Kind::UserDefined, Kind::Control, Kind::Unknown]).map_err(fail)?;
+        let user_defined = Special::new(vocab.of_kinds(&[Kind::UserDefined])).map_err(fail)?;
+        let special = vocab.of_kinds(&[Kind::UserDefined, Kind::Control, Kind::Unknown]);
+        let special = Special::new(special).map_err(fail)?;
         let eats_blanks = if is_phi3(gguf)? { phi3_eats_blanks(&vocab).collect() } else { HashSet::new() };
         Ok(Self { file: gguf.name().to_owned(), vocab, model, adds_bos, user_defined, special, eats_blanks })
     }
@@ -160,17 +161,20 @@ impl Tokenizer {
     }
 
     /// The ids of `text` with its special tokens, without the character `mark`: it is dropped, and a special token's text
-    /// with a mark in it is text.
+    /// with a mark in it is text. The user-defined tokens whose texts are in `steering` are special, too: no text with a
+    /// mark becomes one, as that of others does.
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode_marked(&self, text: &str, mark: char, steering: &[&str]) -> Result<Vec<u32>, TokenizerError> {
+        let harmless = self.vocab.of_kinds(&[Kind::UserDefined]).filter(|(_, text)| !steering.contains(text));
+        let harmless = Special::new(harmless).map_err(|fault| self.error(fault))?;
         let mut ids = Vec::new();
         for piece in self.special.cut(text, |id| self.eats_blanks.contains(&id)) {
             match piece {
                 Piece::Token(id) => ids.push(id),
                 // A mark may also have broken a token that text becomes anyway, where a control token overlaps it.
-                Piece::Text(text) => self.encode_with(&self.user_defined, &text.replace(mark, ""), &mut ids)?,
+                Piece::Text(text) => self.encode_with(&harmless, &text.replace(mark, ""), &mut ids)?,
             }
         }
         Ok(ids)
@@ -180,6 +184,11 @@ impl Tokenizer {
     pub fn control_texts(&self) -> impl Iterator<Item = &str> {
         let texts = self.vocab.of_kinds(&[Kind::Control, Kind::Unknown]);
         texts.map(|(_, text)| text).filter(|text| !text.is_empty())
+    }
+
+    /// The texts that become tokens whether or not special tokens are asked for.
+    pub fn user_defined_texts(&self) -> impl Iterator<Item = &str> {
+        self.vocab.of_kinds(&[Kind::UserDefined]).map(|(_, text)| text).filter(|text| !text.is_empty())
     }
 
     fn encode_with(&self, special: &Special, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {

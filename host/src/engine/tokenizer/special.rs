@@ -1,9 +1,6 @@
 //! Cuts text at the tokens that are matched as a whole, before what lies between them is tokenized.
 
-use super::{
-    TokenizerFault,
-    vocab::{Kind, Vocab},
-};
+use super::TokenizerFault;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use std::collections::BTreeMap;
 
@@ -31,9 +28,10 @@ struct SameLength {
 }
 
 impl Special {
-    pub(super) fn new(vocab: &Vocab, kinds: &'static [Kind]) -> Result<Self, TokenizerFault> {
+    /// Finds these ids by their texts; those without one are never found.
+    pub(super) fn new<'a>(tokens: impl Iterator<Item = (u32, &'a str)>) -> Result<Self, TokenizerFault> {
         let mut by_length: BTreeMap<usize, (Vec<u32>, Vec<&str>)> = BTreeMap::new();
-        for (id, text) in vocab.of_kinds(kinds).filter(|(_, text)| !text.is_empty()) {
+        for (id, text) in tokens.filter(|(_, text)| !text.is_empty()) {
             let (ids, texts) = by_length.entry(text.len()).or_default();
             ids.push(id);
             texts.push(text);
