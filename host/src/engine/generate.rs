@@ -104,6 +104,8 @@ struct Answer {
     out: Generated,
     utf8: Utf8Stream,
     stop: StopStrings,
+    /// The caller asked to stop, and hears of nothing more.
+    interrupted: bool,
 }
 
 impl Answer {
@@ -112,41 +114,49 @@ impl Answer {
         let (tokens, text) = (Vec::new(), String::new());
         let out =
             Generated { tokens, text, stop: Stop::Length, unfinished: false, reused: 0, prompt: none, decode: none };
-        Answer { out, utf8: Utf8Stream::default(), stop: StopStrings::new(stop) }
+        Answer { out, utf8: Utf8Stream::default(), stop: StopStrings::new(stop), interrupted: false }
     }
 
     /// Adds a token, whose bytes are `bytes`. Gives the reason to stop after it, if there is one.
     fn push(&mut self, token: u32, bytes: &[u8], told: Told<'_>) -> Option<Stop> {
         self.out.tokens.push(token);
-        let after_token = told(Event::Token(token));
+        self.tell(Event::Token(token), told);
         let (text, stopped) = self.stop.push(&self.utf8.push(bytes));
-        let after_text = self.tell(&text, told);
+        self.add(&text, told);
         match stopped {
             true => Some(Stop::StopString),
-            false => (after_token.is_break() || after_text.is_break()).then_some(Stop::Interrupted),
+            false => self.interrupted.then_some(Stop::Interrupted),
         }
     }
 
-    fn tell(&mut self, text: &str, told: Told<'_>) -> ControlFlow<()> {
-        self.out.text.push_str(text);
-        if text.is_empty() { ControlFlow::Continue(()) } else { told(Event::Text(text)) }
+    fn tell(&mut self, event: Event<'_>, told: Told<'_>) {
+        if !self.interrupted {
+            self.interrupted = told(event).is_break();
+        }
     }
 
-    /// The whole, after what was held back has been told.
+    fn add(&mut self, text: &str, told: Told<'_>) {
+        self.out.text.push_str(text);
+        if !text.is_empty() {
+            self.tell(Event::Text(text), told);
+        }
+    }
+
+    /// The whole, with what was held back; that is told too, unless the caller asked to stop.
     fn end(mut self, stop: Stop, told: Told<'_>) -> Generated {
         let rest = match stop {
             Stop::StopString => String::new(),
             _ => self.stop.push(&self.utf8.flush()).0 + &self.stop.flush(),
         };
-        // Too late to stop it.
-        let _ = self.tell(&rest, told);
+        self.add(&rest, told);
         self.out.stop = stop;
         self.out
     }
 }
 
 impl Engine {
-    /// Continues `prompt`. `told` hears of every token and may end the text by answering [`ControlFlow::Break`].
+    /// Continues `prompt`. `told` hears of every token and may end the text by answering [`ControlFlow::Break`]: then it
+    /// is not called again, and text that was held back is in [`Generated::text`] only.
     ///
     /// The tokens that `prompt` starts with and that are in the KV cache from the calls before are not computed again;
     /// only the last one always is, for its logits. After an error or an interruption the cache is as valid as before.
@@ -178,7 +188,8 @@ impl Engine {
             answer.out.prompt.tokens += chunk.len();
             answer.out.prompt.passes += 1;
             answer.out.prompt.time = started.elapsed();
-            if told(Event::Prompt(self.cached.len())).is_break() {
+            answer.tell(Event::Prompt(self.cached.len()), told);
+            if answer.interrupted {
                 return Ok(answer.end(Stop::Interrupted, told));
             }
         }
@@ -338,6 +349,24 @@ mod tests {
             assert_eq!(engine.cached().len(), kept);
             assert_eq!(run(&mut engine, &prompt).unwrap(), expected, "after pass {fails} failed");
             assert_eq!(script.borrow().passes[0].0, kept.min(9));
+        }
+    }
+
+    #[test]
+    fn who_asked_to_stop_hears_nothing_more() {
+        // Half a stop string, and half a character.
+        for (bytes, told_text, text) in [(&b"so EN"[..], "so ", "so EN"), (b"so \xC3", "so ", "so \u{FFFD}")] {
+            for at in [Event::Token(7), Event::Text(told_text)] {
+                let mut heard = 0;
+                let mut told = |event: Event<'_>| {
+                    heard += 1;
+                    if event == at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                };
+                let mut answer = Answer::new(&["END".to_owned()]);
+                assert_eq!(answer.push(7, bytes, &mut told), Some(Stop::Interrupted));
+                assert_eq!(answer.end(Stop::Interrupted, &mut told).text, text);
+                assert_eq!(heard, if at == Event::Token(7) { 1 } else { 2 }, "{text}, after {at:?}");
+            }
         }
     }
 

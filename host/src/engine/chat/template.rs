@@ -5,19 +5,22 @@
 //! functions `raise_exception` and `strftime_now`; undefined names are empty. Values print as Python prints them.
 //!
 //! A template comes with a model, so it is not trusted: it can compute and nothing else. Its length, its steps, the depth
-//! of its recursion and the length of what it writes are limited. The memory of the strings that it builds is only limited
-//! by the steps: a template that means harm can still make the process run out of memory.
+//! of its recursion, its time, the length of what it writes, and numbers that make a single step long (`indent`, `slice`,
+//! `batch`) are limited. The memory of the strings and lists that it builds is only limited by steps and time: a template
+//! that means harm can still make the process run out of memory, by doubling a string with `+`, by `replace` or `join` with
+//! long strings, or by a wide field in `format`. And one that is stopped for its time goes on, unheard, on its thread.
 
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    sync::LazyLock,
+    sync::{Arc, LazyLock, mpsc},
+    time::Duration,
 };
 
 use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context, escape_formatter,
+    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, context, escape_formatter, filters,
     syntax::SyntaxConfig,
-    value::{Kwargs, ValueKind},
+    value::{Kwargs, StringInput, ValueKind},
 };
 use regex_automata::meta::Regex;
 
@@ -31,6 +34,18 @@ const MAX_STEPS: u64 = 20_000_000;
 
 /// Bytes that a template may write beyond the conversation itself.
 const MAX_OUTPUT: usize = 64 << 20;
+
+/// Time for a rendering: what takes this long never ends, or builds strings without end.
+const MAX_TIME: Duration = Duration::from_secs(10);
+
+/// Stack for a rendering, in bytes: more than the deepest recursion that is allowed takes.
+const STACK: usize = 8 << 20;
+
+/// The most parts that `slice` makes, and the longest ones of `batch`.
+const MAX_PARTS: usize = 100_000;
+
+/// The most blanks that each level of `tojson` adds.
+const MAX_JSON_INDENT: usize = 64;
 
 /// What starts the message of an error that a template raises itself.
 const RAISED: &str = "raised by the template: ";
@@ -76,7 +91,7 @@ impl Message {
 /// A template that was understood.
 #[derive(Debug)]
 pub struct Template {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     file: String,
     name: String,
     source: String,
@@ -99,7 +114,7 @@ impl Template {
         let mut env = environment();
         env.add_template_owned("chat", without_generation_blocks(source)).map_err(|e| fail(fault(name, &e)))?;
         let (file, name, source) = (file.to_owned(), name.to_owned(), source.to_owned());
-        Ok(Template { env, file, name, source, tokens })
+        Ok(Template { env: Arc::new(env), file, name, source, tokens })
     }
 
     /// The same, of the file `file`.
@@ -131,6 +146,10 @@ impl Template {
     /// # Errors
     /// What the template refuses, or what is wrong with it.
     pub fn render(&self, messages: &[Message], answer: bool) -> Result<String, ChatError> {
+        self.render_within(messages, answer, MAX_TIME)
+    }
+
+    fn render_within(&self, messages: &[Message], answer: bool, time: Duration) -> Result<String, ChatError> {
         let said: usize = messages.iter().map(|m| m.content.len()).sum();
         let mut out = Limited { bytes: Vec::new(), left: said.saturating_mul(4).saturating_add(MAX_OUTPUT) };
         let max = out.left;
@@ -142,9 +161,31 @@ impl Template {
             add_generation_prompt => answer,
             ..Value::from(self.tokens.iter().map(|(name, text)| (*name, text.clone())).collect::<BTreeMap<_, _>>())
         };
-        let template = self.env.get_template("chat").map_err(|e| self.error(fault(&self.name, &e)))?;
-        match template.render_captured_to(context, &mut out) {
-            Ok(_) => Ok(String::from_utf8_lossy(&out.bytes).into_owned()),
+        // Steps can be long, and there is no way to stop one from outside or to ask for the time between all of them. So a
+        // template that takes too long is left alone: its thread ends with its steps, or with the process.
+        let env = Arc::clone(&self.env);
+        let (done, rendered) = mpsc::sync_channel(1);
+        let work = move || {
+            let template = env.get_template("chat");
+            let result = template.and_then(|t| t.render_captured_to(context, &mut out).map(drop));
+            // Nobody hears it when the time is over.
+            let _ = done.send((result, out));
+        };
+        let failed = |message| self.error(ChatFault::Failed { name: self.name.clone(), line: None, message });
+        let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK).spawn(work);
+        let thread = thread.map_err(|e| failed(format!("no thread can be started for it: {e}")))?;
+        let (result, out) = match rendered.recv_timeout(time) {
+            Ok(rendered) => rendered,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                return Err(failed(format!("it takes longer than {} s", time.as_secs_f64())));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => unreachable!("the thread sends before it ends"),
+            },
+        };
+        match result {
+            Ok(()) => Ok(String::from_utf8_lossy(&out.bytes).into_owned()),
             Err(_) if out.left == 0 => Err(self.error(ChatFault::OutputTooLong { name: self.name.clone(), max })),
             Err(e) => Err(self.error(fault(&self.name, &e))),
         }
@@ -197,6 +238,13 @@ fn environment() -> Environment<'static> {
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(MAX_STEPS));
     env.add_filter("tojson", tojson);
+    env.add_filter("indent", indent);
+    env.add_filter("slice", |state: &State<'_, '_>, value: Value, count: usize, fill: Option<Value>| {
+        bounded("slice", count, MAX_PARTS).and_then(|()| filters::slice(state, value, count, fill))
+    });
+    env.add_filter("batch", |state: &State<'_, '_>, value: Value, count: usize, fill: Option<Value>| {
+        bounded("batch", count, MAX_PARTS).and_then(|()| filters::batch(state, value, count, fill))
+    });
     // Python's None is not, and templates ask before they take the length of what they may not have been given.
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
@@ -210,6 +258,31 @@ fn environment() -> Environment<'static> {
     env
 }
 
+/// Whether a filter's number is one that it can do at once.
+fn bounded(filter: &str, number: usize, max: usize) -> Result<(), Error> {
+    match number <= max {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::InvalidOperation, format!("{filter}({number}): at most {max} is allowed"))),
+    }
+}
+
+/// minijinja's, of texts that do not become longer than what a template may write.
+fn indent(
+    text: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let width = match width {
+        Some(width) => width,
+        None => options.get::<Option<usize>>("width")?.unwrap_or(4),
+    };
+    let lines = text.as_str().split('\n').count();
+    bounded("indent", width, MAX_OUTPUT / lines)?;
+    filters::indent(text, Some(width), first, blank, options)
+}
+
 /// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it: minijinja's without the escapes that HTML needs.
 fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<String, Error> {
     // It is what happens anyway.
@@ -221,7 +294,10 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Strin
         None => options.get("indent")?,
     };
     options.assert_all_used()?;
-    let json = minijinja::filters::tojson(value, indent, Kwargs::from_iter(Vec::<(String, Value)>::new()))?;
+    if let Some(indent) = indent.as_ref().and_then(Value::as_usize) {
+        bounded("tojson", indent, MAX_JSON_INDENT)?;
+    }
+    let json = filters::tojson(value, indent, Kwargs::from_iter(Vec::<(String, Value)>::new()))?;
     let json = json.as_str().unwrap_or_default();
     let mut out = String::with_capacity(json.len());
     let mut rest = json;
@@ -259,4 +335,41 @@ fn without_generation_blocks(source: &str) -> String {
     }
     out.push_str(&source[end..]);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> Template {
+        Template::new("model.gguf", "t", source, Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn a_step_that_would_take_all_memory_is_refused() {
+        for (source, message) in [
+            ("{{ 'x'|indent(1000000000000, true) }}", "indent(1000000000000): at most 67108864"),
+            ("{{ 'x'|indent(width=1000000000000) }}", "indent(1000000000000): at most 67108864"),
+            ("{{ ('x\\n' * 100000)|indent(10000) }}", "indent(10000): at most 671"),
+            ("{{ [1,2]|slice(9223372036854775807)|list }}", "slice(9223372036854775807): at most 100000"),
+            ("{{ [1,2]|batch(9223372036854775807, 0)|list }}", "batch(9223372036854775807): at most 100000"),
+            ("{{ messages|tojson(indent=9223372036854775807) }}", "tojson(9223372036854775807): at most 64"),
+            ("{{ messages|tojson(9223372036854775807) }}", "tojson(9223372036854775807): at most 64"),
+        ] {
+            let found = template(source).render(&[Message::new(Role::User, "Hello")], true).unwrap_err().to_string();
+            assert!(found.contains(message), "{source}: {found}");
+        }
+        let usual = "{{ 'a\\nb'|indent(2) }}|{{ 'a\\nb'|indent(width=1, first=true) }}|{{ [1,2,3]|slice(2)|list }}|\
+                     {{ [1,2,3]|batch(2, 0)|list }}|{{ [1]|tojson(indent=2) }}";
+        let text = template(usual).render(&[], true).unwrap();
+        assert_eq!(text, "a\n  b| a\n b|[[1, 2], [3]]|[[1, 2], [3, 0]]|[\n  1\n]");
+    }
+
+    /// Few steps, each of them long.
+    #[test]
+    fn a_template_that_takes_long_is_given_up() {
+        let source = "{% set s = 'x' * 2000000 %}{% for i in range(500) %}{% set t = s|upper %}{% endfor %}";
+        let found = template(source).render_within(&[], true, Duration::from_millis(20)).unwrap_err().to_string();
+        assert_eq!(found, "model.gguf: the chat template t fails: it takes longer than 0.02 s");
+    }
 }

@@ -88,6 +88,12 @@ pub enum GbnfFault {
     LongRepetition { limit: u32 },
     #[error("groups are nested deeper than {limit}")]
     Nesting { limit: usize },
+    #[error("more than {limit} elements are too many; write long lists as character classes and repetitions")]
+    Elements { limit: usize },
+    #[error(
+        "the parts of rule {rule:?}, with the rules that it names, are nested deeper than {limit}; join rules into one"
+    )]
+    Depth { rule: String, limit: usize },
     #[error("elements for tokens ({0}...) are not supported; write the text that the token stands for")]
     Token(char),
     #[error("the rule {0:?} is defined twice")]

@@ -8,9 +8,12 @@
 
 mod parser;
 
-use super::GbnfError;
+use super::{GbnfError, GbnfFault};
 use parser::{Grammar, Node, parse};
 use std::fmt::Write;
+
+/// Levels of groups, repetitions and rules inside each other. The work for an expression grows faster than its depth.
+const MAX_DEPTH: usize = 500;
 
 /// The Lark grammar for a GBNF grammar.
 ///
@@ -18,7 +21,7 @@ use std::fmt::Write;
 /// When it cannot be read, with the line.
 pub(super) fn to_lark(text: &str) -> Result<String, GbnfError> {
     let grammar = parse(text)?;
-    let mut writer = Writer { regular: regular(&grammar), lark: String::new(), parts: 0 };
+    let mut writer = Writer { regular: regular(&grammar)?, lark: String::new(), parts: 0 };
     let root = writer.reference(grammar.root);
     writer.define("start", &root);
     for (rule, body) in grammar.rules.iter().enumerate() {
@@ -30,7 +33,10 @@ pub(super) fn to_lark(text: &str) -> Result<String, GbnfError> {
 }
 
 /// For each rule, whether it comes to no recursive rule, so that it is a regular expression.
-fn regular(grammar: &Grammar) -> Vec<bool> {
+///
+/// # Errors
+/// A rule that is too deep. Below a recursive rule, only what is regular counts: that becomes an expression.
+fn regular(grammar: &Grammar) -> Result<Vec<bool>, GbnfError> {
     // Rules whose references are all regular are, from those without references on.
     let uses: Vec<Vec<usize>> = grammar.rules.iter().map(Node::references).collect();
     let mut open: Vec<usize> = uses.iter().map(Vec::len).collect();
@@ -41,9 +47,17 @@ fn regular(grammar: &Grammar) -> Vec<bool> {
         }
     }
     let mut found: Vec<usize> = (0..uses.len()).filter(|&rule| open[rule] == 0).collect();
-    let mut regular = vec![false; uses.len()];
+    let (mut regular, mut depths) = (vec![false; uses.len()], vec![0; uses.len()]);
+    let depth = |rule: usize, depths: &[usize]| match depth(&grammar.rules[rule], depths) {
+        depth if depth <= MAX_DEPTH => Ok(depth),
+        _ => {
+            let (rule, line) = grammar.places[rule].clone();
+            Err(GbnfError { line, fault: GbnfFault::Depth { rule, limit: MAX_DEPTH } })
+        }
+    };
     while let Some(rule) = found.pop() {
         regular[rule] = true;
+        depths[rule] = depth(rule, &depths)?;
         for &user in &users[rule] {
             open[user] -= 1;
             if open[user] == 0 {
@@ -51,7 +65,22 @@ fn regular(grammar: &Grammar) -> Vec<bool> {
             }
         }
     }
-    regular
+    for rule in (0..uses.len()).filter(|&rule| !regular[rule]) {
+        depth(rule, &depths)?;
+    }
+    Ok(regular)
+}
+
+/// How deep `node` is, given the depths of the rules.
+fn depth(node: &Node, rules: &[usize]) -> usize {
+    match node {
+        Node::Text(_) | Node::Class { .. } | Node::Any => 1,
+        Node::Rule(rule) => 1 + rules[*rule],
+        Node::Sequence(nodes) | Node::Either(nodes) => {
+            usize::from(nodes.len() > 1) + nodes.iter().map(|node| depth(node, rules)).max().unwrap_or(0)
+        }
+        Node::Repeat(node, ..) => 1 + depth(node, rules),
+    }
 }
 
 /// Writes Lark: lexemes have names with T, other rules with r. Groups become rules, because Lark's may not be nested deeply.

@@ -10,6 +10,8 @@ use super::super::{GbnfError, GbnfFault};
 const MAX_REPETITION: u32 = 2000;
 /// Nobody writes deeper groups by hand.
 const MAX_NESTING: usize = 100;
+/// Elements, groups and repetitions of a grammar. Real ones have hundreds; this many compile in about a second.
+const MAX_ELEMENTS: usize = 10_000;
 
 /// A part of a rule.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,11 +41,13 @@ impl Node {
 #[derive(Debug)]
 pub(super) struct Grammar {
     pub(super) rules: Vec<Node>,
+    /// Names of the rules and the lines that they start in.
+    pub(super) places: Vec<(String, usize)>,
     pub(super) root: usize,
 }
 
 pub(super) fn parse(text: &str) -> Result<Grammar, GbnfError> {
-    let mut parser = Parser { rest: text, line: 1, names: HashMap::new(), rules: Vec::new() };
+    let mut parser = Parser { rest: text, line: 1, names: HashMap::new(), rules: Vec::new(), elements: 0 };
     parser.skip(true);
     while !parser.rest.is_empty() {
         parser.rule()?;
@@ -55,12 +59,14 @@ pub(super) fn parse(text: &str) -> Result<Grammar, GbnfError> {
     if let Some((line, name)) = missing.next() {
         return Err(GbnfError { line: line.min(end), fault: GbnfFault::NoRule(name.clone()) });
     }
-    Ok(Grammar { rules: parser.rules.into_iter().filter_map(|rule| rule.body).collect(), root })
+    let rules = parser.rules.into_iter().filter_map(|rule| rule.body.map(|body| (body, (rule.name, rule.line))));
+    let (rules, places) = rules.unzip();
+    Ok(Grammar { rules, places, root })
 }
 
 struct Rule {
     name: String,
-    /// Where it was named first.
+    /// Where it is defined, or was named first.
     line: usize,
     body: Option<Node>,
 }
@@ -70,6 +76,8 @@ struct Parser<'a> {
     line: usize,
     names: HashMap<String, usize>,
     rules: Vec<Rule>,
+    /// So far.
+    elements: usize,
 }
 
 impl Parser<'_> {
@@ -118,6 +126,7 @@ impl Parser<'_> {
     }
 
     fn rule(&mut self) -> Result<(), GbnfError> {
+        let line = self.line;
         let rule = self.name()?;
         if self.rules[rule].body.is_some() {
             return self.fail(GbnfFault::Twice(self.rules[rule].name.clone()));
@@ -132,7 +141,7 @@ impl Parser<'_> {
         if !matches!(self.peek(), None | Some('\r' | '\n')) {
             return self.expected("an element or the end of the rule");
         }
-        self.rules[rule].body = Some(body);
+        (self.rules[rule].body, self.rules[rule].line) = (Some(body), line);
         Ok(())
     }
 
@@ -169,6 +178,14 @@ impl Parser<'_> {
         }
     }
 
+    fn count(&mut self) -> Result<(), GbnfError> {
+        self.elements += 1;
+        if self.elements > MAX_ELEMENTS {
+            return self.fail(GbnfFault::Elements { limit: MAX_ELEMENTS });
+        }
+        Ok(())
+    }
+
     fn sequence(&mut self, depth: usize) -> Result<Vec<Node>, GbnfError> {
         let mut items = Vec::new();
         loop {
@@ -193,6 +210,7 @@ impl Parser<'_> {
                 Some(c) if is_name(c) => Node::Rule(self.name()?),
                 _ => return Ok(items),
             };
+            self.count()?;
             self.skip(false);
             items.push(self.repeated(item)?);
         }
@@ -217,7 +235,16 @@ impl Parser<'_> {
             };
             self.next();
             self.skip(false);
-            item = Node::Repeat(Box::new(item), min, max);
+            item = match item {
+                // (x*)* and its like are one repetition: of `*`, `+` and `?` each bound is none, one, or any number.
+                Node::Repeat(inner, least, most) if is_simple(least, most) && is_simple(min, max) => {
+                    Node::Repeat(inner, least * min, most.and(max))
+                }
+                item => {
+                    self.count()?;
+                    Node::Repeat(Box::new(item), min, max)
+                }
+            };
         }
     }
 
@@ -313,6 +340,11 @@ impl Parser<'_> {
     }
 }
 
+/// Whether a repetition is `*`, `+` or `?`.
+fn is_simple(min: u32, max: Option<u32>) -> bool {
+    matches!((min, max), (0 | 1, None) | (0, Some(1)))
+}
+
 fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '-' || c == '_'
 }
@@ -367,8 +399,25 @@ mod tests {
     }
 
     #[test]
+    fn stacked_repetitions_are_one() {
+        let repetition = |stack: &str| match parse(&format!("root ::= .{stack}")).unwrap().rules.remove(0) {
+            Node::Sequence(items) => match &items[..] {
+                [Node::Repeat(item, min, max)] if **item == Node::Any => (*min, *max),
+                other => panic!("{stack}: {other:?}"),
+            },
+            other => panic!("{stack}: {other:?}"),
+        };
+        for (stack, is) in [("**", "*"), ("*+", "*"), ("*?", "*"), ("+*", "*"), ("++", "+"), ("+?", "*"), ("?*", "*")] {
+            assert_eq!(repetition(stack), repetition(is), "{stack}");
+        }
+        assert_eq!((repetition("?+"), repetition("??")), (repetition("*"), repetition("?")));
+        assert_eq!(repetition(&"*".repeat(50_000)), (0, None));
+    }
+
+    #[test]
     fn faults_name_the_line() {
         let deep = format!("root ::= {}", "(".repeat(200));
+        let long = format!("root ::=\n | {}", "\"a\"? ".repeat(6000));
         for (grammar, message) in [
             ("", "line 1: there is no rule \"root\", which the text has to follow"),
             ("a ::= \"x\"\n", "line 2: there is no rule \"root\", which the text has to follow"),
@@ -391,6 +440,7 @@ mod tests {
             ("root ::= <think>", "line 1: elements for tokens (<...) are not supported"),
             ("+", "line 1: expected a rule's name, found '+'"),
             (&*deep, "line 1: groups are nested deeper than 100"),
+            (&*long, "line 2: more than 10000 elements are too many"),
         ] {
             let found = parse(grammar).unwrap_err().to_string();
             assert!(found.starts_with(message), "{grammar:?}: {found}");
