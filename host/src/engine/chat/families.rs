@@ -106,7 +106,7 @@ mod tests {
             writer.set("general.architecture", "llama").unwrap();
             writer.set("general.name", name).unwrap();
             writer.set("tokenizer.ggml.model", "llama").unwrap();
-            writer.set("tokenizer.ggml.bos_token_id", 1_u32).unwrap();
+            writer.set("tokenizer.ggml.bos_token_id", &1_u32).unwrap();
             writer.set("tokenizer.ggml.tokens", &tokens.iter().map(String::as_str).collect::<Vec<_>>()[..]).unwrap();
             writer.set("tokenizer.ggml.token_type", &types[..]).unwrap();
             writer.set("tokenizer.ggml.scores", &vec![0.0_f32; tokens.len()][..]).unwrap();
