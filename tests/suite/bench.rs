@@ -335,6 +335,9 @@ fn what_cannot_be_measured_is_refused() {
         assert!(message.contains(part), "{args:?}: {message}");
     };
     refused(&["bench", "-r", "0"], 2, "'--repetitions <N>': 0 is not in 1..");
+    refused(&["bench", "-r", "4294967295"], 2, "is not in 1..=1000000");
+    refused(&["--benchmark", "--top-k", "1"], 2, "cannot be used with");
+    refused(&["--benchmark", "--json-mode"], 2, "cannot be used with");
     refused(&["bench", "-p", "x"], 2, "'x' for '--n-prompt");
     refused(&["bench", "-pg", "512,128"], 2, "--pg PP,TG");
     refused(&["bench", "--pg", "512"], 2, "such as 512,128");

@@ -365,6 +365,14 @@ fn lines_of_stdin_are_turns() {
 }
 
 #[test]
+fn grammars_say_in_conversations_what_they_say_elsewhere() {
+    let unfinished = "the text ends before the grammar is complete";
+    let said = |grammar: &str| String::from_utf8(talk(&["--grammar", grammar], "Tom\n").stderr).unwrap();
+    let (cut, whole) = (said("root ::= [a-z]{90}"), said("root ::= \"a\""));
+    assert!(cut.contains(unfinished) && !whole.contains(unfinished), "{cut}\n{whole}");
+}
+
+#[test]
 fn templates_are_chosen_by_flags() {
     let said = |args: &[&str]| String::from_utf8(talk(args, "Tom\n").stderr).unwrap();
     assert!(said(&["--chat-template", "chatml"]).contains("chat template: chatml"));

@@ -54,6 +54,11 @@ fn without_arguments_a_story_is_told() {
 }
 
 #[test]
+fn temperature_has_the_name_that_it_has_elsewhere() {
+    assert_eq!(json(&["-n", "1", "--temp", "0.25"])["sampling"]["temperature"], 0.25);
+}
+
+#[test]
 fn a_seed_repeats_and_another_differs() {
     let story = |seed: &str| text(&["-q", "-n", "40", "--seed", seed]);
     assert_eq!(story("5"), story("5"));

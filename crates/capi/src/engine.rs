@@ -15,7 +15,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use ntransformer::{EncodeOptions, Engine, EngineOptions, Event, Generated, engine::GrammarVocabulary};
+use ntransformer::{Engine, EngineOptions, Event, Generated, engine::GrammarVocabulary};
 
 use crate::{
     Failure, guard,
@@ -170,11 +170,7 @@ enum Prompt {
 impl Prompt {
     fn tokens(self, engine: &Engine) -> Result<Vec<u32>, Failure> {
         match self {
-            Prompt::Text(text) => {
-                let tokenizer = engine.tokenizer();
-                let options = EncodeOptions { bos: tokenizer.adds_bos(), special: false };
-                tokenizer.encode(&text, options).map_err(|e| Failure::argument(e.to_string()))
-            }
+            Prompt::Text(text) => engine.tokenizer().prompt(&text).map_err(|e| Failure::argument(e.to_string())),
             Prompt::Tokens(tokens) => {
                 let vocab = engine.config().dims.vocab;
                 match tokens.iter().find(|&&token| token as usize >= vocab) {

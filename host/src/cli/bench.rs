@@ -24,6 +24,9 @@ const ANSWER: usize = 128;
 /// Runs of a test unless -r says otherwise.
 const REPETITIONS: u32 = 5;
 
+/// Runs of a test at most: every one's time is kept.
+const MAX_REPETITIONS: i64 = 1_000_000;
+
 /// Arguments of `ntransformer bench`.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
@@ -51,7 +54,7 @@ pub struct Plan {
     #[arg(short = 'd', long, value_name = "N,...", value_delimiter = ',', default_values_t = [0])]
     pub n_depth: Vec<usize>,
     /// Runs of each test, after one that warms up.
-    #[arg(short, long, value_name = "N", default_value_t = REPETITIONS, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "N", default_value_t = REPETITIONS, value_parser = clap::value_parser!(u32).range(1..=MAX_REPETITIONS))]
     pub repetitions: u32,
     /// How results are printed: a Markdown table, or every sample as JSON or CSV.
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]

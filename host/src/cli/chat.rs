@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufRead, IsTerminal, Write},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::Context;
@@ -30,6 +30,7 @@ const HISTORY: usize = 1000;
 
 const HELP: &str = "\
 /system TEXT   sets the instructions for the model; without TEXT, shows them
+/system none   takes them back
 /clear         forgets the conversation
 /help          shows this
 /bye           ends (as Ctrl-D does)
@@ -77,10 +78,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let file = args.model.open(args.context)?;
     let template = chat::template(&file, &args.chat.source()?)?;
     args.model.say(&format!("chat template: {}", template.name()));
+    if template.is_guess() {
+        args.model.say("the file has no chat template: this one is a guess; --chat-template sets another");
+    }
     let mut chat = Chat::new(template, args.chat.system.clone())?;
     tell_merged(args, &chat);
     let sampling = args.sampling.sampling(file.config().dims.vocab)?;
-    let grammar = args.sampling.grammar(file.tokenizer())?;
+    let grammar = args.grammar(file.tokenizer())?;
     let engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&args.sampling.describe(&sampling));
@@ -118,8 +122,8 @@ impl Talk<'_> {
     fn with_user(&mut self, chat: &mut Chat, first: String) -> anyhow::Result<u8> {
         let config = rustyline::Config::builder().behavior(Behavior::PreferTerm).max_history_size(HISTORY)?.build();
         let mut editor = DefaultEditor::with_config(config).context("the terminal")?;
-        let history = history_file();
-        if let Some(path) = &history {
+        let mut kept = Kept { path: history_file() };
+        if let Some(path) = &kept.path {
             // There is none before the first conversation.
             let _ = editor.load_history(path);
         }
@@ -132,7 +136,12 @@ impl Talk<'_> {
             let message = match next.take() {
                 Some(message) => message,
                 None => match read(&mut editor)? {
-                    Input::Message(message) => message,
+                    Input::Message(message) => {
+                        if let Some(warning) = kept.append(editor.history_mut()) {
+                            self.args.model.say(&warning);
+                        }
+                        message
+                    }
                     Input::Nothing => continue,
                     Input::End => break,
                 },
@@ -146,9 +155,6 @@ impl Talk<'_> {
                     }
                 }
             }
-        }
-        if let Some(path) = history {
-            save(editor.history_mut(), &path).with_context(|| format!("{}: cannot be written", path.display()))?;
         }
         Ok(0)
     }
@@ -187,6 +193,7 @@ impl Talk<'_> {
         if generated.stop == Stop::Length && self.options.max_new.is_none_or(|max| generated.tokens.len() < max) {
             args.model.say("the context is full: the answer ends here; -c makes it longer where the model allows it");
         }
+        args.tell_unfinished(generated);
         if args.model.verbose {
             args.model.say(&format!(
                 "turn: {} tokens of prompt in {} passes and {:.2} s, {} in the cache before; {} new tokens, {:.2} tok/s",
@@ -209,6 +216,10 @@ impl Talk<'_> {
             Command::Clear => {
                 chat.clear();
                 say("The conversation is forgotten.")?;
+            }
+            Command::NoSystem => {
+                chat.set_system(None)?;
+                say("There are no instructions any more.")?;
             }
             Command::System(None) => {
                 say(chat.system().unwrap_or("There are no instructions: /system TEXT sets them."))?
@@ -236,6 +247,7 @@ enum Command {
     Clear,
     Help,
     System(Option<String>),
+    NoSystem,
     Unknown(String),
 }
 
@@ -252,6 +264,7 @@ impl Command {
             "bye" | "exit" | "quit" => Command::Bye,
             "clear" => Command::Clear,
             "help" | "?" => Command::Help,
+            "system" if rest.trim() == "none" => Command::NoSystem,
             "system" => Command::System(Some(rest.trim().to_owned()).filter(|text| !text.is_empty())),
             _ => Command::Unknown(name.to_owned()),
         })
@@ -300,11 +313,25 @@ fn history_file() -> Option<PathBuf> {
     Some(state.or_else(home)?.join("ntransformer/history"))
 }
 
-fn save(history: &mut FileHistory, path: &Path) -> anyhow::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+/// The file that messages are kept in.
+struct Kept {
+    /// None where there is no place for it.
+    path: Option<PathBuf>,
+}
+
+impl Kept {
+    /// Writes what is new in the history to the file. Where that fails it is given up, with a warning.
+    fn append(&mut self, history: &mut FileHistory) -> Option<String> {
+        let path = self.path.take()?;
+        let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        match folder.map_err(ReadlineError::from).and_then(|()| history.append(&path)) {
+            Ok(()) => {
+                self.path = Some(path);
+                None
+            }
+            Err(e) => Some(format!("{}: cannot be written: {e}; messages are not kept for later", path.display())),
+        }
     }
-    Ok(history.save(path)?)
 }
 
 #[cfg(test)]
@@ -312,11 +339,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn messages_are_kept_at_once_and_where_they_cannot_be_that_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/history");
+        let (mut kept, mut history) = (Kept { path: Some(path.clone()) }, FileHistory::new());
+        for message in ["first", "second"] {
+            history.add(message).unwrap();
+            assert_eq!(kept.append(&mut history), None);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text.matches(message).count(), 1, "{text}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap().matches("first").count(), 1);
+
+        let mut kept = Kept { path: Some(path.join("of/a/file")) };
+        history.add("third").unwrap();
+        let warning = kept.append(&mut history).unwrap();
+        assert!(warning.contains("history/of/a/file: cannot be written: "), "{warning}");
+        assert_eq!(kept.append(&mut history), None);
+    }
+
+    #[test]
     fn commands_are_words_with_a_slash() {
         assert_eq!(Command::of(" /bye "), Some(Command::Bye));
         assert_eq!(Command::of("/?"), Some(Command::Help));
         assert_eq!(Command::of("/system"), Some(Command::System(None)));
         assert_eq!(Command::of("/system Be\nbrief. "), Some(Command::System(Some("Be\nbrief.".into()))));
+        assert_eq!(Command::of("/system none "), Some(Command::NoSystem));
+        assert_eq!(Command::of("/system none of it"), Some(Command::System(Some("none of it".into()))));
         assert_eq!(Command::of("/sing a song"), Some(Command::Unknown("/sing".into())));
         for message in ["", "Hello", "/etc/passwd is a file", "/* a comment */", "a /bye"] {
             assert_eq!(Command::of(message), None, "{message}");

@@ -17,7 +17,7 @@ use super::{
     open::ModelArgs,
     sampling::SamplingArgs,
 };
-use crate::engine::{EncodeOptions, Engine, Event, GenerateOptions, Generated, Grammar, Stop, Timing, check_length};
+use crate::engine::{Engine, Event, GenerateOptions, Generated, Grammar, Stop, Timing, Tokenizer, check_length};
 
 /// New tokens when -n is not given, unless the context holds fewer.
 const DEFAULT_LENGTH: usize = 512;
@@ -43,7 +43,7 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "chat")]
     json: bool,
     /// Measure speed instead, as `ntransformer bench` does with its defaults; -n sets the tokens to generate.
-    #[arg(long, conflicts_with_all = ["prompt", "file", "chat"])]
+    #[arg(long, conflicts_with_all = ["prompt", "file", "chat", "SamplingArgs"])]
     benchmark: bool,
     #[command(flatten)]
     pub(super) chat: ChatArgs,
@@ -64,15 +64,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     }
     let file = args.model.open(args.context)?;
     let tokenizer = file.tokenizer();
-    let prompt = tokenizer.encode(&args.text()?, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
+    let prompt = tokenizer.prompt(&args.text()?)?;
     let context = file.config().dims.context;
     let length = args.n_predict.unwrap_or(DEFAULT_LENGTH.min(context.saturating_sub(prompt.len()).max(1)));
     check_length(file.config(), &prompt, length)?;
     let sampling = args.sampling.sampling(file.config().dims.vocab)?;
-    let mut grammar = args.sampling.grammar(tokenizer)?;
-    for warning in grammar.iter_mut().flat_map(Grammar::warnings) {
-        args.model.say(&format!("grammar: {warning}"));
-    }
+    let grammar = args.grammar(tokenizer)?;
     let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&args.sampling.describe(&sampling));
@@ -107,14 +104,28 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     if args.json {
         writeln!(io::stdout(), "{:#}", report(&engine, &generated, args.sampling.report(&options.sampling)))?;
     }
-    if generated.stop == Stop::Length && generated.unfinished {
-        args.model.say("the text ends before the grammar is complete: allow more tokens with -n");
-    }
+    args.tell_unfinished(&generated);
     summary(args, &engine, &generated);
     Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
 }
 
 impl GenerateArgs {
+    /// The grammar, if there is one. What there is to say about it is told.
+    pub(super) fn grammar(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<Grammar>> {
+        let mut grammar = self.sampling.grammar(tokenizer)?;
+        for warning in grammar.iter_mut().flat_map(Grammar::warnings) {
+            self.model.say(&format!("grammar: {warning}"));
+        }
+        Ok(grammar)
+    }
+
+    /// Tells when the grammar had not come to its end.
+    pub(super) fn tell_unfinished(&self, generated: &Generated) {
+        if generated.stop == Stop::Length && generated.unfinished {
+            self.model.say("the text ends before the grammar is complete: allow more tokens with -n");
+        }
+    }
+
     /// The text of -p or -f; empty if there is none.
     pub(super) fn text(&self) -> anyhow::Result<String> {
         match (&self.prompt, &self.file) {

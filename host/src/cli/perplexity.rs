@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{interrupt, open::ModelArgs};
-use crate::engine::{EncodeOptions, check_windows};
+use crate::engine::check_windows;
 
 /// Arguments of `ntransformer perplexity`.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
         String::from_utf8(bytes).map_err(|e| anyhow!("{name}: not UTF-8 at byte {}", e.utf8_error().valid_up_to()))?;
     let file = args.model.open(Some(args.context))?;
     let tokenizer = file.tokenizer();
-    let tokens = tokenizer.encode(&text, EncodeOptions { bos: tokenizer.adds_bos(), special: false })?;
+    let tokens = tokenizer.prompt(&text)?;
     check_windows(tokens.len(), args.context)?;
     let mut engine = args.model.load(file, args.context.div_ceil(2))?;
     interrupt::install();

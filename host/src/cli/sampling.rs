@@ -1,4 +1,4 @@
-//! The flags that say how tokens are chosen. Names and meanings are llama.cpp's.
+//! The flags that say how tokens are chosen. Meanings are llama.cpp's, and so are the long names.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ const ANY_OBJECT: &str = r#"{"type": "object"}"#;
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Randomness: 0 always takes the most likely token.
-    #[arg(short, long, value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
+    #[arg(short, long, visible_alias = "temp", value_name = "T", default_value_t = 0.8, value_parser = non_negative)]
     temperature: f32,
     /// Choose among the K most likely tokens only; 0 for all.
     #[arg(long, value_name = "K", default_value_t = 40)]
@@ -44,7 +44,8 @@ pub struct SamplingArgs {
     /// Seed of the random numbers. A new one each time if absent.
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// The text follows this grammar: GBNF, or Lark if it has a line with %llguidance.
+    /// The text follows this grammar: GBNF, or Lark if it has a line with %llguidance. Some texts of a recursive GBNF
+    /// are never written.
     #[arg(long, value_name = "GRAMMAR", group = "constraint")]
     grammar: Option<String>,
     /// The text follows the grammar in this file; Lark if it ends with .lark.

@@ -125,7 +125,7 @@ impl<'a> Bench<'a> {
         progress(Stage::WarmUp);
         let tokens = self.tokens(workload.tokens());
         self.run(&Workload { generate: workload.generate.min(1), ..workload }, &tokens)?;
-        let (mut samples, mut passes) = (Vec::with_capacity(repetitions), 0);
+        let (mut samples, mut passes) = (Vec::new(), 0);
         for done in 0..repetitions {
             progress(Stage::Repetition(done));
             let tokens = self.tokens(workload.tokens());

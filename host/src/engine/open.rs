@@ -2,9 +2,7 @@
 
 use std::{path::Path, str::FromStr, sync::Arc};
 
-use super::{
-    EncodeOptions, EngineError, LoadOptions, MemoryReport, Perplexity, Runner, Session, Tokenizer, load_bytes,
-};
+use super::{EngineError, LoadOptions, MemoryReport, Perplexity, Runner, Session, Tokenizer, load_bytes};
 use crate::{
     demo,
     device::{
@@ -208,14 +206,12 @@ impl Engine {
         &self.tokenizer
     }
 
-    /// The ids of a prompt: with the BOS token if the model expects one. Special tokens that are written in the text stay
-    /// text.
+    /// The ids of a prompt, as [`Tokenizer::prompt`].
     ///
     /// # Errors
     /// If the text has a byte for which the vocabulary has no token.
     pub fn tokenize(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        let options = EncodeOptions { bos: self.tokenizer.adds_bos(), special: false };
-        Ok(self.tokenizer.encode(text, options)?)
+        Ok(self.tokenizer.prompt(text)?)
     }
 
     /// The text of a run of tokens. Bytes that are no UTF-8 become U+FFFD.

@@ -18,6 +18,13 @@ pub(super) struct Family {
     model: Option<&'static str>,
 }
 
+impl Family {
+    /// Whether no token of the vocabulary gives the family away, so that to recognize it is to guess.
+    pub(super) fn is_guess(&self) -> bool {
+        self.marks.is_empty()
+    }
+}
+
 macro_rules! family {
     ($name:literal, $marks:expr, $model:expr) => {
         Family {
@@ -68,7 +75,7 @@ pub(super) fn recognize(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Option<&'s
     let model = metadata.str("tokenizer.ggml.model")?;
     let has = |text: &&str| tokenizer.token_id_by_text(text).is_some();
     let is_of = |family: &&Family| {
-        !family.marks.is_empty() && family.marks.iter().all(has) && (family.model.is_none() || family.model == model)
+        !family.is_guess() && family.marks.iter().all(has) && (family.model.is_none() || family.model == model)
     };
     if let Some(family) = FAMILIES.iter().find(is_of) {
         return Ok(Some(family));
@@ -79,4 +86,37 @@ pub(super) fn recognize(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Option<&'s
     let mistral = metadata.str("general.name")?.is_some_and(|name| name.to_lowercase().contains("mistral"));
     let name = if mistral { "mistral-v1" } else { "llama-2" };
     Ok(FAMILIES.iter().find(|family| llama_2 && family.name == name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Writer;
+
+    #[test]
+    fn the_vocabulary_of_llama_2_is_only_a_guess() {
+        let recognized = |name: &str, turn: &str| {
+            let mut writer = Writer::new();
+            let mut tokens: Vec<String> = (0..LLAMA_2_VOCABULARY).map(|id| format!("token {id}")).collect();
+            tokens[0] = "<unk>".into();
+            tokens[1..3].clone_from_slice(&["<s>".into(), "</s>".into()]);
+            tokens[3..5].clone_from_slice(&[format!("[{turn}]"), format!("[/{turn}]")]);
+            let mut types = vec![1; tokens.len()];
+            types[..3].copy_from_slice(&[2, 3, 3]);
+            writer.set("general.architecture", "llama").unwrap();
+            writer.set("general.name", name).unwrap();
+            writer.set("tokenizer.ggml.model", "llama").unwrap();
+            writer.set("tokenizer.ggml.bos_token_id", &1_u32).unwrap();
+            writer.set("tokenizer.ggml.tokens", &tokens.iter().map(String::as_str).collect::<Vec<_>>()[..]).unwrap();
+            writer.set("tokenizer.ggml.token_type", &types[..]).unwrap();
+            writer.set("tokenizer.ggml.scores", &vec![0.0_f32; tokens.len()][..]).unwrap();
+            let file = writer.begin(Vec::new()).unwrap().finish().unwrap();
+            let gguf = Gguf::from_vec("model.gguf", file).unwrap();
+            let family = recognize(&gguf, &Tokenizer::from_gguf(&gguf).unwrap()).unwrap().unwrap();
+            (family.name, family.is_guess())
+        };
+        assert_eq!(recognized("Tiny", "x"), ("llama-2", true));
+        assert_eq!(recognized("Mistral 7B", "x"), ("mistral-v1", true));
+        assert_eq!(recognized("Mistral 7B", "INST"), ("mistral-v3", false));
+    }
 }

@@ -76,7 +76,8 @@ pub fn template(file: &ModelFile, source: &TemplateSource) -> Result<Template, E
                     file: gguf.name().to_owned(),
                     fault: ChatFault::NoTemplate { names: families::names() },
                 };
-                family(families::recognize(gguf, tokenizer)?.ok_or_else(none)?, tokens)?
+                let found = families::recognize(gguf, tokenizer)?.ok_or_else(none)?;
+                family(found, tokens)?.guessed(found.is_guess())
             }
         },
     })

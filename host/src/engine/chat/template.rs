@@ -97,6 +97,7 @@ pub struct Template {
     source: String,
     /// Names and texts of special tokens, such as `bos_token` and `<s>`.
     tokens: Vec<(&'static str, String)>,
+    guessed: bool,
 }
 
 impl Template {
@@ -114,7 +115,7 @@ impl Template {
         let mut env = environment();
         env.add_template_owned("chat", without_generation_blocks(source)).map_err(|e| fail(fault(name, &e)))?;
         let (file, name, source) = (file.to_owned(), name.to_owned(), source.to_owned());
-        Ok(Template { env: Arc::new(env), file, name, source, tokens })
+        Ok(Template { env: Arc::new(env), file, name, source, tokens, guessed: false })
     }
 
     /// The same, of the file `file`.
@@ -122,9 +123,20 @@ impl Template {
         Template { file: file.to_owned(), ..self }
     }
 
+    /// The same, as a guess or not.
+    pub(super) fn guessed(self, guessed: bool) -> Self {
+        Template { guessed, ..self }
+    }
+
     /// The template's name, for messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it is only a guess that the model was trained with it: the file has no template, and its vocabulary is that of
+    /// several families.
+    pub fn is_guess(&self) -> bool {
+        self.guessed
     }
 
     /// What it was made from.

@@ -46,11 +46,6 @@ impl Sampler {
         Sampler { sampling, rng, grammar, logits: Vec::new(), kept: Vec::new(), window: Vec::new() }
     }
 
-    /// How tokens are chosen.
-    pub fn sampling(&self) -> &Sampling {
-        &self.sampling
-    }
-
     /// Whether the most likely token is the answer, so that nobody needs the logits.
     pub fn takes_argmax(&self) -> bool {
         self.sampling.is_greedy() && !self.sampling.changes_logits() && self.grammar.is_none()

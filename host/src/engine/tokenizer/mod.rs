@@ -160,6 +160,15 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The ids of a prompt: with the BOS token if the model expects one. Special tokens that are written in the text stay
+    /// text.
+    ///
+    /// # Errors
+    /// If the text has a byte for which there is no token.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(text, EncodeOptions { bos: self.adds_bos, special: false })
+    }
+
     /// The ids of `text` with its special tokens, without the character `mark`: it is dropped, and a special token's text
     /// with a mark in it is text. The user-defined tokens whose texts are in `steering` are special, too: no text with a
     /// mark becomes one, as that of others does.
