@@ -154,7 +154,8 @@ nt_status nt_engine_load(const char *path,
                          nt_engine **engine);
 
 /**
- * Frees an engine and the memory of its model; null is ignored. No other function may be using it.
+ * Frees an engine and the memory of its model; null is ignored. No other function may be using it: from a
+ * callback of the engine nothing is freed, and nt_last_error() says so.
  *
  * # Safety
  * `engine` is null or from nt_engine_load(), and not used again.
@@ -209,8 +210,9 @@ nt_status nt_generate_tokens(const nt_engine *engine,
                              nt_result *result);
 
 /**
- * Ends the text that is being generated, if one is, after the current pass: nt_generate() then returns with
- * NT_STOP_CANCELLED. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
+ * Ends the texts that were asked for and are not complete: the one that is being generated after the current pass, those that
+ * wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
+ * are not affected. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
  *
  * # Safety
  * `engine` is null or from nt_engine_load().

@@ -9,13 +9,13 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
 };
 
-use ntransformer::{Engine, EngineOptions, Event, Generated, engine::GrammarVocabulary};
+use ntransformer::{Engine, EngineOptions, Event, Generated, Stop, Timing, engine::GrammarVocabulary};
 
 use crate::{
     Failure, guard,
@@ -29,7 +29,10 @@ use crate::{
 pub struct nt_engine {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    cancelled: Arc<AtomicBool>,
+    /// Texts that were asked for so far; each has its number, from 1 on.
+    requests: AtomicU64,
+    /// The texts up to this number shall end.
+    cancelled: Arc<AtomicU64>,
     device: CString,
     context: usize,
 }
@@ -85,13 +88,14 @@ impl nt_engine {
             .map_err(|e| Failure { status: nt_status::Device, text: format!("no thread can be started: {e}") })?;
         let (device, context) = told.recv().map_err(|_| panicked())??;
         let device = CString::new(device.replace('\0', "")).unwrap_or_default();
-        Ok(nt_engine { jobs: Some(jobs), thread: Some(thread), cancelled: Arc::default(), device, context })
+        let (requests, cancelled) = Default::default();
+        Ok(nt_engine { jobs: Some(jobs), thread: Some(thread), requests, cancelled, device, context })
     }
 
     /// Has the engine's thread do `job`, which answers through its own channel.
     fn send(&self, job: Job) -> Result<(), Failure> {
         // The engine's thread waits for the callback: waiting for that thread in turn would be for ever.
-        if CALLING.with_borrow(|engines| engines.contains(&ptr::from_ref(self))) {
+        if is_calling(self) {
             return Err(Failure::argument("a callback cannot use the engine that it was called for"));
         }
         self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(panicked)
@@ -117,9 +121,14 @@ impl nt_engine {
         // Each piece of text waits for the answer whether to go on.
         let (replies, heard) = mpsc::sync_channel(0);
         let (answers, go_on): (Sender<bool>, Receiver<bool>) = mpsc::channel();
-        let cancelled = self.cancelled.clone();
+        // Taken before the engine's thread has the job, so that a text can also be cancelled while it waits for its turn.
+        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let upto = self.cancelled.clone();
+        let cancelled = move || number <= upto.load(Ordering::Relaxed);
         self.send(Box::new(move |Loaded { engine, vocabulary }| {
-            cancelled.store(false, Ordering::Relaxed);
+            if cancelled() {
+                return drop(replies.send(Reply::Done(Ok(nothing()))));
+            }
             let generated = prompt.tokens(engine).and_then(|prompt| {
                 let options = generation.options(engine.tokenizer(), vocabulary)?;
                 let generated = engine.generate(&prompt, &options, |event| {
@@ -129,7 +138,7 @@ impl nt_engine {
                         }
                         Event::Prompt(_) | Event::Token(_) => true,
                     };
-                    match wanted && !cancelled.load(Ordering::Relaxed) {
+                    match wanted && !cancelled() {
                         true => ControlFlow::Continue(()),
                         false => ControlFlow::Break(()),
                     }
@@ -155,6 +164,18 @@ impl Drop for nt_engine {
             let _ = thread.join();
         }
     }
+}
+
+/// A text that was cancelled before it was begun.
+fn nothing() -> Generated {
+    let none = Timing::default();
+    let (tokens, text, stop) = (Vec::new(), String::new(), Stop::Interrupted);
+    Generated { tokens, text, stop, unfinished: false, reused: 0, prompt: none, decode: none }
+}
+
+/// Whether a callback of this engine is running on this thread.
+fn is_calling(engine: *const nt_engine) -> bool {
+    CALLING.with_borrow(|engines| engines.contains(&engine))
 }
 
 fn panicked() -> Failure {
@@ -217,17 +238,21 @@ fn path_of(path: &std::ffi::CStr) -> PathBuf {
     std::ffi::OsStr::from_bytes(path.to_bytes()).into()
 }
 
-/// Frees an engine and the memory of its model; null is ignored. No other function may be using it.
+/// Frees an engine and the memory of its model; null is ignored. No other function may be using it: from a
+/// callback of the engine nothing is freed, and nt_last_error() says so.
 ///
 /// # Safety
 /// `engine` is null or from nt_engine_load(), and not used again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nt_engine_free(engine: *mut nt_engine) {
     if !engine.is_null() {
-        // SAFETY: from Box::into_raw, and freed once: the caller's promise.
-        let engine = unsafe { Box::from_raw(engine) };
         guard(|| {
-            drop(engine);
+            // The engine's thread waits for the callback: waiting for its end would be for ever.
+            if is_calling(engine) {
+                return Err(Failure::argument("a callback cannot free the engine that it was called for"));
+            }
+            // SAFETY: from Box::into_raw, and freed once: the caller's promise.
+            drop(unsafe { Box::from_raw(engine) });
             Ok(())
         });
     }
@@ -329,8 +354,9 @@ unsafe fn generate(
     Ok(())
 }
 
-/// Ends the text that is being generated, if one is, after the current pass: nt_generate() then returns with
-/// NT_STOP_CANCELLED. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
+/// Ends the texts that were asked for and are not complete: the one that is being generated after the current pass, those that
+/// wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
+/// are not affected. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
 ///
 /// # Safety
 /// `engine` is null or from nt_engine_load().
@@ -338,13 +364,34 @@ unsafe fn generate(
 pub unsafe extern "C" fn nt_cancel(engine: *const nt_engine) {
     // SAFETY: the caller's promise.
     if let Some(engine) = unsafe { engine.as_ref() } {
-        engine.cancelled.store(true, Ordering::Relaxed);
+        engine.cancelled.fetch_max(engine.requests.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_waits_can_be_cancelled() {
+        let options = EngineOptions { device: ntransformer::DeviceChoice::Cpu, ..Default::default() };
+        let engine = nt_engine::load(None, options).ok().unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        engine.send(Box::new(move |_| assert!(wait.recv().is_err()))).ok().unwrap();
+        let text = || engine.generate(Prompt::Text("A".into()), Default::default(), &mut |_| false).ok().unwrap();
+        let waited = std::thread::scope(|scope| {
+            let waits = scope.spawn(text);
+            while engine.requests.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            // SAFETY: a reference is valid.
+            unsafe { nt_cancel(&engine) };
+            drop(go);
+            waits.join().unwrap()
+        });
+        assert_eq!((waited.stop, waited.tokens.len(), waited.prompt.tokens), (Stop::Interrupted, 0, 0));
+        assert!(!text().tokens.is_empty(), "the next text is a new one");
+    }
 
     #[test]
     fn an_engine_that_panicked_answers_nothing_more() {

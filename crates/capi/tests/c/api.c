@@ -68,6 +68,8 @@ static bool uses_its_engine(const char *text, size_t len, void *user) {
     (void)len;
     FAILS(nt_tokenize(user, text, NT_ZERO_TERMINATED, 0, NULL, 0, &count), NT_STATUS_ARGUMENT, "callback");
     FAILS(nt_generate(user, text, len, NULL, NULL, NULL, NULL), NT_STATUS_ARGUMENT, "callback");
+    nt_engine_free(user);
+    CHECK(strstr(nt_last_error(), "callback cannot free") != NULL);
     CHECK(nt_engine_context(user) > 0);
     return true;
 }
