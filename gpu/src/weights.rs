@@ -316,7 +316,8 @@ macro_rules! weights {
             /// adds to `y`. `cols` is a multiple of the format's block.
             ///
             /// # Safety
-            /// `w`, `x`, `bias`, `y` are device addresses of that much, `w` and `x` 16-byte aligned; nobody else writes them.
+            /// `w`, `x`, `bias`, `y` are device addresses of that much, `x` 16-byte aligned, `w` the start
+            /// of a row of a tensor that is; nobody else writes them.
             #[cfg(feature = $module)]
             #[kernel($module)]
             pub unsafe fn $gemv(
@@ -334,7 +335,8 @@ macro_rules! weights {
             /// the bits that the `gemv` kernel computes.
             ///
             /// # Safety
-            /// `w`, `x`, `bias`, `y` are device addresses of that much, `w` and `x` 16-byte aligned; nobody else writes them.
+            /// `w`, `x`, `bias`, `y` are device addresses of that much, `x` 16-byte aligned, `w` the start
+            /// of a row of a tensor that is; nobody else writes them.
             #[cfg(feature = $module)]
             #[kernel($module)]
             pub unsafe fn $gemm(

@@ -3,8 +3,8 @@
 
 use crate::fit::Levels;
 
-/// In ascending order.
-const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// The values of IQ4_NL's and IQ4_XS's 4-bit integers, in ascending order (ggml's `kvalues_iq4nl`).
+pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Root mean square of a random value.
 pub(crate) const RANDOM_RMS: f32 = 67.44;

@@ -44,6 +44,7 @@ pub mod formats {
 
 pub use bytes::Bytes;
 pub use format::{Format, decode};
+pub use iq4::VALUES as IQ4_VALUES;
 pub use minifloat::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use random::fill_random;
 pub use row::{LengthError, decode_row, encode_row};

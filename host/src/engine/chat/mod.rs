@@ -93,6 +93,8 @@ pub struct Chat {
     system: Option<String>,
     /// The template takes no system message: it is put in front of the user's first.
     merges_system: bool,
+    /// What the template writes around messages.
+    written: String,
     messages: Vec<Message>,
 }
 
@@ -111,8 +113,9 @@ impl Chat {
     /// # Errors
     /// A template that does not work for the simplest conversation.
     pub fn new(template: Template, system: Option<String>) -> Result<Self, ChatError> {
-        let mut chat = Chat { template, system: None, merges_system: false, messages: Vec::new() };
-        chat.template.render(&[Message::new(Role::User, "Hello")], true)?;
+        template.render(&[Message::new(Role::User, "Hello")], true)?;
+        let written = written_around(&template);
+        let mut chat = Chat { template, system: None, merges_system: false, written, messages: Vec::new() };
         chat.set_system(system)?;
         Ok(chat)
     }
@@ -230,17 +233,22 @@ impl Chat {
             (Some(system), _) => messages.insert(0, Message::new(Role::System, system.as_str())),
             (None, _) => (),
         }
-        encode(tokenizer, &self.template, messages)
+        encode(tokenizer, &self.template, &self.written, messages)
     }
 }
 
-/// The tokens of a conversation up to the next answer; see the module's documentation.
-fn encode(tokenizer: &Tokenizer, template: &Template, mut messages: Vec<Message>) -> Result<Vec<u32>, EngineError> {
+/// The tokens of a conversation up to the next answer; see the module's documentation. `written` is what the template writes
+/// around messages.
+fn encode(
+    tokenizer: &Tokenizer,
+    template: &Template,
+    written: &str,
+    mut messages: Vec<Message>,
+) -> Result<Vec<u32>, EngineError> {
     let texts = messages.iter().map(|m| m.content.as_str()).chain([template.source()]);
     let used: HashSet<char> = texts.flat_map(str::chars).collect();
     let mark = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !used.contains(c));
     let mark = mark.ok_or_else(|| template.error(ChatFault::NoMark))?;
-    let written = written_around(template, mark);
     let steering = tokenizer.user_defined_texts().filter(|text| may_steer(text));
     let (turns, others): (Vec<&str>, Vec<&str>) =
         (steering.filter(|text| written.contains(text) || template.has(text))).partition(|text| written.contains(text));
@@ -258,8 +266,9 @@ fn encode(tokenizer: &Tokenizer, template: &Template, mut messages: Vec<Message>
     Ok(tokens)
 }
 
-/// What the template writes around messages. They are `filler` here, a character that no token has.
-fn written_around(template: &Template, filler: char) -> String {
+/// What the template writes around messages. They are a private-use character here, which is in no token.
+fn written_around(template: &Template) -> String {
+    let filler = '\u{e000}';
     let roles = [Role::System, Role::User, Role::Assistant, Role::User];
     let messages = roles.map(|role| Message::new(role, filler));
     // Some take no system message. One that takes neither conversation is still known by its source.

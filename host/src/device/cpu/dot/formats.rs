@@ -1,7 +1,7 @@
 //! How the block formats unpack. Their layouts are described where they are defined, in [`quant::formats`].
 
 use quant::{
-    Format,
+    Format, IQ4_VALUES,
     formats::{IQ4_NL, IQ4_XS, Legacy, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0},
 };
 
@@ -27,11 +27,6 @@ impl IntegerFormat for Q8_0 {
     fn values<S: Simd>(s: S, block: &[u8], _group: usize) -> S::Bytes {
         s.bytes(bytes(block, 2))
     }
-
-    #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 0))
-    }
 }
 
 /// Sixteen bytes of nibbles: of value `i` the low one of byte `i`, of value `16 + i` the high one.
@@ -55,11 +50,6 @@ impl<const BITS: usize, const MIN: bool> IntegerFormat for Legacy<BITS, MIN> {
     }
 
     #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 0))
-    }
-
-    #[inline(always)]
     fn mins<S: Simd>(s: S, blocks: &[u8]) -> [S::Floats; 2] {
         let mut mins = [0.0; 8];
         if MIN {
@@ -71,12 +61,11 @@ impl<const BITS: usize, const MIN: bool> IntegerFormat for Legacy<BITS, MIN> {
     }
 }
 
-/// The values of IQ4_NL's and IQ4_XS's integers (ggml's `kvalues_iq4nl`), twice.
+/// The values of IQ4_NL's and IQ4_XS's integers, twice.
 const IQ4: [u8; 32] = {
-    const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     let (mut table, mut i) = ([0; 32], 0);
     while i < 32 {
-        table[i] = VALUES[i % 16] as u8;
+        table[i] = IQ4_VALUES[i % 16] as u8;
         i += 1;
     }
     table
@@ -89,11 +78,6 @@ impl IntegerFormat for IQ4_NL {
     fn values<S: Simd>(s: S, block: &[u8], _group: usize) -> S::Bytes {
         s.lookup(s.bytes(&IQ4), nibbles(s, block, 2))
     }
-
-    #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 0))
-    }
 }
 
 impl IntegerFormat for IQ4_XS {
@@ -103,11 +87,6 @@ impl IntegerFormat for IQ4_XS {
     #[inline(always)]
     fn values<S: Simd>(s: S, block: &[u8], group: usize) -> S::Bytes {
         s.lookup(s.bytes(&IQ4), nibbles(s, block, 8 + 16 * group))
-    }
-
-    #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 0))
     }
 
     #[inline(always)]
@@ -130,16 +109,12 @@ fn two_bits<S: Simd>(s: S, block: &[u8], at: usize, group: usize) -> S::Bytes {
 impl IntegerFormat for Q2_K {
     const LARGEST: i32 = 15 * 3;
     const SUBS: usize = 16;
+    const D: usize = 80;
     const MINS: bool = true;
 
     #[inline(always)]
     fn values<S: Simd>(s: S, block: &[u8], group: usize) -> S::Bytes {
         two_bits(s, block, 16, group)
-    }
-
-    #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 80))
     }
 
     #[inline(always)]
@@ -157,16 +132,12 @@ impl IntegerFormat for Q2_K {
 impl IntegerFormat for Q3_K {
     const LARGEST: i32 = 32 * 4;
     const SUBS: usize = 16;
+    const D: usize = 108;
 
     #[inline(always)]
     fn values<S: Simd>(s: S, block: &[u8], group: usize) -> S::Bytes {
         let high = s.field(s.bytes(bytes(block, 0)), group as i32 - 2, 4);
         s.minus(s.or(two_bits(s, block, 32, group), high), 4)
-    }
-
-    #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 108))
     }
 
     #[inline(always)]
@@ -216,11 +187,6 @@ impl IntegerFormat for Q4_K {
     }
 
     #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 0))
-    }
-
-    #[inline(always)]
     fn scales(block: &[u8]) -> [u8; 16] {
         scales_and_mins(block)
     }
@@ -243,11 +209,6 @@ impl IntegerFormat for Q5_K {
     }
 
     #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 0))
-    }
-
-    #[inline(always)]
     fn scales(block: &[u8]) -> [u8; 16] {
         scales_and_mins(block)
     }
@@ -261,6 +222,7 @@ impl IntegerFormat for Q5_K {
 impl IntegerFormat for Q6_K {
     const LARGEST: i32 = 128 * 32;
     const SUBS: usize = 16;
+    const D: usize = 208;
 
     #[inline(always)]
     fn values<S: Simd>(s: S, block: &[u8], group: usize) -> S::Bytes {
@@ -268,11 +230,6 @@ impl IntegerFormat for Q6_K {
         let low = s.field(s.bytes(bytes(block, 64 * half + 32 * (pair % 2))), 4 * (pair / 2) as i32, 0xf);
         let high = s.field(s.bytes(bytes(block, 128 + 32 * half)), 2 * pair as i32 - 4, 0x30);
         s.minus(s.or(low, high), 32)
-    }
-
-    #[inline(always)]
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.half(*bytes(block, 208))
     }
 
     #[inline(always)]

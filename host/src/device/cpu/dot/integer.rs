@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use quant::Format;
 
 use super::{
-    Kernel, STEP,
+    Kernel, STEP, bytes,
     columns::{LARGEST, Quantised},
     simd::Simd,
 };
@@ -27,12 +27,17 @@ pub trait IntegerFormat: Format {
     const SUBS: usize = 1;
     /// There are minima.
     const MINS: bool = false;
+    /// Where in the block `d` is.
+    const D: usize = 0;
 
     /// The `q` of values `32 group` to `32 group + 31`, as signed bytes. `group` is constant where this is inlined.
     fn values<S: Simd>(s: S, block: &[u8], group: usize) -> S::Bytes;
 
-    /// `d`
-    fn d<S: Simd>(s: S, block: &[u8]) -> f32;
+    /// `d`, in half precision at [`IntegerFormat::D`].
+    #[inline(always)]
+    fn d<S: Simd>(s: S, block: &[u8]) -> f32 {
+        s.half(*bytes(block, Self::D))
+    }
 
     /// The sub-blocks' scales, as signed bytes; unused if there are none.
     #[inline(always)]
