@@ -8,6 +8,7 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
+pub mod gemv;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

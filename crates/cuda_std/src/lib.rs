@@ -14,12 +14,15 @@
 #[cfg(target_arch = "nvptx64")]
 mod nvptx;
 
+pub mod async_copy;
 pub mod float;
+pub mod grid;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod host;
 pub mod kernel;
 pub mod mem;
 pub mod shared;
+pub mod simd;
 pub mod thread;
 pub mod warp;
 
@@ -31,7 +34,7 @@ pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
-    pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
+    pub use crate::{F16, async_copy, dynamic_shared, float, grid, kernel, mem, shared, shared_array, simd, thread, warp};
 }
 
 /// For [`shared_array!`] alone.

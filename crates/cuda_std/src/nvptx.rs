@@ -88,3 +88,134 @@ pub fn rsqrt(x: f32) -> f32 {
     unsafe { asm!("rsqrt.approx.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
     out
 }
+
+#[inline(always)]
+pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
+    let out: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("dp4a.s32.s32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn prmt(a: u32, b: u32, selector: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("prmt.b32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) selector, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn funnel_shift_right(low: u32, high: u32, bits: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("shf.r.wrap.b32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) low, in(reg32) high, in(reg32) bits, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn round_to_int(x: f32) -> i32 {
+    let out: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("cvt.rni.s32.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
+    out
+}
+
+/// The address inside shared memory of a generic one.
+#[inline(always)]
+fn in_shared<T>(pointer: *const T) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{{ .reg .u64 t; cvta.to.shared.u64 t, {1}; cvt.u32.u64 {0}, t; }}",
+            out(reg32) out, in(reg64) pointer, options(pure, nomem, nostack)
+        );
+    }
+    out
+}
+
+#[cfg(not(cuda_sm = "90"))]
+#[inline(always)]
+pub unsafe fn copy16(target: *mut u8, source: *const u8) {
+    let target = in_shared(target);
+    // SAFETY: the caller's promise.
+    unsafe { asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack)) };
+}
+
+#[cfg(not(cuda_sm = "90"))]
+#[inline(always)]
+pub fn copy_commit() {
+    // SAFETY: closes a group of this thread's copies.
+    unsafe { asm!("cp.async.commit_group;", options(nostack)) };
+}
+
+/// Waits for all groups of this thread's copies but the last `DEPTH - 1`.
+#[cfg(not(cuda_sm = "90"))]
+#[inline(always)]
+pub fn copy_wait<const DEPTH: usize>() {
+    // SAFETY: waits.
+    unsafe { asm!("cp.async.wait_group {0};", const DEPTH - 1, options(nostack)) };
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn barrier_init(barrier: *mut u64) {
+    let barrier = in_shared(barrier);
+    // SAFETY: the caller's promise.
+    unsafe { asm!("mbarrier.init.shared::cta.b64 [{0}], 1;", in(reg32) barrier, options(nostack)) };
+}
+
+/// Makes barriers known to the engine that copies.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn barrier_init_fence() {
+    // SAFETY: orders accesses.
+    unsafe { asm!("fence.mbarrier_init.release.cluster;", "fence.proxy.async.shared::cta;", options(nostack)) };
+}
+
+/// This phase of `barrier` ends when `bytes` bytes have arrived.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn barrier_expect(barrier: *mut u64, bytes: u32) {
+    let barrier = in_shared(barrier);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [{0}], {1};", in(reg32) barrier, in(reg32) bytes, options(nostack));
+    }
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn bulk_copy(target: *mut u8, source: *const u8, bytes: u32, barrier: *mut u64) {
+    let (target, barrier) = (in_shared(target), in_shared(barrier));
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .u64 g; cvta.to.global.u64 g, {1}; cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [g], {2}, [{3}]; }}",
+            in(reg32) target, in(reg64) source, in(reg32) bytes, in(reg32) barrier, options(nostack)
+        );
+    }
+}
+
+/// Has the phase of this parity ended? Waits a while for it.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn barrier_try_wait(barrier: *mut u64, parity: u32) -> bool {
+    let barrier = in_shared(barrier);
+    let ended: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
+            out(reg32) ended, in(reg32) barrier, in(reg32) parity, options(nostack)
+        );
+    }
+    ended != 0
+}
