@@ -5,6 +5,7 @@
 //! between guard words and hold NaN before the launch, unless the kernel reads them; inputs fill their allocation, so
 //! that the emulator sees every read beyond them.
 
+mod driver;
 mod ops;
 mod weights;
 
@@ -41,6 +42,8 @@ macro_rules! cases {
 }
 
 cases! {
+    driver::struct_as_parameter,
+    driver::dynamic_shared,
     weights::gemv,
     weights::gemm,
     weights::embed,
