@@ -29,6 +29,8 @@ pub(super) struct Gpu {
     context: Context,
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
     /// The kernel launched last: a fault in it surfaces at a later call.
     pub last_kernel: Cell<Option<&'static str>>,
 }
@@ -56,7 +58,14 @@ impl Gpu {
         let opening = |call, e| unavailable(format!("{name} cannot be opened: {call} failed: {}", code(e)));
         let context = Context::new(device).map_err(|e| opening("cuDevicePrimaryCtxRetain", e))?;
         let stream = || Stream::new(StreamFlags::DEFAULT, None).map_err(|e| opening("cuStreamCreate", e));
-        Ok(Gpu { compute: stream()?, copy: stream()?, context, name: name.clone(), last_kernel: Cell::new(None) })
+        Ok(Gpu {
+            compute: stream()?,
+            copy: stream()?,
+            context,
+            name: name.clone(),
+            capability,
+            last_kernel: Cell::new(None),
+        })
     }
 
     /// Makes this GPU's context the calling thread's, where every driver call works. Another GPU of the same thread may
