@@ -11,16 +11,47 @@ struct Entry {
     body: Vec<&'static str>,
 }
 
+/// A line without its predicate.
+fn unpredicated(line: &'static str) -> &'static str {
+    match line.strip_prefix('@') {
+        Some(rest) => rest.split_once(char::is_whitespace).map_or("", |(_, instruction)| instruction.trim()),
+        None => line,
+    }
+}
+
+/// The state space that an instruction accesses, `generic` where it names none; `None` where it accesses no memory.
+fn space(line: &'static str) -> Option<&'static str> {
+    let mut parts = unpredicated(line).split_whitespace().next()?.split('.');
+    if !["ld", "st", "atom", "red"].contains(&parts.next()?) {
+        return None;
+    }
+    let spaces = ["global", "shared", "local", "param", "const"];
+    let found = parts.find_map(|part| spaces.into_iter().find(|space| part.split("::").next() == Some(space)));
+    Some(found.unwrap_or("generic"))
+}
+
 impl Entry {
+    /// The instructions in order, without their predicates.
+    fn instructions(&self) -> impl Iterator<Item = &'static str> {
+        self.body.iter().copied().map(unpredicated)
+    }
+
     /// How many instructions begin with `mnemonic`, predicated or not.
     fn count(&self, mnemonic: &str) -> usize {
-        let instruction = |line: &&&str| match line.strip_prefix('@') {
-            Some(rest) => {
-                rest.split_once(char::is_whitespace).is_some_and(|(_, rest)| rest.trim().starts_with(mnemonic))
-            }
-            None => line.starts_with(mnemonic),
+        self.instructions().filter(|line| line.starts_with(mnemonic)).count()
+    }
+
+    /// The lines in loops: from a label to a branch back to it.
+    fn loops(&self) -> impl Iterator<Item = &'static str> {
+        let label = |line: &str| self.body.iter().position(|other| other.strip_suffix(':') == Some(line));
+        let target = |line: &'static str| {
+            let line = unpredicated(line).strip_prefix("bra")?;
+            label(line.rsplit(char::is_whitespace).next()?.trim_end_matches(';'))
         };
-        self.body.iter().filter(instruction).count()
+        let back = |(end, line)| target(line).filter(|start| *start < end).map(|start| start..end);
+        let ranges: Vec<_> = self.body.iter().copied().enumerate().filter_map(back).collect();
+        let looped = move |line: &usize| ranges.iter().any(|range| range.contains(line));
+        (0..self.body.len()).filter(looped).map(|line| self.body[line])
     }
 
     /// The line that the first such instruction is on.
@@ -51,13 +82,15 @@ fn entries(ptx: &'static str) -> BTreeMap<&'static str, Entry> {
             };
             declarations.map(of).collect()
         };
-        let body = lines
-            .by_ref()
-            .skip_while(|line| *line != "{")
-            .skip(1)
-            .take_while(|line| *line != "}")
-            .filter(|l| !l.is_empty())
-            .collect();
+        // Assembly in the source may have blocks of its own.
+        let mut depth = 0;
+        let open = |line: &&str| {
+            depth += line.matches('{').count();
+            depth -= line.matches('}').count();
+            depth > 0
+        };
+        let body = lines.by_ref().skip_while(|line| *line != "{").take_while(open).skip(1);
+        let body = body.filter(|line| !line.is_empty()).collect();
         entries.insert(name, Entry { params, body });
     }
     entries
@@ -187,5 +220,126 @@ fn accesses_and_arithmetic_are_the_instructions_they_should_be() {
     for shared in each::<gpu::probe::barrier_between_equal_tests>() {
         assert_eq!((shared.count("st.shared"), shared.count("ld.shared")), (1, 1));
         assert_eq!((shared.count("st.global"), shared.count("ld.global")), (1, 1));
+    }
+}
+
+/// What is wrong with how a kernel orders itself after the one before it (`cuda_std::grid`).
+fn order_faults(sm: u32, prefetch: bool, entry: &Entry) -> Vec<&'static str> {
+    let mut faults = Vec::new();
+    if sm < 90 {
+        let unknown = entry.count("griddepcontrol") > 0;
+        faults.extend(unknown.then_some("an instruction that the architecture does not have"));
+        return faults;
+    }
+    faults.extend((entry.count("griddepcontrol.launch_dependents") == 0).then_some("no launch_dependents"));
+    let Some(wait) = entry.instructions().position(|line| line == "griddepcontrol.wait;") else {
+        faults.push("no wait");
+        return faults;
+    };
+    let global = |line: &'static str| ["global", "generic"].contains(&space(line).unwrap_or_default());
+    let before = || entry.instructions().take(wait);
+    if prefetch {
+        faults
+            .extend(before().any(|line| global(line) && !line.starts_with("ld")).then_some("a write before the wait"));
+    } else {
+        faults.extend(before().any(global).then_some("an access before the wait"));
+        let branches = before().any(|line| line.starts_with("bra") || line.starts_with("ret") || line.ends_with(':'));
+        faults.extend(branches.then_some("a wait that not every thread reaches"));
+        faults.extend(before().any(|line| line.starts_with("cp.")).then_some("a copy before the wait"));
+    }
+    faults
+}
+
+#[test]
+fn every_kernel_waits_for_the_one_before_it() {
+    let kernels: BTreeMap<_, _> = kernel::all().map(|kernel| (kernel.name, kernel)).collect();
+    for variant in VARIANTS {
+        for (name, entry) in entries(variant.ptx) {
+            let faults = order_faults(variant.sm, kernels[name].prefetch, &entry);
+            assert!(faults.is_empty(), "{}: {name} has {}", file(variant), faults.join(", "));
+        }
+    }
+}
+
+/// The entry of PTX that is one kernel with these lines.
+fn kernel_of(lines: &str) -> Entry {
+    let ptx = format!(".visible .entry kernel()\n{{\n{lines}\n}}\n");
+    entries(ptx.leak()).remove("kernel").unwrap()
+}
+
+#[test]
+fn kernels_that_do_not_wait_are_seen() {
+    let start = "griddepcontrol.launch_dependents;\ngriddepcontrol.wait;";
+    let load = "ld.global.b32 %r1, [%rd1];";
+    for (sm, prefetch, lines, expected) in [
+        (90, false, format!("ld.param.b64 %rd1, [kernel_param_0];\n{start}\n{load}"), &[][..]),
+        (90, true, format!("{load}\n@%p1 bra $L__BB0_2;\n$L__BB0_2:\n{start}\nst.global.b32 [%rd1], %r1;"), &[]),
+        (80, false, load.to_owned(), &[]),
+        (80, false, start.to_owned(), &["an instruction that the architecture does not have"]),
+        (90, false, "griddepcontrol.wait;".to_owned(), &["no launch_dependents"]),
+        (90, true, "griddepcontrol.launch_dependents;".to_owned(), &["no wait"]),
+        (90, false, format!("{load}\n{start}"), &["an access before the wait"]),
+        (90, false, format!("@%p1 ld.b32 %r1, [%rd1];\n{start}"), &["an access before the wait"]),
+        (90, false, format!("@%p1 bra $L__BB0_2;\n{start}\n$L__BB0_2:"), &["a wait that not every thread reaches"]),
+        (90, false, format!("cp.async.wait_all;\n{start}"), &["a copy before the wait"]),
+        (90, true, format!("atom.global.add.u32 %r1, [%rd1], 1;\n{start}"), &["a write before the wait"]),
+    ] {
+        assert_eq!(order_faults(sm, prefetch, &kernel_of(&lines)), expected, "sm_{sm}: {lines}");
+    }
+}
+
+/// What is missing in a matrix-vector product that reads ahead: the weights come by asynchronous copies, those of integer
+/// types are multiplied four at a time, and loops know which memory they access.
+fn gemv_faults(sm: u32, integer: bool, entry: &Entry) -> Vec<&'static str> {
+    let generic = entry.loops().any(|line| space(line) == Some("generic"));
+    let copies = match sm {
+        80 => entry.instructions().any(|line| line.starts_with("cp.async.cg.shared.global") && line.contains(", 16")),
+        _ => entry.count("cp.async.bulk.") > 0,
+    };
+    let faults = [
+        (integer && entry.count("dp4a") == 0).then_some("no dp4a"),
+        generic.then_some("a generic access in a loop"),
+        (!copies).then_some("no asynchronous copies of its architecture"),
+    ];
+    faults.into_iter().flatten().collect()
+}
+
+#[test]
+fn matrix_vector_products_read_ahead() {
+    let kernels = kernel::all().filter(|kernel| kernel.prefetch && kernel.name.starts_with("gemv_"));
+    for kernel in kernels {
+        let integer = !["f32", "f16", "bf16"].contains(&kernel.module);
+        for variant in VARIANTS.iter().filter(|variant| variant.module == kernel.module) {
+            let faults = gemv_faults(variant.sm, integer, &entries(variant.ptx)[kernel.name]);
+            assert!(faults.is_empty(), "{}: {} has {}", file(variant), kernel.name, faults.join(", "));
+        }
+    }
+}
+
+#[test]
+fn matrix_vector_products_that_do_not_read_ahead_are_seen() {
+    let (wide, bulk) = ("cp.async.cg.shared.global [%r1], [%rd1], 16;", "cp.async.bulk.shared::cluster.global [%r1];");
+    let copies = "no asynchronous copies of its architecture";
+    let looped = |line: &str| format!("$L__BB0_1:\n{{\n{line}\n}}\n@%p1 bra $L__BB0_1;\nld.b32 %r1, [%rd1];");
+    for (sm, integer, lines, expected) in [
+        (
+            80,
+            true,
+            format!("{wide}\n{}\ndp4a.s32.s32 %r1, %r2, %r3, %r1;", looped("ld.shared.b32 %r1, [%r2];")),
+            &[][..],
+        ),
+        (90, false, format!("{bulk}\n{}", looped("ld.shared::cta.b32 %r1, [%r2];")), &[]),
+        (90, true, bulk.to_owned(), &["no dp4a"]),
+        (80, false, bulk.to_owned(), &[copies]),
+        (80, false, wide.replace("16", "8").replace("cg", "ca"), &[copies]),
+        (90, false, wide.to_owned(), &[copies]),
+        (
+            80,
+            false,
+            format!("{wide}\n{}", looped("@%p2 st.v2.b32 [%rd1], {%r1, %r2};")),
+            &["a generic access in a loop"],
+        ),
+    ] {
+        assert_eq!(gemv_faults(sm, integer, &kernel_of(&lines)), expected, "sm_{sm}: {lines}");
     }
 }
