@@ -219,3 +219,19 @@ pub unsafe fn barrier_try_wait(barrier: *mut u64, parity: u32) -> bool {
     }
     ended != 0
 }
+
+// No `nomem` in these two: the compiler must not move an access to memory across them.
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn launch_dependents() {
+    // SAFETY: touches no memory, and changes only when another kernel starts.
+    unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack)) };
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn grid_wait() {
+    // SAFETY: waits, each thread for itself: where the compiler puts copies of it, threads wait all the same.
+    unsafe { asm!("griddepcontrol.wait;", options(nostack)) };
+}

@@ -26,8 +26,8 @@ use crate::device::DeviceError;
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
-/// Looks up a module's PTX by name.
-pub(super) type Source = fn(&str) -> Option<&'static str>;
+/// Looks up a module's PTX by name and the GPU's compute capability.
+pub(super) type Source = fn(&str, (u32, u32)) -> Option<&'static str>;
 
 /// The modules loaded so far and their kernels.
 pub(super) struct Modules {
@@ -107,7 +107,7 @@ impl Modules {
         if let Some(&module) = self.loaded.borrow().get(name) {
             return Ok(module);
         }
-        let ptx = (self.source)(name).ok_or_else(|| DeviceError::Kernel {
+        let ptx = (self.source)(name, self.gpu.properties.compute_capability).ok_or_else(|| DeviceError::Kernel {
             kernel,
             message: format!("this program contains no kernel module {name}"),
         })?;
