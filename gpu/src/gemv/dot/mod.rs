@@ -4,6 +4,7 @@
 //! in [`super`].
 
 mod k;
+mod k16;
 mod legacy;
 
 use cuda_std::prelude::*;
@@ -52,3 +53,6 @@ pub trait Dot: Format {
 fn half(word: u32, upper: bool) -> f32 {
     F16(if upper { word >> 16 } else { word } as u16).to_f32()
 }
+
+#[cfg(test)]
+mod tests;
