@@ -309,7 +309,7 @@ unsafe fn gemv<D: Dot>(
                     for run in 0..D::PARTS {
                         let at = at + D::first(part, run);
                         let (x, d, sum) = if D::W == 8 {
-                            if D::OFFSET { acts.run::<8, true>(at) } else { acts.run::<8, false>(at) }
+                            if D::SUMS != 0 { acts.run::<8, true>(at) } else { acts.run::<8, false>(at) }
                         } else {
                             acts.run::<4, true>(at)
                         };
@@ -320,7 +320,7 @@ unsafe fn gemv<D: Dot>(
                                 dot = simd::dp4a(w.q[i], x[i], dot);
                             }
                             sums[r] = float::fma(w.scale, d * dot as f32, sums[r]);
-                            if D::OFFSET {
+                            if D::SUMS != 0 {
                                 sums[r] = float::fma(w.offset, sum, sums[r]);
                             }
                         }
@@ -370,6 +370,12 @@ kernels! {
     "q8_0" Q8_0 gemv2_q8_0;
     "q4_k" Q4_K gemv2_q4_k;
     "q6_k" Q6_K gemv2_q6_k;
+    "q4_0" Q4_0 gemv2_q4_0;
+    "q4_1" Q4_1 gemv2_q4_1;
+    "q5_0" Q5_0 gemv2_q5_0;
+    "q5_1" Q5_1 gemv2_q5_1;
+    "iq4_nl" IQ4_NL gemv2_iq4_nl;
+    "iq4_xs" IQ4_XS gemv2_iq4_xs;
 }
 
 /// The grid.

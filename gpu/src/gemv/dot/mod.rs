@@ -3,6 +3,7 @@
 //! Every format says how the bytes of a block become signed bytes with a scale (and an offset); the product is the same for all,
 //! in [`super`].
 
+mod iq4;
 mod k;
 mod k16;
 mod legacy;

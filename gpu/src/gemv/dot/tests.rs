@@ -56,10 +56,16 @@ macro_rules! formats {
 }
 
 formats! {
+    q4_0 Q4_0 2;
+    q4_1 Q4_1 4;
+    q5_0 Q5_0 2;
+    q5_1 Q5_1 8;
     q8_0 Q8_0 2;
     q2_k Q2_K 4;
     q3_k Q3_K 2;
     q4_k Q4_K 16;
     q5_k Q5_K 16;
     q6_k Q6_K 2;
+    iq4_nl IQ4_NL 2;
+    iq4_xs IQ4_XS 8;
 }
