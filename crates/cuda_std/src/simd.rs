@@ -30,6 +30,15 @@ pub fn byte_perm(a: u32, b: u32, selector: u32) -> u32 {
     }
 }
 
+/// `lop3.b32`: the bits of `a` where `mask` has ones, those of `b` where it has zeros.
+#[inline(always)]
+pub fn select_bits(mask: u32, a: u32, b: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    return crate::nvptx::select_bits(mask, a, b);
+    #[cfg(not(target_arch = "nvptx64"))]
+    return a & mask | b & !mask;
+}
+
 /// `shf.r.wrap.b32`: bits `bits % 32` and the 31 above it of the 64 that `high` and `low` make.
 #[inline(always)]
 pub fn funnel_shift_right(low: u32, high: u32, bits: u32) -> u32 {

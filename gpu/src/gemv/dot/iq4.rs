@@ -87,7 +87,9 @@ fn values(q: [u32; 4]) -> [u32; 8] {
             let upper = simd::byte_perm(const { packed(8) }, const { packed(12) }, index);
             simd::byte_perm(lower, upper, choice)
         };
-        let (a, b) = (lookup(index & 0xffff, choice & 0xffff), lookup(index >> 16, choice >> 16));
+        // The compiler would mask both halves of what it knows to be shifted.
+        let upper = |word: u32| simd::funnel_shift_right(word, 0, 16);
+        let (a, b) = (lookup(index, choice), lookup(upper(index), upper(choice)));
         out[i] = simd::byte_perm(a, b, 0x6420);
         out[i + 4] = simd::byte_perm(a, b, 0x7531);
     }

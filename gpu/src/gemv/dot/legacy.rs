@@ -46,15 +46,16 @@ impl<const BITS: usize, const MIN: bool> Dot for Legacy<BITS, MIN> {
         if BITS == 4 {
             for i in 0..4 {
                 // Sixteen times the four bits, whose top bit is flipped: 16 (q - 8).
-                q[i] = low[i] << 4 & 0xf0f0_f0f0 ^ 0x8080_8080;
-                q[i + 4] = low[i] & 0xf0f0_f0f0 ^ 0x8080_8080;
+                let flipped = low[i] ^ 0x8888_8888;
+                q[i] = flipped << 4 & 0xf0f0_f0f0;
+                q[i + 4] = flipped & 0xf0f0_f0f0;
             }
         } else {
             // Above the low four bits goes the complement of the fifth, four times: q - 16.
-            let fifth = FifthBits::new(high);
+            let upper = FifthBits::new(!high);
             for i in 0..4 {
-                q[i] = low[i] & 0x0f0f_0f0f | !fifth.word(i) & 0xf0f0_f0f0;
-                q[i + 4] = low[i] >> 4 & 0x0f0f_0f0f | !fifth.word(i + 4) & 0xf0f0_f0f0;
+                q[i] = simd::select_bits(0x0f0f_0f0f, low[i], upper.word(i));
+                q[i + 4] = simd::select_bits(0x0f0f_0f0f, low[i] >> 4, upper.word(i + 4));
             }
         }
         let scale = if BITS == 4 { d * 0.0625 } else { d };
