@@ -36,21 +36,25 @@ impl<const DEPTH: usize> Stages<DEPTH> {
         Stages { barriers }
     }
 
-    /// Starts to fill stage `stage` with the `N` runs of `bytes` bytes from `sources` on, each to its own of `targets`.
+    /// Starts to fill stage `stage` with `N` runs of bytes, each from its source to its target.
     ///
     /// # Safety
-    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses and `bytes` are multiples of
-    /// 16, `bytes` is not 0; the sources are global memory that nobody writes until the copy has been waited for, the targets shared memory of this warp.
+    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses and lengths are multiples of
+    /// 16, no length is 0; the sources are global memory that nobody writes until the copy has been waited for, the targets shared memory of this warp.
     #[inline(always)]
-    pub unsafe fn fill<const N: usize>(self, stage: usize, targets: [*mut u8; N], sources: [*const u8; N], bytes: u32) {
+    pub unsafe fn fill<const N: usize>(self, stage: usize, targets: [*mut u8; N], sources: [*const u8; N], bytes: [u32; N]) {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
             if warp::lane_id() == 0 {
                 let barrier = self.barriers.add(stage);
-                crate::nvptx::barrier_expect(barrier, N as u32 * bytes);
+                let mut all = 0;
                 for i in 0..N {
-                    crate::nvptx::bulk_copy(targets[i], sources[i], bytes, barrier);
+                    all += bytes[i];
+                }
+                crate::nvptx::barrier_expect(barrier, all);
+                for i in 0..N {
+                    crate::nvptx::bulk_copy(targets[i], sources[i], bytes[i], barrier);
                 }
             }
         }
@@ -60,7 +64,7 @@ impl<const DEPTH: usize> Stages<DEPTH> {
             let _ = stage;
             for i in 0..N {
                 let mut at = 16 * warp::lane_id();
-                while at < bytes {
+                while at < bytes[i] {
                     copy16(targets[i].add(at as usize), sources[i].add(at as usize));
                     at += 16 * 32;
                 }

@@ -127,6 +127,27 @@ pub fn round_to_int(x: f32) -> i32 {
     out
 }
 
+#[inline(always)]
+pub fn pack_i8([a, b, c, d]: [i32; 4]) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers. The instruction puts its second operand lowest, and the old word's low half above both.
+    unsafe {
+        asm!(
+            "{{ .reg .b32 t; cvt.pack.sat.s8.s32.b32 t, {4}, {3}, 0; cvt.pack.sat.s8.s32.b32 {0}, {2}, {1}, t; }}",
+            out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d, options(pure, nomem, nostack)
+        );
+    }
+    out
+}
+
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let out: f32;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("rcp.approx.ftz.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
+    out
+}
+
 /// The address inside shared memory of a generic one.
 #[inline(always)]
 fn in_shared<T>(pointer: *const T) -> u32 {
