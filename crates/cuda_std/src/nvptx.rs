@@ -148,9 +148,9 @@ pub fn reciprocal(x: f32) -> f32 {
     out
 }
 
-/// The address inside shared memory of a generic one.
+/// The address inside shared memory of a generic one. Barriers and the targets of copies are given so.
 #[inline(always)]
-fn in_shared<T>(pointer: *const T) -> u32 {
+pub fn in_shared<T>(pointer: *const T) -> u32 {
     let out: u32;
     // SAFETY: arithmetic on registers.
     unsafe {
@@ -164,8 +164,7 @@ fn in_shared<T>(pointer: *const T) -> u32 {
 
 #[cfg(not(cuda_sm = "90"))]
 #[inline(always)]
-pub unsafe fn copy16(target: *mut u8, source: *const u8) {
-    let target = in_shared(target);
+pub unsafe fn copy16(target: u32, source: *const u8) {
     // SAFETY: the caller's promise.
     unsafe { asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack)) };
 }
@@ -187,8 +186,7 @@ pub fn copy_wait<const DEPTH: usize>() {
 
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn barrier_init(barrier: *mut u64) {
-    let barrier = in_shared(barrier);
+pub unsafe fn barrier_init(barrier: u32) {
     // SAFETY: the caller's promise.
     unsafe { asm!("mbarrier.init.shared::cta.b64 [{0}], 1;", in(reg32) barrier, options(nostack)) };
 }
@@ -204,8 +202,7 @@ pub fn barrier_init_fence() {
 /// This phase of `barrier` ends when `bytes` bytes have arrived.
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn barrier_expect(barrier: *mut u64, bytes: u32) {
-    let barrier = in_shared(barrier);
+pub unsafe fn barrier_expect(barrier: u32, bytes: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [{0}], {1};", in(reg32) barrier, in(reg32) bytes, options(nostack));
@@ -214,8 +211,7 @@ pub unsafe fn barrier_expect(barrier: *mut u64, bytes: u32) {
 
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn bulk_copy(target: *mut u8, source: *const u8, bytes: u32, barrier: *mut u64) {
-    let (target, barrier) = (in_shared(target), in_shared(barrier));
+pub unsafe fn bulk_copy(target: u32, source: *const u8, bytes: u32, barrier: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
@@ -228,8 +224,7 @@ pub unsafe fn bulk_copy(target: *mut u8, source: *const u8, bytes: u32, barrier:
 /// Has the phase of this parity ended? Waits a while for it.
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn barrier_try_wait(barrier: *mut u64, parity: u32) -> bool {
-    let barrier = in_shared(barrier);
+pub unsafe fn barrier_try_wait(barrier: u32, parity: u32) -> bool {
     let ended: u32;
     // SAFETY: the caller's promise.
     unsafe {

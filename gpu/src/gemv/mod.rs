@@ -8,6 +8,9 @@
 //! **A warp** takes `ROWS` rows at a time, of which neighbours in the grid take the neighbours, so that the multiprocessors are
 //! evenly loaded and walk through the matrix together. The bits of a result depend on its row and column alone.
 
+#[macro_use]
+mod unrolled;
+
 mod acts;
 mod dot;
 mod kernels;
@@ -32,7 +35,7 @@ pub const DEPTH: usize = 4;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
 /// Groups of four activations that a thread reads at once.
-const BATCH: usize = 4;
+const BATCH: usize = 8;
 /// Activations of a batch.
 const BATCH_COLS: usize = BATCH * 4 * THREADS as usize;
 
@@ -90,6 +93,7 @@ pub struct Product {
 #[cfg(not(target_arch = "nvptx64"))]
 unsafe impl cuda_std::kernel::Param for Product {}
 const _: () = assert!(size_of::<Product>() == 152);
+const _: () = assert!(4 * ROWS * DEPTH <= 32, "the stages' skews are in a word");
 
 /// x / (1 + e^-x)
 pub const SILU: u32 = 0;
@@ -168,30 +172,19 @@ impl Pieces {
     }
 }
 
-/// A warp's way through its groups of rows, piece by piece.
-struct Walk<P> {
+/// What a warp fetches next.
+struct Walk {
     group: u32,
     piece: u32,
     at: *const u8,
     delta: usize,
-    plan: core::marker::PhantomData<P>,
 }
 
-impl<P: Plan> Walk<P> {
+impl Walk {
     #[inline(always)]
-    fn new(p: &Product, weights: *const u8, group: u32) -> Self {
+    fn new<P: Plan>(p: &Product, weights: *const u8, group: u32) -> Self {
         let (at, delta) = P::rows(p, weights, group);
-        Walk { group, piece: 0, at, delta, plan: core::marker::PhantomData }
-    }
-
-    #[inline(always)]
-    fn advance(&mut self, p: &Product, weights: *const u8, pieces: &Pieces, step: u32) {
-        self.piece += 1;
-        if self.piece == pieces.count {
-            *self = Walk::new(p, weights, self.group + step);
-        } else {
-            self.at = self.at.wrapping_add(pieces.bytes as usize);
-        }
+        Walk { group, piece: 0, at, delta }
     }
 }
 
@@ -227,10 +220,11 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
         let mut scale = 1.0;
         if normed {
             let mut squares = 0.0;
-            for i in 0..4 {
-                let [a, b, c, d] = [values[0][i], values[1][i], values[2][i], values[3][i]];
-                squares = float::fma(a, a, float::fma(b, b, float::fma(c, c, float::fma(d, d, squares))));
-            }
+            unrolled!(k < BATCH, {
+                for i in 0..4 {
+                    squares = float::fma(values[k][i], values[k][i], squares);
+                }
+            });
             let mut at = own + BATCH_COLS;
             while at < cols {
                 // SAFETY: inside the vector.
@@ -264,18 +258,20 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
             unsafe { W::put(column, cols, at, values, at < cols) }
         };
         let step = 4 * THREADS as usize;
-        put(own, values[0], first_norm[0]);
-        put(own + step, values[1], first_norm[1]);
-        put(own + 2 * step, values[2], first_norm[2]);
-        put(own + 3 * step, values[3], first_norm[3]);
+        unrolled!(k < BATCH, {
+            if own + k * step < cols.next_multiple_of(128) {
+                put(own + k * step, values[k], first_norm[k]);
+            }
+        });
         let mut start = own + BATCH_COLS;
         while start - own < cols {
             let values = read(x, start);
             let norm = if normed { read(norm, start) } else { ones };
-            put(start, values[0], norm[0]);
-            put(start + step, values[1], norm[1]);
-            put(start + 2 * step, values[2], norm[2]);
-            put(start + 3 * step, values[3], norm[3]);
+            unrolled!(k < BATCH, {
+                if start + k * step < cols.next_multiple_of(128) {
+                    put(start + k * step, values[k], norm[k]);
+                }
+            });
             start += BATCH_COLS;
         }
     }
@@ -311,17 +307,19 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     first: u32,
     finish: impl Fn(u32, [[f32; C]; ROWS]),
 ) {
-    let (lane, warp) = (warp::lane_id(), warp::warp_id());
+    // The shuffle tells the compiler that all lanes have the same.
+    // SAFETY: all lanes are here.
+    let (lane, warp) = (warp::lane_id(), unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, warp::warp_id(), 0) });
     let cols = p.cols as usize;
     let acts = dynamic_shared!(GEMV_SHARED: [u8]);
     let barriers = acts.wrapping_add(C * W::acts_bytes(cols)).cast::<u64>();
     let rings = barriers.wrapping_add(DEPTH * WARPS).cast::<u8>();
-    let stage_bytes = p.stage_bytes as usize;
-    let ring = rings.wrapping_add(warp as usize * DEPTH * ROWS * stage_bytes);
+    let ring = rings.wrapping_add(warp as usize * DEPTH * ROWS * p.stage_bytes as usize);
     // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
     let (weights, stages) = unsafe {
         let weights = mem::load(p.home) as *const u8;
-        (weights, Stages::<DEPTH>::new(barriers.wrapping_add(warp as usize * DEPTH)))
+        let barriers = barriers.wrapping_add(warp as usize * DEPTH);
+        (weights, Stages::<DEPTH, ROWS>::new(ring, p.stage_bytes, barriers))
     };
 
     let pieces = {
@@ -334,8 +332,11 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let start = warp * thread::grid_dim_x() + thread::block_idx_x();
     let step = thread::grid_dim_x() * WARPS as u32;
 
-    let mut next = Walk::<P>::new(p, weights, start);
-    let mut fetch = |stage: usize| {
+    let mut next = Walk::new::<P>(p, weights, start);
+    // Where rows begin behind a multiple of 16: four bits for each row of each stage, the oldest stage's lowest.
+    let mut skews = 0u32;
+    let mut fetch = |stage: u32, skews: &mut u32| {
+        *skews >>= 4 * ROWS;
         if next.group >= groups {
             return stages.skip();
         }
@@ -344,35 +345,40 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         let mut bytes = [length; ROWS];
         if W::ANY_START {
             // From the multiple of 16 before a row's piece to the one behind it.
-            bytes = sources.map(|source| (length + (source.addr() & 15) as u32).next_multiple_of(16));
+            let [a, b] = sources.map(|source| source.addr() as u32 & 15);
+            bytes = [(length + a).next_multiple_of(16), (length + b).next_multiple_of(16)];
             sources = sources.map(|source| source.wrapping_sub(source.addr() & 15));
+            *skews |= (a | b << 4) << (4 * ROWS * (DEPTH - 1));
         }
-        let target = ring.wrapping_add(stage * ROWS * stage_bytes);
-        // SAFETY: all lanes are here. The rows are the tensor's, and 16 bytes from its start on are readable memory up to their end.
-        unsafe { stages.fill(stage, [target, target.wrapping_add(stage_bytes)], sources, bytes) };
-        next.advance(p, weights, &pieces, step);
+        // SAFETY: all lanes are here. The rows are the tensor's, and memory is readable from the multiple of 16 before it to the
+        // one behind it.
+        unsafe { stages.fill(stage, sources, bytes) };
+        next.piece += 1;
+        if next.piece == pieces.count {
+            next = Walk::new::<P>(p, weights, next.group + step);
+        } else {
+            next.at = next.at.wrapping_add(pieces.bytes as usize);
+        }
     };
     grid::launch_dependents();
-    for stage in 0..DEPTH {
-        fetch(stage);
+    for stage in 0..DEPTH as u32 {
+        fetch(stage, &mut skews);
     }
     // SAFETY: all threads are here.
     unsafe { load_activations::<W, C>(p, weights, acts, first) };
 
     let slice = lane as usize % W::LANES;
-    let mut here = Walk::<P>::new(p, weights, start);
-    let (mut stage, mut round) = (0usize, 0u32);
-    while here.group < groups {
-        let group = here.group;
+    let (mut group, mut stage, mut round) = (start, 0, 0);
+    while group < groups {
         let mut sums = [[0.0f32; C]; ROWS];
         let mut at = lane as usize / W::LANES * W::ELEMS;
         for piece in 0..pieces.count {
             // SAFETY: all lanes are here.
             unsafe { stages.wait(stage, round) };
             let rows = [0, 1].map(|r| {
-                let skew = if W::ANY_START { here.at.wrapping_add(r * here.delta).addr() & 15 } else { 0 };
+                let skew = if W::ANY_START { skews >> (4 * r) & 15 } else { 0 };
                 // SAFETY: the stage's bytes have arrived.
-                unsafe { Staged::new(ring.wrapping_add((stage * ROWS + r) * stage_bytes + skew)) }
+                unsafe { Staged::new(stages.run(stage, r).wrapping_add(skew as usize)) }
             });
             let bytes = pieces.bytes(piece);
             let mut offset = lane / W::LANES as u32 * W::BYTES as u32;
@@ -386,16 +392,16 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             // All but a row's last piece are whole steps, so `at` is where the next one begins.
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
-            fetch(stage);
-            here.advance(p, weights, &pieces, step);
+            fetch(stage, &mut skews);
             stage += 1;
-            if stage == DEPTH {
+            if stage == DEPTH as u32 {
                 (stage, round) = (0, round + 1);
             }
         }
         // SAFETY: all lanes are here.
         unsafe { warp::sums(sums.as_flattened_mut()) };
         finish(group, sums);
+        group += step;
     }
 }
 
