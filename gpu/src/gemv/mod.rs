@@ -27,15 +27,15 @@ use staged::Staged;
 pub use weights::Weights;
 
 /// Warps of a block.
-pub const WARPS: usize = 8;
+pub const WARPS: usize = 16;
 /// Threads of a block.
 pub const THREADS: u32 = 32 * WARPS as u32;
 /// Stages of a warp.
-pub const DEPTH: usize = 4;
+pub const DEPTH: usize = 2;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
 /// Groups of four activations that a thread reads at once.
-const BATCH: usize = 8;
+const BATCH: usize = 4;
 /// Activations of a batch.
 const BATCH_COLS: usize = BATCH * 4 * THREADS as usize;
 
