@@ -100,6 +100,16 @@ pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
 }
 
 #[inline(always)]
+pub fn dp4a_unsigned(a: u32, b: u32, c: i32) -> i32 {
+    let out: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("dp4a.u32.s32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
 pub fn prmt(a: u32, b: u32, selector: u32) -> u32 {
     let out: u32;
     // SAFETY: arithmetic on registers.

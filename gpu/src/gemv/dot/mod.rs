@@ -15,9 +15,9 @@ use super::staged::Staged;
 /// `4 W` consecutive weights of a block: weight i is `scale * q[i] + offset`.
 #[derive(Clone, Copy)]
 pub struct Run<const W: usize> {
-    /// The integers as signed bytes, the first in the lowest byte of the first word. They may be the format's integers times a
-    /// power of two, where that saves instructions (a 4-bit integer in the upper half of its byte, with 8 subtracted by flipping
-    /// the top bit: 16 (q - 8)); `scale` then has the inverse.
+    /// The integers as bytes, the first in the lowest byte of the first word: signed ones where [`Dot::SUMS`] is 0, unsigned ones
+    /// where there is an offset. They may be the format's integers times a power of two, where that saves instructions (a 4-bit
+    /// integer in the upper half of its byte); `scale` then has the inverse.
     pub q: [u32; W],
     /// What the sum of products is multiplied with.
     pub scale: f32,
