@@ -8,11 +8,7 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
-pub mod gemv;
-#[cfg(feature = "ops")]
-pub mod ops;
-#[cfg(feature = "probe")]
-pub mod probe;
+mod gated;
 #[cfg(any(
     feature = "f32",
     feature = "f16",
@@ -30,7 +26,11 @@ pub mod probe;
     feature = "iq4_nl",
     feature = "iq4_xs"
 ))]
-pub mod weights;
+pub mod gemv;
+#[cfg(feature = "ops")]
+pub mod ops;
+#[cfg(feature = "probe")]
+pub mod probe;
 
 /// Kernels have nobody to tell: the launch fails, and the host reports it.
 #[cfg(target_arch = "nvptx64")]

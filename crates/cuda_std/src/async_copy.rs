@@ -7,61 +7,96 @@
 
 use crate::warp;
 
-/// The copies of one warp into `DEPTH` stages, which are filled and awaited in turn.
+/// The stages of one warp: `DEPTH` of them, each with room for `N` runs of bytes, which are filled and awaited in turn.
 #[derive(Clone, Copy)]
-pub struct Stages<const DEPTH: usize> {
-    /// `DEPTH` barriers in shared memory, one a stage.
-    #[cfg_attr(not(cuda_sm = "90"), allow(dead_code))]
-    barriers: *mut u64,
+pub struct Stages<const DEPTH: usize, const N: usize> {
+    ring: *mut u8,
+    room: u32,
+    /// `DEPTH` barriers in shared memory, one a stage, and the ring, as addresses inside shared memory.
+    #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+    barriers: u32,
+    #[cfg(target_arch = "nvptx64")]
+    ring_address: u32,
 }
 
-impl<const DEPTH: usize> Stages<DEPTH> {
-    /// Makes the barriers ready.
+impl<const DEPTH: usize, const N: usize> Stages<DEPTH, N> {
+    /// Stages in `ring`, with room for `room` bytes for each run.
     ///
     /// # Safety
-    /// `barriers` are `DEPTH` words of shared memory of this warp alone; all lanes are here.
+    /// `ring` is `DEPTH * N * room` bytes of shared memory, 16-byte aligned, and `barriers` `DEPTH` words of it, of this warp
+    /// alone; `room` is a multiple of 16; all lanes are here.
     #[inline(always)]
-    pub unsafe fn new(barriers: *mut u64) -> Self {
+    #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
+    pub unsafe fn new(ring: *mut u8, room: u32, barriers: *mut u64) -> Self {
+        #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+        let barriers = crate::nvptx::in_shared(barriers);
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
             if warp::lane_id() == 0 {
-                for i in 0..DEPTH {
-                    crate::nvptx::barrier_init(barriers.add(i));
+                for i in 0..DEPTH as u32 {
+                    crate::nvptx::barrier_init(barriers + 8 * i);
                 }
                 crate::nvptx::barrier_init_fence();
             }
             warp::sync_warp(warp::FULL_MASK);
         }
-        Stages { barriers }
+        Stages {
+            ring,
+            room,
+            #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+            barriers,
+            #[cfg(target_arch = "nvptx64")]
+            ring_address: crate::nvptx::in_shared(ring),
+        }
     }
 
-    /// Starts to fill stage `stage` with the `N` runs of `bytes` bytes from `sources` on, each to its own of `targets`.
+    /// Where run `i` of stage `stage` begins.
+    #[inline(always)]
+    pub fn run(self, stage: u32, i: usize) -> *const u8 {
+        self.ring.wrapping_add((stage as usize * N + i) * self.room as usize)
+    }
+
+    /// Starts to fill stage `stage`: run `i` with the `bytes[i]` bytes from `sources[i]` on.
     ///
     /// # Safety
-    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses and `bytes` are multiples of
-    /// 16, `bytes` is not 0; the sources are global memory that nobody writes until the copy has been waited for, the targets shared memory of this warp.
+    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses and lengths are multiples of
+    /// 16, no length is 0 or more than the room; the sources are global memory that nobody writes until the stage has been
+    /// waited for.
     #[inline(always)]
-    pub unsafe fn fill<const N: usize>(self, stage: usize, targets: [*mut u8; N], sources: [*const u8; N], bytes: u32) {
+    pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], bytes: [u32; N]) {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
             if warp::lane_id() == 0 {
-                let barrier = self.barriers.add(stage);
-                crate::nvptx::barrier_expect(barrier, N as u32 * bytes);
+                let barrier = self.barriers + 8 * stage;
+                let mut all = 0;
                 for i in 0..N {
-                    crate::nvptx::bulk_copy(targets[i], sources[i], bytes, barrier);
+                    all += bytes[i];
+                }
+                crate::nvptx::barrier_expect(barrier, all);
+                for i in 0..N {
+                    let target = self.ring_address + (stage * N as u32 + i as u32) * self.room;
+                    crate::nvptx::bulk_copy(target, sources[i], bytes[i], barrier);
                 }
             }
         }
         #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
-        // SAFETY: the caller's promise: each lane has its own pieces of the run.
+        // SAFETY: the caller's promise: each lane has its own pieces of a run.
         unsafe {
-            let _ = stage;
             for i in 0..N {
                 let mut at = 16 * warp::lane_id();
-                while at < bytes {
-                    copy16(targets[i].add(at as usize), sources[i].add(at as usize));
+                while at < bytes[i] {
+                    #[cfg(target_arch = "nvptx64")]
+                    {
+                        let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + at;
+                        crate::nvptx::copy16(target, sources[i].add(at as usize));
+                    }
+                    #[cfg(not(target_arch = "nvptx64"))]
+                    {
+                        let target = self.run(stage, i).cast_mut().add(at as usize).cast::<crate::mem::F32x4>();
+                        target.write(crate::mem::load(sources[i].add(at as usize).cast()));
+                    }
                     at += 16 * 32;
                 }
             }
@@ -83,42 +118,25 @@ impl<const DEPTH: usize> Stages<DEPTH> {
         crate::nvptx::copy_commit();
     }
 
-    /// Waits until stage `stage` is full, with the `round`th filling of it (from 0 on); then all lanes may read it. There have been
-    /// `DEPTH - 1` turns since.
+    /// Waits until stage `stage` is full for the `round`th time (from 0 on): then all lanes may read it. There have been
+    /// `DEPTH - 1` turns since it was filled.
     ///
     /// # Safety
     /// All lanes are here with the same arguments.
     #[inline(always)]
-    pub unsafe fn wait(self, stage: usize, round: u32) {
+    #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
+    pub unsafe fn wait(self, stage: u32, round: u32) {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
-            let barrier = self.barriers.add(stage);
-            while !crate::nvptx::barrier_try_wait(barrier, round & 1) {}
+            while !crate::nvptx::barrier_try_wait(self.barriers + 8 * stage, round & 1) {}
         }
         #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
         // SAFETY: the caller's promise.
         unsafe {
-            let _ = (stage, round);
             #[cfg(target_arch = "nvptx64")]
             crate::nvptx::copy_wait::<DEPTH>();
             warp::sync_warp(warp::FULL_MASK);
         }
-    }
-}
-
-/// 16 bytes.
-#[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
-#[inline(always)]
-unsafe fn copy16(target: *mut u8, source: *const u8) {
-    #[cfg(target_arch = "nvptx64")]
-    // SAFETY: the caller's promise.
-    unsafe {
-        crate::nvptx::copy16(target, source)
-    }
-    #[cfg(not(target_arch = "nvptx64"))]
-    // SAFETY: the caller's promise; `load` checks the source.
-    unsafe {
-        target.cast::<crate::mem::F32x4>().write(crate::mem::load(source.cast()))
     }
 }

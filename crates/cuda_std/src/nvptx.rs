@@ -137,9 +137,30 @@ pub fn round_to_int(x: f32) -> i32 {
     out
 }
 
-/// The address inside shared memory of a generic one.
 #[inline(always)]
-fn in_shared<T>(pointer: *const T) -> u32 {
+pub fn pack_i8([a, b, c, d]: [i32; 4]) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers. The instruction puts its second operand lowest, and the old word's low half above both.
+    unsafe {
+        asm!(
+            "{{ .reg .b32 t; cvt.pack.sat.s8.s32.b32 t, {4}, {3}, 0; cvt.pack.sat.s8.s32.b32 {0}, {2}, {1}, t; }}",
+            out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d, options(pure, nomem, nostack)
+        );
+    }
+    out
+}
+
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let out: f32;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("rcp.approx.ftz.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
+    out
+}
+
+/// The address inside shared memory of a generic one. Barriers and the targets of copies are given so.
+#[inline(always)]
+pub fn in_shared<T>(pointer: *const T) -> u32 {
     let out: u32;
     // SAFETY: arithmetic on registers.
     unsafe {
@@ -153,8 +174,7 @@ fn in_shared<T>(pointer: *const T) -> u32 {
 
 #[cfg(not(cuda_sm = "90"))]
 #[inline(always)]
-pub unsafe fn copy16(target: *mut u8, source: *const u8) {
-    let target = in_shared(target);
+pub unsafe fn copy16(target: u32, source: *const u8) {
     // SAFETY: the caller's promise.
     unsafe { asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack)) };
 }
@@ -176,8 +196,7 @@ pub fn copy_wait<const DEPTH: usize>() {
 
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn barrier_init(barrier: *mut u64) {
-    let barrier = in_shared(barrier);
+pub unsafe fn barrier_init(barrier: u32) {
     // SAFETY: the caller's promise.
     unsafe { asm!("mbarrier.init.shared::cta.b64 [{0}], 1;", in(reg32) barrier, options(nostack)) };
 }
@@ -193,8 +212,7 @@ pub fn barrier_init_fence() {
 /// This phase of `barrier` ends when `bytes` bytes have arrived.
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn barrier_expect(barrier: *mut u64, bytes: u32) {
-    let barrier = in_shared(barrier);
+pub unsafe fn barrier_expect(barrier: u32, bytes: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [{0}], {1};", in(reg32) barrier, in(reg32) bytes, options(nostack));
@@ -203,8 +221,7 @@ pub unsafe fn barrier_expect(barrier: *mut u64, bytes: u32) {
 
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn bulk_copy(target: *mut u8, source: *const u8, bytes: u32, barrier: *mut u64) {
-    let (target, barrier) = (in_shared(target), in_shared(barrier));
+pub unsafe fn bulk_copy(target: u32, source: *const u8, bytes: u32, barrier: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
@@ -217,8 +234,7 @@ pub unsafe fn bulk_copy(target: *mut u8, source: *const u8, bytes: u32, barrier:
 /// Has the phase of this parity ended? Waits a while for it.
 #[cfg(cuda_sm = "90")]
 #[inline(always)]
-pub unsafe fn barrier_try_wait(barrier: *mut u64, parity: u32) -> bool {
-    let barrier = in_shared(barrier);
+pub unsafe fn barrier_try_wait(barrier: u32, parity: u32) -> bool {
     let ended: u32;
     // SAFETY: the caller's promise.
     unsafe {

@@ -56,3 +56,12 @@ pub fn round_to_int(x: f32) -> i32 {
     #[cfg(not(target_arch = "nvptx64"))]
     return x.round_ties_even() as i32;
 }
+
+/// `cvt.pack.sat.s8.s32.b32`: four integers as the signed bytes of a word, the first in the lowest; saturates.
+#[inline(always)]
+pub fn pack_i8(values: [i32; 4]) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    return crate::nvptx::pack_i8(values);
+    #[cfg(not(target_arch = "nvptx64"))]
+    return u32::from_le_bytes(values.map(|value| value.clamp(-128, 127) as i8 as u8));
+}
