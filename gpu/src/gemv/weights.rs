@@ -100,7 +100,8 @@ impl<D: Dot> Weights for Integers<D> {
                 for r in 0..R {
                     let mut dot = 0;
                     for i in 0..D::W {
-                        dot = if D::SUMS == 0 { simd::dp4a(runs[r].q[i], x[i], dot) } else { simd::dp4a_unsigned(runs[r].q[i], x[i], dot) };
+                        let product = if D::UNSIGNED { simd::dp4a_unsigned } else { simd::dp4a };
+                        dot = product(runs[r].q[i], x[i], dot);
                     }
                     sums[r][c] = float::fma(runs[r].scale, d * dot as f32, sums[r][c]);
                     if D::SUMS != 0 {

@@ -35,6 +35,7 @@ impl Dot for Q4_K {
     const W: usize = 8;
     const PARTS: usize = 2;
     const SUMS: usize = 32;
+    const UNSIGNED: bool = true;
     type Bits = ([u32; 8], ScaleMins);
 
     #[inline(always)]
@@ -70,6 +71,7 @@ impl Dot for Q5_K {
     const W: usize = 8;
     const PARTS: usize = 2;
     const SUMS: usize = 32;
+    const UNSIGNED: bool = true;
     /// The low bits; the fifth ones, of part 0 at bit 4 and of part 1 at bit 5 of a byte.
     type Bits = ([u32; 8], [u32; 8], ScaleMins);
 

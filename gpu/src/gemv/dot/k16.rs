@@ -9,6 +9,7 @@ impl Dot for Q2_K {
     const W: usize = 4;
     const PARTS: usize = 4;
     const SUMS: usize = 16;
+    const UNSIGNED: bool = true;
     /// q; scales and minima of this half of the block; d and dmin / 16.
     type Bits = ([u32; 4], [u32; 2], Factor, Factor);
 

@@ -33,7 +33,7 @@ fn check<D: Dot>(skew: usize) {
                 let expected = &expected[first..first + 4 * D::W];
                 let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
                 for (i, q) in run.q[..D::W].iter().flat_map(|word| word.to_le_bytes()).enumerate() {
-                    let q = if D::SUMS == 0 { f32::from(q as i8) } else { f32::from(q) };
+                    let q = if D::UNSIGNED { f32::from(q) } else { f32::from(q as i8) };
                     let got = run.scale * q + run.offset;
                     let error = (got - expected[i]).abs();
                     assert!(error <= ROUNDING * largest, "{} {slice} {part} {i}: {got} {}", D::TYPE, expected[i]);
@@ -57,10 +57,16 @@ macro_rules! formats {
 }
 
 formats! {
+    q4_0 Q4_0 2;
+    q4_1 Q4_1 4;
+    q5_0 Q5_0 2;
+    q5_1 Q5_1 8;
     q8_0 Q8_0 2;
     q2_k Q2_K 4;
     q3_k Q3_K 2;
     q4_k Q4_K 16;
     q5_k Q5_K 16;
     q6_k Q6_K 2;
+    iq4_nl IQ4_NL 2;
+    iq4_xs IQ4_XS 8;
 }
