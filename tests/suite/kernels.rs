@@ -6,8 +6,8 @@
 //! that the emulator sees every read beyond them.
 
 mod driver;
+mod gemv;
 mod ops;
-mod weights;
 
 use std::fmt::Debug;
 
@@ -44,9 +44,14 @@ macro_rules! cases {
 cases! {
     driver::struct_as_parameter,
     driver::dynamic_shared,
-    weights::gemv,
-    weights::gemm,
-    weights::embed,
+    gemv::gemv_shapes,
+    gemv::gemv_starts,
+    gemv::gemv_tokens,
+    gemv::gemv_matrices,
+    gemv::gemv_extremes,
+    gemv::gemv_vocabulary,
+    gemv::glu,
+    gemv::embed,
     ops::rms_norm,
     ops::rope_adjacent,
     ops::rope_half,

@@ -100,6 +100,16 @@ pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
 }
 
 #[inline(always)]
+pub fn dp4a_unsigned(a: u32, b: u32, c: i32) -> i32 {
+    let out: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("dp4a.u32.s32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
 pub fn prmt(a: u32, b: u32, selector: u32) -> u32 {
     let out: u32;
     // SAFETY: arithmetic on registers.
@@ -186,12 +196,12 @@ pub fn copy_commit() {
     unsafe { asm!("cp.async.commit_group;", options(nostack)) };
 }
 
-/// Waits for all groups of this thread's copies but the last `DEPTH - 1`.
+/// Waits for all groups of this thread's copies but the last `PENDING`.
 #[cfg(not(cuda_sm = "90"))]
 #[inline(always)]
-pub fn copy_wait<const DEPTH: usize>() {
+pub fn copy_wait<const PENDING: u32>() {
     // SAFETY: waits.
-    unsafe { asm!("cp.async.wait_group {0};", const DEPTH - 1, options(nostack)) };
+    unsafe { asm!("cp.async.wait_group {0};", const PENDING, options(nostack)) };
 }
 
 #[cfg(cuda_sm = "90")]
@@ -260,4 +270,10 @@ pub fn launch_dependents() {
 pub fn grid_wait() {
     // SAFETY: waits, each thread for itself: where the compiler puts copies of it, threads wait all the same.
     unsafe { asm!("griddepcontrol.wait;", options(nostack)) };
+}
+
+#[inline(always)]
+pub fn launch_bounds<const THREADS: u32, const BLOCKS: u32>() {
+    // SAFETY: a comment, which crates/cuda_builder makes into directives of the entry.
+    unsafe { asm!("// launch_bounds {0} {1}", const THREADS, const BLOCKS, options(nomem, nostack, preserves_flags)) };
 }

@@ -13,6 +13,19 @@ pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
         .fold(c, |sum, (a, b)| sum.wrapping_add(i32::from(a as i8) * i32::from(b as i8)));
 }
 
+/// `dp4a.u32.s32`: as [`dp4a`], with the bytes of `a` unsigned.
+#[inline(always)]
+pub fn dp4a_unsigned(a: u32, b: u32, c: i32) -> i32 {
+    #[cfg(target_arch = "nvptx64")]
+    return crate::nvptx::dp4a_unsigned(a, b, c);
+    #[cfg(not(target_arch = "nvptx64"))]
+    return a
+        .to_le_bytes()
+        .into_iter()
+        .zip(b.to_le_bytes())
+        .fold(c, |sum, (a, b)| sum.wrapping_add(i32::from(a) * i32::from(b as i8)));
+}
+
 /// `prmt.b32`: byte `i` of the result is the one that the low three bits of nibble `i` of `selector` choose among the bytes of `a`
 /// (0 to 3) and `b` (4 to 7), or where the nibble's top bit is set, eight copies of that byte's top bit.
 #[inline(always)]

@@ -100,9 +100,10 @@ impl<D: Dot> Weights for Integers<D> {
                 for r in 0..R {
                     // Two chains, since each product waits for the one before it.
                     let (mut dot, mut other) = (0, 0);
+                    let product = if D::UNSIGNED { simd::dp4a_unsigned } else { simd::dp4a };
                     for i in 0..D::W / 2 {
-                        dot = simd::dp4a(runs[r].q[i], x[i], dot);
-                        other = simd::dp4a(runs[r].q[D::W / 2 + i], x[D::W / 2 + i], other);
+                        dot = product(runs[r].q[i], x[i], dot);
+                        other = product(runs[r].q[D::W / 2 + i], x[D::W / 2 + i], other);
                     }
                     sums[r][c] = float::fma(runs[r].scale, d * (dot + other) as f32, sums[r][c]);
                     if D::SUMS != 0 {

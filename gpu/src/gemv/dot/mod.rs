@@ -1,6 +1,6 @@
 //! Integer dot products of the block formats with quantised activations.
 //!
-//! Every format says how the bytes of a block become signed bytes with a scale (and an offset); the product is the same for all,
+//! Every format says how the bytes of a block become bytes with a scale (and an offset); the product is the same for all,
 //! in [`super`].
 
 mod iq4;
@@ -16,9 +16,9 @@ use super::staged::Staged;
 /// `4 W` consecutive weights of a block: weight i is `scale * q[i] + offset`.
 #[derive(Clone, Copy)]
 pub struct Run<const W: usize> {
-    /// The integers as signed bytes, the first in the lowest byte of the first word. They may be the format's integers times a
-    /// power of two, where that saves instructions (a 4-bit integer in the upper half of its byte, with 8 subtracted by flipping
-    /// the top bit: 16 (q - 8)); `scale` then has the inverse.
+    /// The integers as bytes, signed or [`Dot::UNSIGNED`], the first in the lowest byte of the first word. They may be the format's
+    /// integers times a power of two, where that saves instructions (a 4-bit integer in the upper half of its byte); `scale` then
+    /// has the inverse.
     pub q: [u32; W],
     /// What the sum of products is multiplied with.
     pub scale: f32,
@@ -37,6 +37,8 @@ pub trait Dot: Format {
     const LANES: usize = Self::ELEMS / (4 * Self::W * Self::PARTS);
     /// Activations that share a sum, 16 or 32, for formats with an offset; 0 for the others.
     const SUMS: usize;
+    /// Whether the bytes of a run are unsigned.
+    const UNSIGNED: bool = false;
     /// A slice as it lies in the block, in registers: no arrays that are indexed by what is not a constant.
     type Bits: Copy;
 

@@ -33,7 +33,8 @@ fn check<D: Dot>(skew: usize) {
                 let expected = &expected[first..first + 4 * D::W];
                 let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
                 for (i, q) in run.q[..D::W].iter().flat_map(|word| word.to_le_bytes()).enumerate() {
-                    let got = run.scale * f32::from(q as i8) + run.offset;
+                    let q = if D::UNSIGNED { f32::from(q) } else { f32::from(q as i8) };
+                    let got = run.scale * q + run.offset;
                     let error = (got - expected[i]).abs();
                     assert!(error <= ROUNDING * largest, "{} {slice} {part} {i}: {got} {}", D::TYPE, expected[i]);
                     assert!(!std::mem::replace(&mut seen[first + i], true), "value {} comes twice", first + i);
