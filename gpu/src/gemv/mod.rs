@@ -27,13 +27,13 @@ use staged::Staged;
 pub use weights::Weights;
 
 /// Warps of a block.
-pub const WARPS: usize = 16;
+pub const WARPS: usize = 8;
 /// Threads of a block.
 pub const THREADS: u32 = 32 * WARPS as u32;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
 /// Groups of four activations that a thread reads at once.
-const BATCH: usize = 4;
+const BATCH: usize = 8;
 /// Activations of a batch.
 const BATCH_COLS: usize = BATCH * 4 * THREADS as usize;
 
@@ -373,10 +373,12 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     unsafe { load_activations::<W, C>(p, weights, acts, first) };
 
     let slice = lane as usize % W::LANES;
+    // The lane's block in a step, by its first value.
+    let at = lane as usize / W::LANES * W::ELEMS;
     let (mut group, mut stage, mut round) = (start, 0, 0);
     while group < groups {
         let mut sums = [[0.0f32; C]; ROWS];
-        let mut at = lane as usize / W::LANES * W::ELEMS;
+        let mut first_value = 0;
         for piece in 0..pieces.count {
             // SAFETY: all lanes are here.
             unsafe { stages.wait(stage, round) };
@@ -390,11 +392,11 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             while offset < bytes {
                 let blocks = rows.map(|row| row.skip(offset as usize));
                 // SAFETY: the block is in the piece.
-                unsafe { W::multiply::<ROWS, C>(blocks, slice, acts, cols, at, &mut sums) };
+                unsafe { W::multiply::<ROWS, C>(blocks, slice, acts, cols, first_value, at, &mut sums) };
                 offset += (32 / W::LANES * W::BYTES) as u32;
-                at += 32 / W::LANES * W::ELEMS;
+                first_value += 32 / W::LANES * W::ELEMS;
             }
-            // All but a row's last piece are whole steps, so `at` is where the next one begins.
+            // All but a row's last piece are whole steps, so `first_value` is where the next one begins.
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
             fetch(stage, &mut skews);
