@@ -42,7 +42,7 @@ impl Layout {
 pub(super) struct Pass<D: Driver> {
     pub dims: Dims,
     pub block: Rc<D::Mem>,
-    max_tokens: usize,
+    pub max_tokens: usize,
     /// `[max_tokens]` u32: argmax's results.
     pub best: D::Mem,
     /// What the block becomes, before it is copied.

@@ -155,9 +155,9 @@ impl<D: Driver> Device for CudaDevice<D> {
 
     /// It lies in the block that [`Device::begin`] fills.
     fn residual(&self, rows: usize) -> Result<CudaAct<D>> {
-        let (block, bytes) = (&self.pass().block, rows * self.dims().hidden * size_of::<f32>());
-        in_range("the residual stream", 0, bytes, D::len(block))?;
-        Ok(CudaAct { mem: block.clone(), bytes })
+        let row = self.dims().hidden * size_of::<f32>();
+        in_range("the residual stream", 0, rows * row, self.pass().max_tokens * row)?;
+        Ok(CudaAct { mem: self.pass().block.clone(), bytes: rows * row })
     }
 
     fn begin(&mut self, batch: &Batch, embeddings: Option<&[f32]>, x: &mut CudaAct<D>) -> Result<()> {
