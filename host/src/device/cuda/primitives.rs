@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use cuda_std::kernel::Kernel;
 use gpu::{
     ops,
     weights::{self, WeightKernels, WeightVisitor},
@@ -108,14 +109,14 @@ impl<D: Driver> WeightVisitor for Embed<'_, D> {
     }
 }
 
-/// Loads the kernels of a tensor type.
-struct Load<'a, D>(&'a D);
+/// The module of a tensor type's kernels.
+struct Module;
 
-impl<D: Driver> WeightVisitor for Load<'_, D> {
-    type Out = Result<()>;
+impl WeightVisitor for Module {
+    type Out = &'static str;
 
-    fn visit<F: WeightKernels>(self) -> Result<()> {
-        self.0.load::<F::Gemv>()
+    fn visit<F: WeightKernels>(self) -> &'static str {
+        <F::Gemv as Kernel>::MODULE
     }
 }
 
@@ -131,8 +132,9 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
-        self.driver.load::<ops::rms_norm>()?;
-        types.iter().try_for_each(|&ty| weights::visit(ty, Load(&*self.driver)))
+        let mut modules: Vec<_> = types.iter().map(|&ty| weights::visit(ty, Module)).collect();
+        modules.push(<ops::rms_norm as Kernel>::MODULE);
+        self.driver.load_modules(&modules)
     }
 
     fn dims(&self) -> &Dims {
@@ -173,13 +175,16 @@ impl<D: Driver> Device for CudaDevice<D> {
             return f(self);
         }
         let driver = self.driver.clone();
+        // SAFETY (of both replays): a recording stays with the device whose driver made it, and under its key only as long as
+        // the key's owners keep the memory of weights and state; block and scratch are the device's own, and `prepare`, which
+        // replaces them, ends all recordings. What the launches read in the block was checked by `begin`.
         let graph = match self.recordings.find(&key) {
-            How::Replay(graph) => return driver.replay(graph),
+            How::Replay(graph) => return unsafe { driver.replay(graph) },
             How::Directly => self.alone(f).map(|()| None),
             How::Record => driver.capture(&mut || self.alone(f)),
         }?;
         if let Some(graph) = &graph {
-            driver.replay(graph)?;
+            unsafe { driver.replay(graph)? };
         }
         self.recordings.insert(key, graph);
         Ok(())
