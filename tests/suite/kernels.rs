@@ -5,6 +5,7 @@
 //! between guard words and hold NaN before the launch, unless the kernel reads them; inputs fill their allocation, so
 //! that the emulator sees every read beyond them.
 
+mod driver;
 mod ops;
 mod weights;
 
@@ -41,6 +42,12 @@ macro_rules! cases {
 }
 
 cases! {
+    driver::struct_as_parameter,
+    driver::dynamic_shared,
+    driver::dependent_launches,
+    driver::replays,
+    driver::failed_capture,
+    driver::profile,
     weights::gemv,
     weights::gemm,
     weights::embed,

@@ -6,6 +6,7 @@ pub mod emulator;
 
 use std::{ops::Range, rc::Rc};
 
+use cuda_std::kernel::Kernel;
 use gpu::{
     ops,
     weights::{self, WeightKernels, WeightVisitor},
@@ -252,14 +253,14 @@ impl<D: Driver> WeightVisitor for Embed<'_, D> {
     }
 }
 
-/// Loads the kernels of a tensor type.
-struct Load<'a, D>(&'a D);
+/// The module of a tensor type's kernels.
+struct Module;
 
-impl<D: Driver> WeightVisitor for Load<'_, D> {
-    type Out = Result<()>;
+impl WeightVisitor for Module {
+    type Out = &'static str;
 
-    fn visit<F: WeightKernels>(self) -> Result<()> {
-        self.0.load::<F::Gemv>()
+    fn visit<F: WeightKernels>(self) -> &'static str {
+        <F::Gemv as Kernel>::MODULE
     }
 }
 
@@ -285,8 +286,9 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
-        self.driver.load::<ops::rms_norm>()?;
-        types.iter().try_for_each(|&ty| weights::visit(ty, Load(&self.driver)))
+        let mut modules: Vec<_> = types.iter().map(|&ty| weights::visit(ty, Module)).collect();
+        modules.push(<ops::rms_norm as Kernel>::MODULE);
+        self.driver.load_modules(&modules)
     }
 
     fn dims(&self) -> &Dims {

@@ -1,15 +1,17 @@
 //! Finding and opening a GPU, and what the driver's errors mean.
 
-use std::cell::Cell;
+use std::{cell::Cell, env};
 
 use cuda_dlopen::{Code, raw};
 use cust::{
     context::{Context, CurrentContext},
-    device::{Device, DeviceAttribute},
+    device::Device,
     error::CudaError,
     stream::{Stream, StreamFlags},
+    sys::{CUcontext, CUdevice_attribute},
 };
 
+use super::super::driver::{Capturing, Properties};
 use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -18,7 +20,14 @@ type Result<T> = std::result::Result<T, DeviceError>;
 /// Notes").
 const MIN_DRIVER: i32 = 11040;
 /// The least compute capability: the kernels are compiled for sm_80.
-const MIN_CAPABILITY: (i32, i32) = (8, 0);
+const MIN_CAPABILITY: (u32, u32) = (8, 0);
+
+/// Where programmatic dependent launch begins (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
+const PROGRAMMATIC_CAPABILITY: (u32, u32) = (9, 0);
+/// The least driver that keeps it in graphs: CUDA 12.3 brought their edges a type (release notes; `CUgraphEdgeData`), and
+/// a capture gives programmatic ones to the launches that ask for it ("Use in CUDA Graphs", same chapter).
+const PROGRAMMATIC_DRIVER: i32 = 12030;
+
 /// An open GPU: its primary context and the two queues. Every handle holds it through an `Rc`, so the context outlives
 /// them all; that also keeps them on the thread that opened it.
 pub(super) struct Gpu {
@@ -29,6 +38,12 @@ pub(super) struct Gpu {
     context: Context,
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
+    pub properties: Properties,
+    /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
+    pub programmatic: bool,
+    /// Passes can be captured.
+    pub graphs: bool,
+    pub capturing: Capturing,
     /// The kernel launched last: a fault in it surfaces at a later call.
     pub last_kernel: Cell<Option<&'static str>>,
 }
@@ -44,9 +59,8 @@ impl Gpu {
         let device = Device::get_device(index as u32).map_err(|e| refused("cuDeviceGet", code(e)))?;
         let model = device.name().map_err(|e| refused("cuDeviceGetName", code(e)))?;
         let name = format!("cuda:{index} {model}");
-        let attribute = |a| device.get_attribute(a).map_err(|e| refused("cuDeviceGetAttribute", code(e)));
-        let capability =
-            (attribute(DeviceAttribute::ComputeCapabilityMajor)?, attribute(DeviceAttribute::ComputeCapabilityMinor)?);
+        let properties = properties(&device)?;
+        let capability = properties.compute_capability;
         if capability < MIN_CAPABILITY {
             return Err(unavailable(format!(
                 "{name} has compute capability {}.{}, and the kernels need {}.{} or newer (Ampere)",
@@ -56,7 +70,19 @@ impl Gpu {
         let opening = |call, e| unavailable(format!("{name} cannot be opened: {call} failed: {}", code(e)));
         let context = Context::new(device).map_err(|e| opening("cuDevicePrimaryCtxRetain", e))?;
         let stream = || Stream::new(StreamFlags::DEFAULT, None).map_err(|e| opening("cuStreamCreate", e));
-        Ok(Gpu { compute: stream()?, copy: stream()?, context, name: name.clone(), last_kernel: Cell::new(None) })
+        let version = cuda_dlopen::driver_version().map_err(|e| refused("cuDriverGetVersion", e))?;
+        let possible = capability >= PROGRAMMATIC_CAPABILITY && version >= PROGRAMMATIC_DRIVER;
+        Ok(Gpu {
+            compute: stream()?,
+            copy: stream()?,
+            context,
+            name: name.clone(),
+            properties,
+            programmatic: possible && !is_set("NT_NO_PDL"),
+            graphs: !is_set("NT_NO_GRAPH"),
+            capturing: Capturing::default(),
+            last_kernel: Cell::new(None),
+        })
     }
 
     /// Makes this GPU's context the calling thread's, where every driver call works. Another GPU of the same thread may
@@ -65,11 +91,21 @@ impl Gpu {
         CurrentContext::set_current(&self.context).map_err(|e| self.error("cuCtxSetCurrent", code(e)))
     }
 
+    /// The context, for another thread.
+    pub fn context(&self) -> SharedContext {
+        SharedContext(self.context.as_raw())
+    }
+
     pub fn check(&self, call: &'static str, result: std::result::Result<(), Code>) -> Result<()> {
         result.map_err(|code| self.error(call, code))
     }
 
-    /// Waits until everything in `queue` is done. `call` is named in the error.
+    /// Waits until everything in `queue` is done.
+    ///
+    /// The thread spins, so it goes on as soon as the device is done, which at a thousand tokens a second matters. No flag
+    /// says so: it is what the context's default (`CU_CTX_SCHED_AUTO`) does while there are no more contexts than processors,
+    /// and beyond that spinning would take the others' time. The primary context's flags are also those of everybody else
+    /// in the process who uses it, and so not ours to change.
     pub fn wait(&self, queue: &Stream) -> Result<()> {
         queue.synchronize().map_err(|e| self.error("cuStreamSynchronize", code(e)))
     }
@@ -108,6 +144,51 @@ impl Drop for Gpu {
         // The streams are destroyed next, in their own context. There is nobody to tell of a failure.
         let _ = self.activate();
     }
+}
+
+/// A GPU's context on its way to another thread, which ends before the [`Gpu`] does.
+#[derive(Clone, Copy)]
+pub(super) struct SharedContext(CUcontext);
+
+// SAFETY: the driver lets a context be current in any number of threads.
+unsafe impl Send for SharedContext {}
+// SAFETY: as above.
+unsafe impl Sync for SharedContext {}
+
+impl SharedContext {
+    /// Makes it the calling thread's.
+    pub fn activate(self) -> std::result::Result<(), Code> {
+        // SAFETY: the context is alive, as the type's users promise.
+        unsafe { raw::cuCtxSetCurrent(self.0) }
+    }
+}
+
+/// Whether an environment variable is 1.
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// What `device` has.
+fn properties(device: &Device) -> Result<Properties> {
+    let get = |attribute| {
+        let mut value = 0;
+        // SAFETY: the driver writes one int, to a local one.
+        unsafe { raw::cuDeviceGetAttribute(&mut value, attribute, device.as_raw()) }
+            .map_err(|e| refused("cuDeviceGetAttribute", e))?;
+        u32::try_from(value).map_err(|_| unavailable(format!("cuDeviceGetAttribute answers {value} to {attribute:?}")))
+    };
+    use CUdevice_attribute::*;
+    Ok(Properties {
+        multiprocessors: get(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        shared_per_multiprocessor: get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        shared_reserved: get(CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK)?,
+        compute_capability: (
+            get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        l2_bytes: get(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+    })
 }
 
 /// How many GPUs the driver shows, at least one.
