@@ -198,11 +198,7 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     /// # Safety
     /// As for [`Warp::attend`].
     #[inline(always)]
-    unsafe fn weigh(
-        &mut self,
-        args: &Decode,
-        mut scores: [[[f32; 2]; 2]; STEPS],
-    ) -> Weights<STEPS> {
+    unsafe fn weigh(&mut self, args: &Decode, mut scores: [[[f32; 2]; 2]; STEPS]) -> Weights<STEPS> {
         let t = warp::lane_id() % 4;
         let mut maximum = self.maximum;
         unrolled!(step in [0 1] < STEPS, {

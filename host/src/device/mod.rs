@@ -182,7 +182,8 @@ pub trait Device: Transfer + Sized {
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
 
-    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
+    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`. A device may leave
+    /// the later ones to [`Device::attend`], which comes next.
     fn qkv(
         &mut self,
         w: &Attn<Weight<Self>>,

@@ -3,6 +3,7 @@
 pub mod cust;
 pub mod driver;
 pub mod emulator;
+mod fused;
 mod pass;
 mod primitives;
 mod recordings;

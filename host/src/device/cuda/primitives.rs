@@ -12,13 +12,14 @@ use quant::TensorType;
 use super::{
     CudaAct, CudaBuf, CudaDevice, CudaKv, bytes_of, bytes_of_mut,
     driver::Driver,
+    fused::Attention,
     in_range,
     pass::Pass,
     recordings::{How, Recordings},
 };
 use crate::device::{
-    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, Pairing, ReplayKey, Result, Scratch, Tensor,
-    Weight, new_scratch,
+    Activation, Attn, Batch, Device, DeviceError, Dims, Epilogue, Linear, Pairing, ReplayKey, Result, Scratch, Tensor,
+    Weight, new_scratch, stages,
 };
 
 impl<D: Driver> CudaDevice<D> {
@@ -52,6 +53,14 @@ impl<D: Driver> CudaDevice<D> {
         let args = (x, Self::vector(w, w.cols)?, y, w.cols as u32, self.dims().eps, accumulate);
         // SAFETY: the vector was checked, the rest is the caller's promise.
         unsafe { self.driver.launch::<ops::rms_norm>(ops::rms_norm_grid(n as u32, w.cols as u32), args) }
+    }
+}
+
+/// How many positions a token sees, as kernels take it.
+pub(super) fn positions_seen(window: Option<u32>) -> Result<u32> {
+    match window {
+        Some(0) => Err(DeviceError::Unsupported("attention that sees no position".into())),
+        window => Ok(window.unwrap_or(u32::MAX)),
     }
 }
 
@@ -134,7 +143,12 @@ impl<D: Driver> Device for CudaDevice<D> {
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
         let mut modules: Vec<_> = types.iter().map(|&ty| weights::visit(ty, Module)).collect();
         modules.push(<ops::rms_norm as Kernel>::MODULE);
+        modules.push(<gpu::attention::attention_decode_64 as Kernel>::MODULE);
         self.driver.load_modules(&modules)
+    }
+
+    fn workspace(&self, dims: &Dims, _tokens: usize, _wanted: usize) -> u64 {
+        Attention::bytes(&*self.driver, dims)
     }
 
     fn dims(&self) -> &Dims {
@@ -303,9 +317,6 @@ impl<D: Driver> Device for CudaDevice<D> {
         let (pass, inputs) = (self.pass(), self.pass().begun(batch)?);
         let elements = batch.len() * pass.dims.q_width();
         let Dims { heads, kv_heads, head_dim, context, attention_scale, attention_cap, .. } = pass.dims;
-        if window == Some(0) {
-            return Err(DeviceError::Unsupported("attention that sees no position".into()));
-        }
         let args = (
             q.ptr("queries", elements)?.cast_const(),
             D::address(&kv.k) as *const cuda_std::F16,
@@ -317,7 +328,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             head_dim as u32,
             context as u32,
             attention_scale,
-            window.unwrap_or(u32::MAX),
+            positions_seen(window)?,
             attention_cap.unwrap_or(0.0),
         );
         let grid = ops::attention_grid(batch.len() as u32, heads as u32);
@@ -374,5 +385,33 @@ impl<D: Driver> Device for CudaDevice<D> {
         let mut out = vec![0u32; rows];
         self.driver.read(best, 0, bytes_of_mut(&mut out))?;
         Ok(out.into_iter().map(|index| Some(index).filter(|&index| index != u32::MAX)).collect())
+    }
+
+    fn qkv(
+        &mut self,
+        w: &Attn<Weight<Self>>,
+        x: &CudaAct<D>,
+        batch: &Batch,
+        kv: &mut CudaKv<D>,
+        q: &mut CudaAct<D>,
+    ) -> Result<()> {
+        match batch.len() {
+            1 => self.project(w, x, q),
+            _ => stages::qkv(self, w, x, batch, kv, q),
+        }
+    }
+
+    fn attend(
+        &mut self,
+        w: &Attn<Weight<Self>>,
+        q: &CudaAct<D>,
+        kv: &CudaKv<D>,
+        batch: &Batch,
+        y: &mut CudaAct<D>,
+    ) -> Result<()> {
+        match batch.len() {
+            1 => self.decode(w, q, kv, batch, y),
+            _ => self.attention(batch, w.window, q, kv, y),
+        }
     }
 }
