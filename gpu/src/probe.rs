@@ -100,3 +100,18 @@ pub unsafe fn wide_load_and_fma(x: *const f32, y: *mut f32, a: f32) {
         mem::store(y.add(t), sum);
     }
 }
+
+/// A load before the wait for the kernel before, and one after it: both stay on their side.
+///
+/// # Safety
+/// `weights` and `x` hold a float for each thread, and no kernel writes `weights`, which are read before the wait.
+#[kernel("probe", prefetch)]
+pub unsafe fn load_before_the_wait(weights: *const f32, x: *mut f32) {
+    let t = thread::thread_idx_x() as usize;
+    unsafe {
+        let weight = mem::load(weights.add(t));
+        grid::launch_dependents();
+        grid::wait();
+        mem::store(x.add(t), weight * mem::load(x.add(t)));
+    }
+}
