@@ -247,7 +247,9 @@ mod tests {
         write("Cargo.toml", "[package]\nname = \"kernels\"\n[features]\ndefault = [\"one\"]\none = []\n[workspace]\n");
         write("src/lib.rs", "// kernels\n");
         let files = ["sm_80/one.ptx", "sm_90/one.ptx"];
-        files.map(|file| write(&format!("ptx/{file}"), "// one\n"));
+        for file in files {
+            write(&format!("ptx/{file}"), "// one\n");
+        }
         let kernels = KernelSet::open(folder.path()).unwrap();
         let files = BTreeMap::from(files.map(|file| (file.to_owned(), sources::text_hash(b"// one\n"))));
         let manifest = Manifest { compiler: "rustc".to_owned(), sources: kernels.hash().unwrap(), files };
