@@ -15,6 +15,7 @@
 mod nvptx;
 
 pub mod float;
+pub mod grid;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod host;
 pub mod kernel;
@@ -31,7 +32,7 @@ pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
-    pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
+    pub use crate::{F16, dynamic_shared, float, grid, kernel, mem, shared, shared_array, thread, warp};
 }
 
 /// For [`shared_array!`] alone.

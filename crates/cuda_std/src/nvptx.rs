@@ -88,3 +88,19 @@ pub fn rsqrt(x: f32) -> f32 {
     unsafe { asm!("rsqrt.approx.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
     out
 }
+
+// No `nomem` in these two: the compiler must not move an access to memory across them.
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn launch_dependents() {
+    // SAFETY: touches no memory, and changes only when another kernel starts.
+    unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack)) };
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn grid_wait() {
+    // SAFETY: waits, each thread for itself: where the compiler puts copies of it, threads wait all the same.
+    unsafe { asm!("griddepcontrol.wait;", options(nostack)) };
+}
