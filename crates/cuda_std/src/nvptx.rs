@@ -200,7 +200,9 @@ pub fn in_shared<T>(pointer: *const T) -> u32 {
 #[inline(always)]
 pub unsafe fn copy16(target: u32, source: *const u8) {
     // SAFETY: the caller's promise.
-    unsafe { asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack)) };
+    unsafe {
+        asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack))
+    };
 }
 
 #[cfg(not(cuda_sm = "90"))]

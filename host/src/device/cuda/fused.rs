@@ -37,12 +37,9 @@ impl<D: Driver> Attention<D> {
 
 impl<D: Driver> CudaDevice<D> {
     /// [`Device::qkv`] of one token, up to the projections: keys and values are in the scratch afterwards.
-    pub(super) fn project(&mut self, w: &Attn<Tensor<CudaBuf<D>>>, x: &CudaAct<D>, q: &mut CudaAct<D>) -> Result<()> {
+    pub(super) fn project(&mut self, w: &Attn<Tensor<CudaBuf<D>>>, x: &CudaAct<D>, q: &CudaAct<D>) -> Result<()> {
         with_scratch(self, |dev, s| {
-            dev.rms_norm(&w.norm, 1, x, &mut s.norm, Epilogue::Store)?;
-            dev.matmul(&w.q, 1, &s.norm, q, Epilogue::Store)?;
-            dev.matmul(&w.k, 1, &s.norm, &mut s.k, Epilogue::Store)?;
-            dev.matmul(&w.v, 1, &s.norm, &mut s.v, Epilogue::Store)
+            dev.multiply(Some(&w.norm), 1, x, &[(&w.q, q), (&w.k, &s.k), (&w.v, &s.v)], Epilogue::Store)
         })
     }
 
@@ -94,6 +91,33 @@ impl<D: Driver> CudaDevice<D> {
             };
             attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })
         })
+    }
+
+    /// [`Device::gate_up`] of one token.
+    pub(super) fn gate_up_one(
+        &mut self,
+        w: &Ffn<Tensor<CudaBuf<D>>>,
+        x: &CudaAct<D>,
+        h: &mut CudaAct<D>,
+    ) -> Result<()> {
+        if w.gate.weight.ty == w.up.weight.ty {
+            return self.gated(&w.norm, x, &w.gate, &w.up, h);
+        }
+        with_scratch(self, |dev, s| {
+            dev.multiply(Some(&w.norm), 1, x, &[(&w.gate, h), (&w.up, &s.up)], Epilogue::Store)?;
+            dev.glu(1, h, &s.up)
+        })
+    }
+
+    /// [`Device::head`] of one token whose logits are wanted.
+    pub(super) fn head_one(
+        &mut self,
+        w: &Head<Tensor<CudaBuf<D>>>,
+        x: &CudaAct<D>,
+        logits: &mut CudaAct<D>,
+    ) -> Result<()> {
+        self.multiply(Some(&w.norm), 1, x, &[(&w.output, logits)], Epilogue::Store)?;
+        self.dims().logit_cap.map_or(Ok(()), |cap| self.cap_logits(1, cap, logits))
     }
 }
 
