@@ -144,6 +144,16 @@ pub fn prmt(a: u32, b: u32, selector: u32) -> u32 {
 }
 
 #[inline(always)]
+pub fn select_bits(mask: u32, a: u32, b: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers. The table is that of `mask ? a : b`, 0xca.
+    unsafe {
+        asm!("lop3.b32 {0}, {1}, {2}, {3}, 0xca;", out(reg32) out, in(reg32) mask, in(reg32) a, in(reg32) b, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
 pub fn funnel_shift_right(low: u32, high: u32, bits: u32) -> u32 {
     let out: u32;
     // SAFETY: arithmetic on registers.

@@ -13,17 +13,30 @@ pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
         .fold(c, |sum, (a, b)| sum.wrapping_add(i32::from(a as i8) * i32::from(b as i8)));
 }
 
-/// `prmt.b32`: byte `i` of the result is the one that nibble `i` of `selector` (0 to 7; its top bit is 0) chooses among the bytes
-/// of `a` (0 to 3) and `b` (4 to 7).
+/// `prmt.b32`: byte `i` of the result is the one that the low three bits of nibble `i` of `selector` choose among the bytes of `a`
+/// (0 to 3) and `b` (4 to 7), or where the nibble's top bit is set, eight copies of that byte's top bit.
 #[inline(always)]
 pub fn byte_perm(a: u32, b: u32, selector: u32) -> u32 {
     #[cfg(target_arch = "nvptx64")]
     return crate::nvptx::prmt(a, b, selector);
     #[cfg(not(target_arch = "nvptx64"))]
     {
-        let bytes = u64::from(a) | u64::from(b) << 32;
-        u32::from_le_bytes(core::array::from_fn(|i| (bytes >> (8 * (selector >> (4 * i) & 7))) as u8))
+        let bytes = (u64::from(a) | u64::from(b) << 32).to_le_bytes();
+        u32::from_le_bytes(core::array::from_fn(|i| {
+            let nibble = selector >> (4 * i) & 0xf;
+            let byte = bytes[nibble as usize & 7];
+            if nibble < 8 { byte } else { (byte as i8 >> 7) as u8 }
+        }))
     }
+}
+
+/// `lop3.b32`: the bits of `a` where `mask` has ones, those of `b` where it has zeros.
+#[inline(always)]
+pub fn select_bits(mask: u32, a: u32, b: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    return crate::nvptx::select_bits(mask, a, b);
+    #[cfg(not(target_arch = "nvptx64"))]
+    return a & mask | b & !mask;
 }
 
 /// `shf.r.wrap.b32`: bits `bits % 32` and the 31 above it of the 64 that `high` and `low` make.

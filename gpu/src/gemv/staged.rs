@@ -78,6 +78,24 @@ impl Staged {
         }
         out
     }
+
+    /// A half-precision number at an even place and the `N` words after it: `N + 1` reads in all.
+    #[inline(always)]
+    pub fn half_words<const N: usize>(self) -> (f32, [u32; N]) {
+        // Whether the place is a multiple of 4 or not, it and all that follows lies in the same number of words.
+        let odd = self.0.addr() & 2;
+        let aligned = Staged(self.0.wrapping_sub(odd));
+        let selector = 0x5432 + 0x1111 * odd as u32;
+        let mut low: u32 = aligned.read(0);
+        let half = F16((low >> (8 * odd)) as u16).to_f32();
+        let mut out = [0; N];
+        for i in 0..N {
+            let high = aligned.read(4 * i + 4);
+            out[i] = simd::byte_perm(low, high, selector);
+            low = high;
+        }
+        (half, out)
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -3,7 +3,9 @@
 //! Every format says how the bytes of a block become signed bytes with a scale (and an offset); the product is the same for all,
 //! in [`super`].
 
+mod iq4;
 mod k;
+mod k16;
 mod legacy;
 
 use cuda_std::prelude::*;
@@ -52,3 +54,6 @@ pub trait Dot: Format {
 fn half(word: u32, upper: bool) -> f32 {
     F16(if upper { word >> 16 } else { word } as u16).to_f32()
 }
+
+#[cfg(test)]
+mod tests;
