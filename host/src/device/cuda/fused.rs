@@ -6,7 +6,7 @@
 use gpu::attention::{self, Decode, DecodeShape, DecodeVisitor};
 
 use super::{CudaAct, CudaBuf, CudaDevice, CudaKv, driver::Driver, primitives::positions_seen};
-use crate::device::{Attn, Batch, Device, Dims, Epilogue, Pairing, Result, Tensor, stages::with_scratch};
+use crate::device::{Attn, Batch, Device, Dims, Epilogue, Ffn, Head, Pairing, Result, Tensor, stages::with_scratch};
 
 /// What attention over the cache needs beside its operands.
 pub(super) struct Attention<D: Driver> {
