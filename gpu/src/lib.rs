@@ -8,6 +8,8 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(feature = "attention")]
+pub mod attention;
 mod gated;
 #[cfg(any(
     feature = "f32",
@@ -27,6 +29,8 @@ mod gated;
     feature = "iq4_xs"
 ))]
 pub mod gemv;
+#[cfg(any(feature = "attention", feature = "ops"))]
+mod math;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

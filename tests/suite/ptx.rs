@@ -262,6 +262,14 @@ fn every_kernel_waits_for_the_one_before_it() {
     }
 }
 
+#[test]
+fn accesses_stay_on_their_side_of_the_wait() {
+    let entry = entries(module("probe", (9, 0)).unwrap()).remove(gpu::probe::load_before_the_wait::NAME).unwrap();
+    let loads: Vec<_> = entry.body.iter().enumerate().filter(|(_, line)| line.starts_with("ld.global")).collect();
+    let wait = entry.position("griddepcontrol.wait");
+    assert_eq!(loads.iter().map(|(line, _)| *line < wait).collect::<Vec<_>>(), [true, false]);
+}
+
 /// The entry of PTX that is one kernel with these lines.
 fn kernel_of(lines: &str) -> Entry {
     let ptx = format!(".visible .entry kernel()\n{{\n{lines}\n}}\n");
