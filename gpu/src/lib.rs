@@ -8,6 +8,8 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

@@ -43,3 +43,24 @@ pub unsafe fn load4(pointer: *const f32) -> [f32; 4] {
     // SAFETY: the caller's promise.
     unsafe { load(pointer.cast::<F32x4>()).0 }
 }
+
+/// Sixteen bytes that are read as one access.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub struct U32x4(pub [u32; 4]);
+
+/// Reads sixteen bytes that are used once: `ld.global.nc`, not kept in the L1 cache.
+///
+/// # Safety
+/// As for [`load`], in global memory that nobody writes while the kernel runs.
+#[inline(always)]
+pub unsafe fn load_streaming(pointer: *const U32x4) -> [u32; 4] {
+    check(pointer, false);
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(target_arch = "nvptx64")]
+        return crate::nvptx::load_streaming(pointer.cast());
+        #[cfg(not(target_arch = "nvptx64"))]
+        return pointer.read().0;
+    }
+}
