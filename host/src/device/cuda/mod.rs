@@ -1,5 +1,6 @@
 //! The CUDA device: launches the kernels of `gpu/` through a [`Driver`], the real one or the emulator.
 
+pub mod bandwidth;
 pub mod cust;
 pub mod driver;
 pub mod emulator;
