@@ -100,3 +100,62 @@ pub unsafe fn wide_load_and_fma(x: *const f32, y: *mut f32, a: f32) {
         mem::store(y.add(t), sum);
     }
 }
+
+/// A struct as a kernel's parameter: numbers, an array and addresses.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Scaled {
+    /// Floats.
+    pub x: *const f32,
+    /// As many.
+    pub y: *mut f32,
+    /// What x is multiplied by, and what is then added.
+    pub factors: [f32; 2],
+    /// How many floats.
+    pub n: u32,
+    /// Added to each.
+    pub more: i32,
+}
+// SAFETY: `repr(C)`, 4 * 8 bytes without padding.
+unsafe impl cuda_std::kernel::Param for Scaled {}
+
+/// y = x times a factor plus two numbers, plus `last`: a parameter behind a struct.
+///
+/// # Safety
+/// `job.x` and `job.y` hold `job.n` floats.
+#[kernel("probe")]
+pub unsafe fn struct_as_parameter(job: Scaled, last: f32) {
+    let t = thread::thread_idx_x();
+    unsafe {
+        if t < job.n {
+            let value = mem::load(job.x.add(t as usize)) * job.factors[0] + job.factors[1];
+            mem::store(job.y.add(t as usize), value + job.more as f32 + last);
+        }
+    }
+}
+
+/// Reverses x by way of the whole dynamic shared memory, where the floats lie `apart` from each other.
+///
+/// # Safety
+/// `x` holds a float for each thread of the one block, whose dynamic shared memory holds `apart` times as many.
+#[kernel("probe")]
+pub unsafe fn reverse_in_dynamic_shared(x: *mut f32, apart: u32) {
+    let shared = dynamic_shared!(REVERSE_IN_DYNAMIC_SHARED: [f32]);
+    let (t, n) = (thread::thread_idx_x(), thread::block_dim_x());
+    unsafe {
+        // The last float is the last of the memory.
+        shared.add(((t + 1) * apart - 1) as usize).write(mem::load(x.add(t as usize)));
+        thread::sync_threads();
+        mem::store(x.add(t as usize), shared.add(((n - t) * apart - 1) as usize).read());
+    }
+}
+
+/// Adds one to each number: a launch that starts before the previous one's stores are there loses an addition.
+///
+/// # Safety
+/// `x` holds a number for each thread.
+#[kernel("probe")]
+pub unsafe fn increment(x: *mut u32) {
+    let x = unsafe { x.add(thread::index_1d() as usize) };
+    unsafe { mem::store(x, mem::load(x) + 1) };
+}

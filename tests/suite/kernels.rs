@@ -6,6 +6,7 @@
 //! that the emulator sees every read beyond them.
 
 mod bench;
+mod driver;
 mod ops;
 mod weights;
 
@@ -42,6 +43,8 @@ macro_rules! cases {
 }
 
 cases! {
+    driver::struct_as_parameter,
+    driver::dynamic_shared,
     weights::gemv,
     weights::gemm,
     weights::embed,

@@ -36,18 +36,19 @@ fn entries(ptx: &'static str) -> BTreeMap<&'static str, Entry> {
     while let Some(line) = lines.next() {
         let Some(name) = line.strip_prefix(".visible .entry ") else { continue };
         let name = name.split('(').next().unwrap();
-        // `.param .u64 .ptr .align 1 add_param_0,`
+        // `.param .u64 .ptr .align 1 add_param_0,` or `.param .align 8 .b8 add_param_0[24],`
         let params = if line.ends_with("()") {
             Vec::new()
         } else {
             let declarations = lines.by_ref().take_while(|line| !line.starts_with(')'));
             let of = |line: &str| {
-                let words: Vec<_> = line
-                    .split_whitespace()
-                    .skip(1)
-                    .take_while(|word| word.starts_with('.') && *word != ".align")
-                    .collect();
-                words.join(" ")
+                let words: Vec<_> = line.trim_end_matches(',').split_whitespace().skip(1).collect();
+                let (name, ty) = words.split_last().expect("a name");
+                match name.split_once('[') {
+                    Some((_, length)) => format!("{}[{length}", ty.join(" ")),
+                    // What a pointer's target is aligned to is not part of the parameter's own type.
+                    None => ty.split(|word| *word == ".align").next().unwrap_or_default().join(" "),
+                }
             };
             declarations.map(of).collect()
         };
@@ -88,7 +89,7 @@ fn modules_are_complete_and_run_from_sm_80_on() {
 fn kernels_and_entries_are_the_same_with_the_same_parameters() {
     let mut ours = BTreeMap::new();
     for kernel in kernel::all() {
-        let params: Vec<_> = kernel.params.iter().map(|param| (*param).to_owned()).collect();
+        let params: Vec<_> = kernel.params.iter().map(|param| param.to_string()).collect();
         assert!(ours.insert((kernel.module, kernel.name), params).is_none(), "two kernels are named {}", kernel.name);
     }
     let mut theirs = BTreeMap::new();

@@ -16,7 +16,7 @@ use crate::{
     block::{Block, Yielder},
     error::LaunchError,
     memory::{Allocation, MemoryError, Registry},
-    shared::{Shared, TOTAL_LIMIT},
+    shared::{SM_80_LIMIT, Shared},
 };
 
 /// Bytes of stack of a thread. Only pages that are touched cost memory.
@@ -30,6 +30,8 @@ type Thread = Coroutine<(), (), ()>;
 pub struct Emulator {
     seed: u64,
     launches: AtomicU64,
+    /// Bytes of shared memory that a block can have in all.
+    shared_limit: usize,
     memory: Arc<Registry>,
     /// Stacks of finished threads, for later launches.
     stacks: Mutex<Vec<DefaultStack>>,
@@ -53,7 +55,19 @@ unsafe impl<T> Sync for Shareable<T> {}
 impl Emulator {
     /// A GPU whose threads run in orders drawn from `seed`.
     pub fn new(seed: u64) -> Self {
-        Emulator { seed, launches: AtomicU64::new(0), memory: Arc::default(), stacks: Mutex::default() }
+        Emulator {
+            seed,
+            launches: AtomicU64::new(0),
+            shared_limit: SM_80_LIMIT,
+            memory: Arc::default(),
+            stacks: Mutex::default(),
+        }
+    }
+
+    /// The same GPU with `bytes` bytes of shared memory for a block, static and dynamic, in place of sm_80's 163 KiB. An
+    /// H100 or H200 (sm_90) has 227 KiB, the GPUs of sm_86 and sm_89 99 KiB.
+    pub fn with_shared_limit(self, bytes: usize) -> Self {
+        Emulator { shared_limit: bytes, ..self }
     }
 
     /// `bytes` bytes of device memory, 256-byte aligned, every byte 0xFF.
@@ -76,7 +90,7 @@ impl Emulator {
         dynamic_shared: usize,
         args: K::Args,
     ) -> Result<(), LaunchError> {
-        check_shape(K::NAME, grid, block, dynamic_shared)?;
+        check_shape(K::NAME, grid, block, dynamic_shared, self.shared_limit)?;
         let blocks = grid.iter().map(|&extent| u64::from(extent)).product::<u64>();
         let threads = block.iter().product::<u32>() as usize;
         // The golden ratio's bits keep launch n of one seed apart from launch m of a seed nearby.
@@ -95,7 +109,7 @@ impl Emulator {
             }
         };
         let work = || {
-            let Some(shared) = Shared::new(dynamic_shared) else {
+            let Some(shared) = Shared::new(dynamic_shared, self.shared_limit) else {
                 return report(blocks, LaunchError::OutOfMemory { kernel: K::NAME, what: "a block's shared memory" });
             };
             let machine = Block::new(K::NAME, grid, block, shared, Arc::clone(&live));
@@ -137,6 +151,7 @@ fn check_shape(
     grid: [u32; 3],
     block: [u32; 3],
     dynamic_shared: usize,
+    limit: usize,
 ) -> Result<(), LaunchError> {
     let fits = |extents: [u32; 3], limits: [u32; 3]| extents.iter().zip(limits).all(|(&e, limit)| 1 <= e && e <= limit);
     if !fits(grid, [i32::MAX as u32, 65535, 65535]) {
@@ -145,8 +160,8 @@ fn check_shape(
     if !fits(block, [1024, 1024, 64]) || block.iter().product::<u32>() > 1024 {
         return Err(LaunchError::Block { kernel, block });
     }
-    if dynamic_shared > TOTAL_LIMIT {
-        let (kind, limit) = ("static and dynamic", TOTAL_LIMIT);
+    if dynamic_shared > limit {
+        let kind = "static and dynamic";
         return Err(LaunchError::SharedMemory { kernel, kind, bytes: dynamic_shared, limit });
     }
     Ok(())

@@ -4,8 +4,8 @@ use crate::memory::Region;
 
 /// Bytes of `shared_array!`s that a block can have.
 pub(crate) const STATIC_LIMIT: usize = 48 << 10;
-/// Bytes of shared memory that a block can have in all, on sm_80.
-pub(crate) const TOTAL_LIMIT: usize = 163 << 10;
+/// Bytes of shared memory that a block can have in all on sm_80, the emulator's limit where it was given no other.
+pub(crate) const SM_80_LIMIT: usize = 163 << 10;
 
 /// One `shared_array!` site.
 struct Array {
@@ -24,11 +24,13 @@ pub(crate) enum SharedError {
 pub(crate) struct Shared {
     arrays: Vec<Array>,
     dynamic: Region,
+    /// Bytes that the arrays and the dynamic shared memory can have together.
+    limit: usize,
 }
 
 impl Shared {
-    pub(crate) fn new(dynamic: usize) -> Option<Self> {
-        Some(Shared { arrays: Vec::new(), dynamic: Region::new(dynamic)? })
+    pub(crate) fn new(dynamic: usize, limit: usize) -> Option<Self> {
+        Some(Shared { arrays: Vec::new(), dynamic: Region::new(dynamic)?, limit })
     }
 
     /// Makes everything undefined for the next block.
@@ -53,8 +55,8 @@ impl Shared {
         if bytes_static > STATIC_LIMIT {
             return Err(SharedError::TooMuch { kind: "static", bytes: bytes_static, limit: STATIC_LIMIT });
         }
-        if bytes_total > TOTAL_LIMIT {
-            return Err(SharedError::TooMuch { kind: "static and dynamic", bytes: bytes_total, limit: TOTAL_LIMIT });
+        if bytes_total > self.limit {
+            return Err(SharedError::TooMuch { kind: "static and dynamic", bytes: bytes_total, limit: self.limit });
         }
         let at = match known {
             Some(at) => at,

@@ -291,4 +291,11 @@ fn shapes_and_shared_memory_that_the_driver_would_refuse() {
     greedy(1, 133 << 10).unwrap();
     assert!(too_much(greedy(1, (133 << 10) + 1), 163 << 10));
     assert!(too_much(greedy(2, 0), 48 << 10));
+
+    let h200 = Emulator::default().with_shared_limit(227 << 10);
+    // SAFETY: the kernel touches no memory.
+    let greedy = |shared| unsafe { h200.launch::<greedy>([1; 3], [1; 3], shared, (1,)) };
+    greedy(197 << 10).unwrap();
+    assert!(too_much(greedy((197 << 10) + 1), 227 << 10));
+    assert!(too_much(greedy((227 << 10) + 1), 227 << 10));
 }

@@ -1,5 +1,7 @@
 //! What `#[kernel]` makes of a function, for the code that launches it.
 
+use core::fmt;
+
 /// A kernel as the host sees it: its name in the PTX, the module that holds it, and the types of its arguments.
 ///
 /// `#[kernel]` implements it for an empty enum of the function's own name, so `gpu::ops::rms_norm` is both the function and
@@ -29,7 +31,7 @@ pub struct Entry {
     /// [`Kernel::MODULE`].
     pub module: &'static str,
     /// [`Args::PTX`].
-    pub params: &'static [&'static str],
+    pub params: &'static [Declaration],
 }
 
 #[cfg(not(target_arch = "nvptx64"))]
@@ -56,52 +58,92 @@ pub struct Grid {
     pub blocks: [u32; 3],
     /// Threads of a block along x, y, z.
     pub threads: [u32; 3],
+    /// Bytes of dynamic shared memory of a block, beside the kernel's `shared_array!`s.
+    pub shared: u32,
 }
 
 impl Grid {
-    /// `x` by `y` blocks of `threads` threads.
+    /// `x` by `y` blocks of `threads` threads, without dynamic shared memory.
     pub const fn new(x: u32, y: u32, threads: u32) -> Self {
-        Grid { blocks: [x, y, 1], threads: [threads, 1, 1] }
+        Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: 0 }
+    }
+
+    /// The same with `bytes` bytes of dynamic shared memory in each block (`dynamic_shared!`).
+    pub const fn with_shared(self, bytes: u32) -> Self {
+        Grid { shared: bytes, ..self }
     }
 }
 
-/// A value that can be a kernel parameter as it is: plain bits, same size and alignment on host and device.
-pub trait Param: Copy {
-    /// What PTX declares the parameter as.
-    const PTX: &'static str;
+/// How an entry declares a parameter in PTX. As text: `.u32`, or `.align 8 .b8[24]` for a struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declaration {
+    /// A number or an address, by the words of its type.
+    Scalar(&'static str),
+    /// A struct: bytes.
+    Struct {
+        /// Its alignment.
+        align: usize,
+        /// Its size.
+        bytes: usize,
+    },
 }
-impl<T> Param for *const T {
-    const PTX: &'static str = ".u64 .ptr";
+
+impl fmt::Display for Declaration {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Declaration::Scalar(words) => f.write_str(words),
+            Declaration::Struct { align, bytes } => write!(f, ".align {align} .b8[{bytes}]"),
+        }
+    }
 }
-impl<T> Param for *mut T {
-    const PTX: &'static str = ".u64 .ptr";
+
+/// A value that can be a kernel parameter as it is.
+///
+/// A struct of several values implements it with nothing in the body: `unsafe impl Param for Tables {}`. Such a struct is a
+/// constant to the kernel, which should not index an array in it by a variable: that copies the array to local memory. Nor
+/// does the compiler know that the pointers in it point to global memory, as it does of a parameter that is a pointer: it
+/// loads through them with generic addresses.
+///
+/// # Safety
+/// The type is plain bits, of the same layout on host and device: a number, a pointer, or a `#[repr(C)]` struct of those
+/// that has no padding (the driver copies all of its bytes). The alignment is at most 16.
+pub unsafe trait Param: Copy {
+    /// What PTX declares the parameter as; `PTX` of a struct need not be given.
+    const PTX: Declaration = Declaration::Struct { align: align_of::<Self>(), bytes: size_of::<Self>() };
 }
-impl Param for u32 {
-    const PTX: &'static str = ".u32";
+
+macro_rules! scalars {
+    ($($type:ty = $words:literal)*) => {$(
+        // SAFETY: a number is plain bits, and both sides are little-endian machines of 64 bits.
+        unsafe impl Param for $type {
+            const PTX: Declaration = Declaration::Scalar($words);
+        }
+    )*};
 }
-impl Param for i32 {
-    const PTX: &'static str = ".u32";
+scalars!(u32 = ".u32" i32 = ".u32" u64 = ".u64" f32 = ".f32");
+
+// SAFETY: an address is plain bits, 8 bytes on both sides.
+unsafe impl<T> Param for *const T {
+    const PTX: Declaration = Declaration::Scalar(".u64 .ptr");
 }
-impl Param for u64 {
-    const PTX: &'static str = ".u64";
-}
-impl Param for f32 {
-    const PTX: &'static str = ".f32";
+// SAFETY: as above.
+unsafe impl<T> Param for *mut T {
+    const PTX: Declaration = Declaration::Scalar(".u64 .ptr");
 }
 
 /// A tuple of [`Param`]s.
 pub trait Args: Copy {
     /// [`Param::PTX`] of each, in order.
-    const PTX: &'static [&'static str];
+    const PTX: &'static [Declaration];
 
-    /// Calls `f` with the address of each parameter in order, as `cuLaunchKernel` wants them.
+    /// Calls `f` with the address of each parameter in order, as the driver's launch wants them.
     fn each(&self, f: &mut dyn FnMut(*const core::ffi::c_void));
 }
 
 macro_rules! args {
     ($($name:ident)*) => {
         impl<$($name: Param),*> Args for ($($name,)*) {
-            const PTX: &'static [&'static str] = &[$($name::PTX),*];
+            const PTX: &'static [Declaration] = &[$($name::PTX),*];
 
             #[allow(non_snake_case, unused_variables)]
             fn each(&self, f: &mut dyn FnMut(*const core::ffi::c_void)) {

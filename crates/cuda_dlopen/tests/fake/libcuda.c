@@ -39,6 +39,7 @@ static int context;                 /* the one context; its address is the handl
 static _Thread_local void *current; /* cuCtxSetCurrent */
 static result fault;                /* once a kernel has crashed, everything fails */
 static size_t used;
+enum { SHARED = 227 << 10 };        /* shared memory that a block can have */
 
 static result entered(const char *name) {
     result r = injected(name);
@@ -139,9 +140,16 @@ result cuDeviceGetAttribute(int *value, int attribute, int device) {
     BEGIN_ANYWHERE
     long capability = setting("FAKE_CUDA_CAPABILITY", 90);
     (void)device;
-    if (attribute != 75 && attribute != 76) return INVALID_VALUE;
-    *value = (int)(attribute == 75 ? capability / 10 : capability % 10);
-    return 0;
+    switch (attribute) {
+    case 16: *value = 4; return 0;          /* multiprocessors */
+    case 38: *value = 1 << 20; return 0;    /* L2 */
+    case 75: *value = (int)(capability / 10); return 0;
+    case 76: *value = (int)(capability % 10); return 0;
+    case 81: *value = 228 << 10; return 0;  /* shared memory of a multiprocessor */
+    case 97: *value = SHARED; return 0;     /* of a block, if it opts in */
+    case 111: *value = 1 << 10; return 0;   /* of a block, reserved */
+    default: return INVALID_VALUE;
+    }
 }
 
 result cuDevicePrimaryCtxRetain(void **handle, int device) { BEGIN_ANYWHERE (void)device; *handle = &context; return 0; }
@@ -253,8 +261,11 @@ result cuMemcpyDtoDAsync_v2(address dst, address src, size_t length, struct queu
     return queued(q, (struct work){.kind = COPY, .dst = (char *)(uintptr_t)dst, .src = (char *)(uintptr_t)src, .length = length});
 }
 
-/* A module is a copy of its text, a kernel a pointer to its name there. */
-result cuModuleLoadDataEx(char **module, const char *image, unsigned count, int *options, void **values) {
+/* A module is its text, a kernel one of its entries. */
+struct kernel { char name[64]; int shared, carveout; };
+struct module { char *text; struct kernel kernels[8]; };
+
+result cuModuleLoadDataEx(struct module **module, const char *image, unsigned count, int *options, void **values) {
     BEGIN
     struct timespec pause = {setting("FAKE_CUDA_JIT_MS", 0) / 1000, setting("FAKE_CUDA_JIT_MS", 0) % 1000 * 1000000};
     nanosleep(&pause, NULL);
@@ -264,28 +275,39 @@ result cuModuleLoadDataEx(char **module, const char *image, unsigned count, int 
                 snprintf(values[i], (size_t)values[i + 1], "ptxas fatal   : Missing .version directive");
         return INVALID_PTX;
     }
-    *module = strdup(image);
+    *module = calloc(1, sizeof **module);
+    (*module)->text = strdup(image);
     return 0;
 }
 
-result cuModuleUnload(char *module) { free(module); return 0; }
+result cuModuleUnload(struct module *module) { free(module->text); free(module); return 0; }
 
-result cuModuleGetFunction(char **kernel, char *module, const char *name) {
+result cuModuleGetFunction(struct kernel **kernel, struct module *module, const char *name) {
     BEGIN
     char line[128];
     snprintf(line, sizeof line, ".entry %s\n", name);
-    char *found = strstr(module, line);
-    if (!found) return NOT_FOUND;
-    *kernel = found + strlen(".entry ");
+    if (!strstr(module->text, line)) return NOT_FOUND;
+    for (*kernel = module->kernels; (*kernel)->name[0] && strcmp((*kernel)->name, name);) ++*kernel;
+    snprintf((*kernel)->name, sizeof (*kernel)->name, "%s", name);
     return 0;
 }
 
-result cuLaunchKernel(const char *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
+result cuFuncSetAttribute(struct kernel *kernel, int attribute, int value) {
+    BEGIN
+    if (attribute == 9 && value >= -1 && value <= 100) kernel->carveout = value;
+    else if (attribute == 8 && value >= 0 && value <= SHARED) kernel->shared = value;
+    else return INVALID_VALUE;
+    return 0;
+}
+
+result cuLaunchKernel(struct kernel *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
                       unsigned shared, struct queue *q, void **parameters, void **extra) {
     BEGIN
-    if (!x || !y || !z || !tx || !ty || !tz || tx * ty * tz > 1024 || shared || extra) return INVALID_VALUE;
-    if (!strncmp(kernel, "crash\n", 6)) return queued(q, (struct work){.kind = CRASH});
-    if (strncmp(kernel, "fill\n", 5)) return INVALID_VALUE;
+    if (!x || !y || !z || !tx || !ty || !tz || tx * ty * tz > 1024 || extra) return INVALID_VALUE;
+    if (shared > (unsigned)(kernel->shared ? kernel->shared : 48 << 10) || (shared && kernel->carveout != 100))
+        return INVALID_VALUE;
+    if (!strcmp(kernel->name, "crash")) return queued(q, (struct work){.kind = CRASH});
+    if (strcmp(kernel->name, "fill")) return INVALID_VALUE;
     return queued(q, (struct work){.kind = FILL, .dst = *(char **)parameters[0], .value = *(unsigned *)parameters[1],
                                    .length = *(unsigned *)parameters[2]});
 }

@@ -25,7 +25,7 @@ use self::{
     memory::Staging,
     modules::{Modules, Source},
 };
-use super::driver::{Driver, Grid};
+use super::driver::{Driver, Grid, Properties};
 use crate::{
     device::{DeviceError, MemoryInfo},
     ptx,
@@ -85,6 +85,10 @@ impl Driver for CustDriver {
 
     fn name(&self) -> &str {
         &self.gpu.name
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.gpu.properties
     }
 
     fn memory(&self) -> Result<MemoryInfo> {
@@ -164,12 +168,12 @@ impl Driver for CustDriver {
 
     fn load<K: Kernel>(&self) -> Result<()> {
         self.gpu.activate()?;
-        self.modules.kernel(K::MODULE, K::NAME).map(drop)
+        self.modules.kernel(K::MODULE, K::NAME, 0).map(drop)
     }
 
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
         self.gpu.activate()?;
-        let kernel = self.modules.kernel(K::MODULE, K::NAME)?;
+        let kernel = self.modules.kernel(K::MODULE, K::NAME, grid.shared)?;
         let mut parameters = [ptr::null_mut::<c_void>(); MAX_PARAMETERS];
         let mut count = 0;
         args.each(&mut |parameter| {
@@ -188,7 +192,19 @@ impl Driver for CustDriver {
         // What the kernel does with them is the caller's promise.
         let launched = unsafe {
             let queue = self.gpu.compute.as_inner();
-            raw::cuLaunchKernel(kernel, x, y, z, tx, ty, tz, 0, queue, parameters.as_mut_ptr(), ptr::null_mut())
+            raw::cuLaunchKernel(
+                kernel,
+                x,
+                y,
+                z,
+                tx,
+                ty,
+                tz,
+                grid.shared,
+                queue,
+                parameters.as_mut_ptr(),
+                ptr::null_mut(),
+            )
         };
         launched.map_err(|code| {
             let message = format!("{x}x{y}x{z} blocks of {tx}x{ty}x{tz} threads cannot start");

@@ -9,6 +9,23 @@ use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
+/// What a GPU has, for choosing the shapes of launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block can have, static and dynamic.
+    pub shared_per_block: u32,
+    /// Bytes of shared memory of a multiprocessor, which its resident blocks share.
+    pub shared_per_multiprocessor: u32,
+    /// Bytes of a multiprocessor's shared memory that each block takes beside its own.
+    pub shared_reserved: u32,
+    /// Major and minor compute capability.
+    pub compute_capability: (u32, u32),
+    /// Bytes of L2 cache.
+    pub l2_bytes: u32,
+}
+
 /// A driver of one GPU with two queues: kernels, `write` and `read` are ordered on the compute queue; `upload` runs beside
 /// them on the copy queue, ordered by events alone.
 pub trait Driver: Sized + 'static {
@@ -21,6 +38,8 @@ pub trait Driver: Sized + 'static {
 
     /// The device's name for messages, e.g. `cuda:0 NVIDIA H200`.
     fn name(&self) -> &str;
+    /// What the GPU has.
+    fn properties(&self) -> &Properties;
     /// Free and total device memory.
     fn memory(&self) -> Result<MemoryInfo>;
     /// `bytes` bytes of device memory, 256-byte aligned, content undefined. `what` names them in an out-of-memory error.

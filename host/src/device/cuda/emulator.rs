@@ -6,20 +6,37 @@ use std::{ops::Range, time::Instant};
 use cuda_emu::{Allocation, Emulator, MemoryError};
 use cuda_std::kernel::Kernel;
 
-use super::driver::{Driver, Grid};
+use super::driver::{Driver, Grid, Properties};
 use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
+/// A small GPU, so that tests see a block do the work of many: three multiprocessors, and the shared memory of sm_86.
+const SMALL: Properties = Properties {
+    multiprocessors: 3,
+    shared_per_block: 99 << 10,
+    shared_per_multiprocessor: 100 << 10,
+    shared_reserved: 1 << 10,
+    compute_capability: (8, 0),
+    l2_bytes: 4 << 20,
+};
+
 /// An emulated GPU.
 pub struct EmulatorDriver {
     emulator: Emulator,
+    properties: Properties,
 }
 
 impl EmulatorDriver {
-    /// A GPU whose threads run in orders drawn from `seed`.
+    /// A small GPU whose threads run in orders drawn from `seed`.
     pub fn new(seed: u64) -> Self {
-        EmulatorDriver { emulator: Emulator::new(seed) }
+        EmulatorDriver::with_properties(seed, SMALL)
+    }
+
+    /// The same as a GPU that has `properties`; a launch that asks for more shared memory than they say is an error.
+    pub fn with_properties(seed: u64, properties: Properties) -> Self {
+        let emulator = Emulator::new(seed).with_shared_limit(properties.shared_per_block as usize);
+        EmulatorDriver { emulator, properties }
     }
 }
 
@@ -34,6 +51,10 @@ impl Driver for EmulatorDriver {
 
     fn name(&self) -> &str {
         "emulator"
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.properties
     }
 
     fn memory(&self) -> Result<MemoryInfo> {
@@ -102,7 +123,7 @@ impl Driver for EmulatorDriver {
 
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
         // SAFETY: the caller's promise; this driver is used from one thread, and every call waits for its end.
-        let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, 0, args) };
+        let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, grid.shared as usize, args) };
         result.map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })
     }
 

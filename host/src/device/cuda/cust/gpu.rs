@@ -5,11 +5,13 @@ use std::cell::Cell;
 use cuda_dlopen::{Code, raw};
 use cust::{
     context::{Context, CurrentContext},
-    device::{Device, DeviceAttribute},
+    device::Device,
     error::CudaError,
     stream::{Stream, StreamFlags},
+    sys::CUdevice_attribute,
 };
 
+use super::super::driver::Properties;
 use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -18,7 +20,8 @@ type Result<T> = std::result::Result<T, DeviceError>;
 /// Notes").
 const MIN_DRIVER: i32 = 11040;
 /// The least compute capability: the kernels are compiled for sm_80.
-const MIN_CAPABILITY: (i32, i32) = (8, 0);
+const MIN_CAPABILITY: (u32, u32) = (8, 0);
+
 /// An open GPU: its primary context and the two queues. Every handle holds it through an `Rc`, so the context outlives
 /// them all; that also keeps them on the thread that opened it.
 pub(super) struct Gpu {
@@ -29,6 +32,7 @@ pub(super) struct Gpu {
     context: Context,
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
+    pub properties: Properties,
     /// The kernel launched last: a fault in it surfaces at a later call.
     pub last_kernel: Cell<Option<&'static str>>,
 }
@@ -44,9 +48,8 @@ impl Gpu {
         let device = Device::get_device(index as u32).map_err(|e| refused("cuDeviceGet", code(e)))?;
         let model = device.name().map_err(|e| refused("cuDeviceGetName", code(e)))?;
         let name = format!("cuda:{index} {model}");
-        let attribute = |a| device.get_attribute(a).map_err(|e| refused("cuDeviceGetAttribute", code(e)));
-        let capability =
-            (attribute(DeviceAttribute::ComputeCapabilityMajor)?, attribute(DeviceAttribute::ComputeCapabilityMinor)?);
+        let properties = properties(&device)?;
+        let capability = properties.compute_capability;
         if capability < MIN_CAPABILITY {
             return Err(unavailable(format!(
                 "{name} has compute capability {}.{}, and the kernels need {}.{} or newer (Ampere)",
@@ -56,7 +59,14 @@ impl Gpu {
         let opening = |call, e| unavailable(format!("{name} cannot be opened: {call} failed: {}", code(e)));
         let context = Context::new(device).map_err(|e| opening("cuDevicePrimaryCtxRetain", e))?;
         let stream = || Stream::new(StreamFlags::DEFAULT, None).map_err(|e| opening("cuStreamCreate", e));
-        Ok(Gpu { compute: stream()?, copy: stream()?, context, name: name.clone(), last_kernel: Cell::new(None) })
+        Ok(Gpu {
+            compute: stream()?,
+            copy: stream()?,
+            context,
+            name: name.clone(),
+            properties,
+            last_kernel: Cell::new(None),
+        })
     }
 
     /// Makes this GPU's context the calling thread's, where every driver call works. Another GPU of the same thread may
@@ -108,6 +118,29 @@ impl Drop for Gpu {
         // The streams are destroyed next, in their own context. There is nobody to tell of a failure.
         let _ = self.activate();
     }
+}
+
+/// What `device` has.
+fn properties(device: &Device) -> Result<Properties> {
+    let get = |attribute| {
+        let mut value = 0;
+        // SAFETY: the driver writes one int, to a local one.
+        unsafe { raw::cuDeviceGetAttribute(&mut value, attribute, device.as_raw()) }
+            .map_err(|e| refused("cuDeviceGetAttribute", e))?;
+        u32::try_from(value).map_err(|_| unavailable(format!("cuDeviceGetAttribute answers {value} to {attribute:?}")))
+    };
+    use CUdevice_attribute::*;
+    Ok(Properties {
+        multiprocessors: get(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        shared_per_multiprocessor: get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        shared_reserved: get(CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK)?,
+        compute_capability: (
+            get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        l2_bytes: get(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+    })
 }
 
 /// How many GPUs the driver shows, at least one.

@@ -12,7 +12,14 @@ use std::{
 };
 
 use cuda_dlopen::{Code, raw};
-use cust::sys::{CUfunction, CUjit_option, CUmodule};
+use cust::sys::{
+    CUfunction,
+    CUfunction_attribute::{
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+    },
+    CUjit_option, CUmodule,
+    CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED,
+};
 
 use super::gpu::Gpu;
 use crate::device::DeviceError;
@@ -29,7 +36,15 @@ pub(super) struct Modules {
     announce: fn(&str),
     loaded: RefCell<HashMap<&'static str, CUmodule>>,
     /// By module and name: looked up at every launch.
-    kernels: RefCell<HashMap<(&'static str, &'static str), CUfunction>>,
+    kernels: RefCell<HashMap<(&'static str, &'static str), Entry>>,
+}
+
+/// A kernel in a loaded module.
+#[derive(Clone, Copy)]
+struct Entry {
+    function: CUfunction,
+    /// Bytes of dynamic shared memory that its launches may ask for.
+    shared: u32,
 }
 
 impl Modules {
@@ -37,21 +52,54 @@ impl Modules {
         Modules { gpu, source, announce, loaded: RefCell::default(), kernels: RefCell::default() }
     }
 
-    /// The kernel `name` of `module`, which is loaded if it isn't yet.
-    pub fn kernel(&self, module: &'static str, name: &'static str) -> Result<CUfunction> {
-        if let Some(&kernel) = self.kernels.borrow().get(&(module, name)) {
-            return Ok(kernel);
+    /// The kernel `name` of `module`, which is loaded if it isn't yet, for a launch with `shared` bytes of dynamic shared
+    /// memory.
+    pub fn kernel(&self, module: &'static str, name: &'static str, shared: u32) -> Result<CUfunction> {
+        let known = self.kernels.borrow().get(&(module, name)).copied();
+        let mut entry = match known {
+            Some(entry) if shared <= entry.shared => return Ok(entry.function),
+            Some(entry) => entry,
+            None => Entry { function: self.function(module, name)?, shared: 0 },
+        };
+        if shared > entry.shared {
+            self.allow_shared(entry.function, name, shared)?;
+            entry.shared = shared;
         }
+        self.kernels.borrow_mut().insert((module, name), entry);
+        Ok(entry.function)
+    }
+
+    fn function(&self, module: &'static str, name: &'static str) -> Result<CUfunction> {
         let handle = self.module(module, name)?;
         let entry = CString::new(name).expect("the name of a Rust function, which has no NUL");
-        let mut kernel = ptr::null_mut();
+        let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, the name a C string, the result a local.
-        unsafe { raw::cuModuleGetFunction(&mut kernel, handle, entry.as_ptr()) }.map_err(|code| {
+        unsafe { raw::cuModuleGetFunction(&mut function, handle, entry.as_ptr()) }.map_err(|code| {
             let message = format!("not found in the kernel module {module}");
             self.gpu.kernel_error("cuModuleGetFunction", code, name, message)
         })?;
-        self.kernels.borrow_mut().insert((module, name), kernel);
-        Ok(kernel)
+        Ok(function)
+    }
+
+    /// Lets launches of `function` ask for `shared` bytes of dynamic shared memory; without, 48 KiB is all that a kernel's
+    /// arrays and they may be together (CUDA C++ Programming Guide, "Compute Capability 8.x", on shared memory).
+    ///
+    /// The multiprocessors are told to make shared memory of as much of their L1 cache as they can, for every kernel that
+    /// uses it: two kernels that want it split differently cannot run on a multiprocessor at once.
+    fn allow_shared(&self, function: CUfunction, kernel: &'static str, shared: u32) -> Result<()> {
+        let limit = self.gpu.properties.shared_per_block;
+        let set = |attribute, value| {
+            // SAFETY: the function's module is loaded.
+            unsafe { raw::cuFuncSetAttribute(function, attribute, value) }.map_err(|code| {
+                let message = format!(
+                    "{shared} bytes of dynamic shared memory a block, where a block has {limit} in all, refused"
+                );
+                self.gpu.kernel_error("cuFuncSetAttribute", code, kernel, message)
+            })
+        };
+        // A size that no i32 holds is refused like any other that is too much.
+        set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, i32::try_from(shared).unwrap_or(i32::MAX))?;
+        set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32)
     }
 
     /// The module `name`, which `kernel` is in.

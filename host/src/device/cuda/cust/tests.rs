@@ -287,6 +287,43 @@ fn kernels_that_cannot_start_say_why() {
 }
 
 #[test]
+fn launches_get_the_shared_memory_that_they_ask_for() {
+    with_driver!("launches_get_the_shared_memory_that_they_ask_for");
+    let driver = open();
+    let most = driver.properties().shared_per_block;
+    assert_eq!(most, 227 << 10);
+    let mem = driver.alloc("mem", 64).unwrap();
+    for (value, shared) in [1024, most, 0, 64 << 10, most].into_iter().enumerate() {
+        let args = (CustDriver::address(&mem) as *mut u8, value as u32, 64);
+        // SAFETY: all of `mem`. The stand-in refuses a launch that asks for more than its kernel was allowed.
+        unsafe { driver.launch::<Fill>(Grid::new(1, 1, 32).with_shared(shared), args) }.unwrap();
+        assert_eq!(fetch(&driver, &mem), [value as u8; 64], "{shared} bytes of shared memory");
+    }
+    for shared in [most + 1, u32::MAX] {
+        // SAFETY: it does not start.
+        let result = unsafe { driver.launch::<Fill>(Grid::new(1, 1, 32).with_shared(shared), (ptr::null_mut(), 0, 0)) };
+        let error = result.unwrap_err();
+        assert!(matches!(error, DeviceError::Kernel { kernel: "fill", .. }), "{error:?}");
+        let part = format!("{shared} bytes of dynamic shared memory a block, where a block has 232448 in all");
+        assert!(error.to_string().contains(&part), "{error}");
+    }
+}
+
+#[test]
+fn the_properties_are_the_devices() {
+    with_driver!("the_properties_are_the_devices", "FAKE_CUDA_CAPABILITY" = "103");
+    let expected = Properties {
+        multiprocessors: 4,
+        shared_per_block: 227 << 10,
+        shared_per_multiprocessor: 228 << 10,
+        shared_reserved: 1 << 10,
+        compute_capability: (10, 3),
+        l2_bytes: 1 << 20,
+    };
+    assert_eq!(*open().properties(), expected);
+}
+
+#[test]
 fn a_fault_names_the_kernel_launched_last() {
     with_driver!("a_fault_names_the_kernel_launched_last");
     let driver = open();
