@@ -7,7 +7,7 @@ use quant::TensorType;
 use rayon::prelude::*;
 
 use crate::{
-    Result, Selection, Shape, bytes_of, gpu,
+    Result, Selection, Shape, bytes_of, cuda,
     report::{COLUMNS, Report},
     timing::{elapsed, median},
 };
@@ -33,7 +33,7 @@ pub fn measure(selection: &Selection, report: &mut Report) -> Result<()> {
     println!("{}: a plain read runs at {:.1} GB/s", device.name(), ROTATION as f64 / read / 1e9);
     report.add(device.name(), "read", ROTATION, read);
     for shapes in selection.shapes(&SHAPES).chunks(COLUMNS) {
-        let mut table = report.table(device.name(), "gemv", &gpu::names(shapes), ROTATION as f64 / read);
+        let mut table = report.table(device.name(), "gemv", &cuda::names(shapes), ROTATION as f64 / read);
         for &ty in selection.types() {
             table.row(ty.name());
             for &shape in shapes {
@@ -57,7 +57,7 @@ fn gemv(ty: TensorType, (rows, cols): Shape, rotation: usize) -> Result<f64> {
     let bytes = bytes_of(ty, (rows, cols));
     let copies = rotation.div_ceil(bytes).max(1);
     let buf = device.alloc("weights", copies * bytes)?;
-    let blocks = gpu::random_blocks(ty, bytes);
+    let blocks = cuda::random_blocks(ty, bytes);
     (0..copies).try_for_each(|i| device.write(&buf, i * bytes, &blocks))?;
     let (mut x, mut y) = (device.act(1, cols)?, device.act(1, rows)?);
     device.load(&vec![0.5; cols], &mut x)?;

@@ -7,7 +7,7 @@
 
 mod attention;
 mod cpu;
-mod gpu;
+mod cuda;
 mod report;
 mod timing;
 
@@ -136,11 +136,11 @@ fn run(selection: &Selection, report: &mut Report) -> Result<()> {
         rayon::scope(|_| cpu::measure(selection, report))?;
     }
     if selection.part(Part::Emulator) {
-        gpu::measure(&EmulatorDriver::new(7), selection, report)?;
+        cuda::measure(&EmulatorDriver::new(7), &cuda::TINY, selection, report)?;
     }
     if [Part::Gpu, Part::Attention, Part::Read].iter().any(|&part| selection.part(part)) {
         match CustDriver::open(0, |line| eprintln!("{line}")) {
-            Ok(driver) => gpu::measure(&driver, selection, report)?,
+            Ok(driver) => cuda::measure(&driver, &cuda::SHAPES, selection, report)?,
             // Who asked for the GPU by name is told by the exit code.
             Err(DeviceError::Unavailable { why }) if selection.parts.is_empty() => {
                 println!("no GPU is measured: {why}");

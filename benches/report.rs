@@ -29,7 +29,8 @@ impl Report {
 
     /// Adds a measurement that belongs to no table.
     pub fn add(&mut self, device: &str, what: &str, bytes: usize, seconds: f64) {
-        self.measured.push(json!({ "device": device, "what": what, "us": seconds * 1e6, "gbs": bytes as f64 / seconds / 1e9 }));
+        self.measured
+            .push(json!({ "device": device, "what": what, "us": seconds * 1e6, "gbs": bytes as f64 / seconds / 1e9 }));
     }
 
     /// Writes all measurements into `file`.

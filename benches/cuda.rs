@@ -1,0 +1,178 @@
+//! Matrix times vector on a GPU, and what it is measured by.
+
+use gpu::weights::{self, WeightKernels, WeightVisitor};
+use ntransformer::device::cuda::{
+    bandwidth::{self, seconds},
+    driver::Driver,
+};
+use quant::TensorType;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use crate::{
+    Part, Result, Selection, Shape, attention, bytes_of,
+    report::{COLUMNS, Report},
+    timing::median,
+};
+
+/// Matrices of models of 8B (q and out; q, k and v; gate or up; gate and up; down; head) and 70B parameters (q, k and v; out;
+/// gate and up; down).
+pub const SHAPES: [Shape; 10] = [
+    (4096, 4096),
+    (6144, 4096),
+    (14336, 4096),
+    (28672, 4096),
+    (4096, 14336),
+    (128256, 4096),
+    (10240, 8192),
+    (8192, 8192),
+    (57344, 8192),
+    (8192, 28672),
+];
+/// As much as an emulator computes in a moment.
+pub const TINY: [Shape; 1] = [(64, 256)];
+/// Weights that are gone over before the same ones come again, in sizes of the L2 cache.
+const ROTATION: usize = 4;
+/// Copies of a matrix at least.
+const COPIES: usize = 2;
+/// Random weights, again and again: what the values are does not matter, but zeros would run faster.
+const PATTERN: usize = 16 << 20;
+/// Bytes of a transfer from pinned RAM: from 16 MiB on, transfers run at the link's full speed.
+const UPLOAD: usize = 64 << 20;
+
+/// What can be measured on a GPU, as far as it is selected.
+pub fn measure<D: Driver>(driver: &D, usual: &[Shape], selection: &Selection, report: &mut Report) -> Result<()> {
+    let name = driver.name();
+    let read = bandwidth::read(driver)?;
+    let copied = copy(driver, read.bytes / 4)?;
+    let link = link(driver)?;
+    report.add(name, "read", read.bytes, read.seconds);
+    report.add(name, "copy", read.bytes / 2, copied);
+    report.add(name, "link", UPLOAD, link);
+    println!(
+        "{name}: reads {:.1} GB/s ({} MiB, {} blocks of {} threads), copies {:.1} (read and written), takes {:.1} from pinned RAM",
+        read.rate() / 1e9,
+        read.bytes >> 20,
+        read.blocks,
+        read.threads,
+        (read.bytes / 2) as f64 / copied / 1e9,
+        UPLOAD as f64 / link / 1e9,
+    );
+    if selection.part(Part::Gpu) || selection.part(Part::Emulator) {
+        println!("matrix times vector, weights not in the L2 cache; percentages are of {:.1} GB/s:", read.rate() / 1e9);
+        for shapes in selection.shapes(usual).chunks(COLUMNS) {
+            let mut table = report.table(name, "gemv", &names(shapes), read.rate());
+            for &ty in selection.types() {
+                table.row(ty.name());
+                let weights = Weights::new(driver, ty, shapes)?;
+                for &shape in shapes {
+                    table.cell(ty.name(), bytes_of(ty, shape), weights.gemv(shape)?);
+                }
+            }
+        }
+    }
+    if selection.part(Part::Attention) || selection.part(Part::Emulator) {
+        attention::measure(driver, read.rate(), report)?;
+    }
+    Ok(())
+}
+
+pub fn names(shapes: &[Shape]) -> Vec<String> {
+    shapes.iter().map(|(rows, cols)| format!("{rows}x{cols}")).collect()
+}
+
+pub fn random_blocks(ty: TensorType, bytes: usize) -> Vec<u8> {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut blocks = vec![0; bytes];
+    quant::fill_random(ty, &mut || rng.random(), 0.02, &mut blocks).expect("whole blocks");
+    blocks
+}
+
+/// Seconds of a copy of `bytes` bytes on the device.
+fn copy<D: Driver>(driver: &D, bytes: usize) -> Result<f64> {
+    let (from, to) = (driver.alloc("a copy", bytes)?, driver.alloc("a copy", bytes)?);
+    median(1, |calls| seconds(driver, || (0..calls).try_for_each(|_| driver.copy(&from, &to, bytes))))
+}
+
+/// Seconds of a transfer from pinned RAM to the device.
+fn link<D: Driver>(driver: &D) -> Result<f64> {
+    let (from, to) = (driver.pinned("a transfer", UPLOAD)?, driver.alloc("a transfer", UPLOAD)?);
+    median(1, |calls| {
+        let start = std::time::Instant::now();
+        let mut end = None;
+        for _ in 0..calls {
+            end = Some(driver.upload(&from, 0..UPLOAD, &to, 0, None)?);
+        }
+        end.iter().try_for_each(|end| driver.host_waits(end))?;
+        Ok(start.elapsed().as_secs_f64())
+    })
+}
+
+/// Random weights of one type, enough for some shapes, and the vectors that they are multiplied with.
+struct Weights<'a, D: Driver> {
+    driver: &'a D,
+    ty: TensorType,
+    w: D::Mem,
+    x: D::Mem,
+    y: D::Mem,
+}
+
+impl<'a, D: Driver> Weights<'a, D> {
+    fn new(driver: &'a D, ty: TensorType, shapes: &[Shape]) -> Result<Self> {
+        let largest = |of: &dyn Fn(Shape) -> usize| shapes.iter().map(|&shape| of(shape)).max().unwrap_or(0);
+        let w = driver.alloc("weights", largest(&|shape| copies(driver, ty, shape) * stride(ty, shape)))?;
+        let pattern = random_blocks(ty, PATTERN.min(D::len(&w)) / ty.block_bytes() * ty.block_bytes());
+        for at in (0..D::len(&w)).step_by(pattern.len()) {
+            driver.write(&w, at, &pattern[..pattern.len().min(D::len(&w) - at)])?;
+        }
+        let x: Vec<u8> = (0..largest(&|(_, cols)| cols)).flat_map(|i| (0.5 + (i % 7) as f32).to_le_bytes()).collect();
+        let (x_mem, y) = (driver.alloc("x", x.len())?, driver.alloc("y", 4 * largest(&|(rows, _)| rows))?);
+        driver.write(&x_mem, 0, &x)?;
+        Ok(Weights { driver, ty, w, x: x_mem, y })
+    }
+
+    /// Seconds of a product.
+    fn gemv(&self, shape: Shape) -> Result<f64> {
+        weights::visit(self.ty, Gemv { weights: self, shape })
+    }
+}
+
+/// Copies of a matrix that are gone over.
+fn copies<D: Driver>(driver: &D, ty: TensorType, shape: Shape) -> usize {
+    let rotation = ROTATION * driver.properties().l2_bytes as usize;
+    rotation.div_ceil(bytes_of(ty, shape)).max(COPIES)
+}
+
+/// Bytes from one copy of a matrix to the next, as tensors are aligned.
+fn stride(ty: TensorType, shape: Shape) -> usize {
+    bytes_of(ty, shape).next_multiple_of(256)
+}
+
+/// Measures the product of one shape.
+struct Gemv<'a, 'b, D: Driver> {
+    weights: &'a Weights<'b, D>,
+    shape: Shape,
+}
+
+impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
+    type Out = Result<f64>;
+
+    fn visit<F: WeightKernels>(self) -> Result<f64> {
+        let Gemv { weights: Weights { driver, w, x, y, .. }, shape } = self;
+        let (copies, stride) = (copies(*driver, F::TYPE, shape), stride(F::TYPE, shape));
+        let (rows, cols) = (shape.0 as u32, shape.1 as u32);
+        let launch = |turn: usize| {
+            let args = (
+                (D::address(w) + (turn % copies * stride) as u64) as *const u8,
+                D::address(x) as *const f32,
+                std::ptr::null(),
+                D::address(y) as *mut f32,
+                rows,
+                cols,
+                0,
+            );
+            // SAFETY: a matrix inside `w`, and vectors at least as long as its sides.
+            unsafe { driver.launch::<F::Gemv>(weights::gemv_grid(rows), args) }
+        };
+        median(copies, |calls| seconds(*driver, || (0..calls).try_for_each(launch)))
+    }
+}
