@@ -10,6 +10,7 @@ mod weights;
 use std::ops::Range;
 
 pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
+pub use cuda::driver::Launch;
 pub use error::DeviceError;
 use quant::TensorType;
 pub use shared::SharedBytes;
@@ -69,6 +70,10 @@ pub trait Transfer {
     fn compute_waits(&self, event: &Self::Event) -> Result<()>;
     /// The calling thread waits for `event`.
     fn host_waits(&self, event: &Self::Event) -> Result<()>;
+}
+
+fn no_launches(device: &str) -> DeviceError {
+    DeviceError::Unsupported(format!("a profile on {device}, which launches no kernels: it takes a GPU (--device cuda)"))
 }
 
 /// A tensor on device `D`.
@@ -173,6 +178,20 @@ pub trait Device: Transfer + Sized {
     /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie. None where no element of a
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
+
+    /// Starts or ends the timing of every launch. A profile makes kernels wait for each other.
+    fn profile(&mut self, _on: bool) -> Result<()> {
+        Err(no_launches(self.name()))
+    }
+    /// The launches that were timed since this was last called, in their order. Waits for what was asked for before.
+    fn take_profile(&mut self) -> Result<Vec<Launch>> {
+        Err(no_launches(self.name()))
+    }
+    /// Bytes a second at which the device reads its memory when it does nothing else. Measured: takes a second, and some GiB of
+    /// free memory where there are as many.
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        Err(no_launches(self.name()))
+    }
 
     /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
     fn qkv(
