@@ -35,6 +35,8 @@ pub trait Driver: Sized + 'static {
     type Pinned: AsRef<[u8]> + AsMut<[u8]> + 'static;
     /// A point in one of the queues.
     type Event: Clone + 'static;
+    /// Launches that were recorded, to be started together.
+    type Graph: 'static;
 
     /// The device's name for messages, e.g. `cuda:0 NVIDIA H200`.
     fn name(&self) -> &str;
@@ -75,6 +77,12 @@ pub trait Driver: Sized + 'static {
     /// # Safety
     /// `args` must satisfy the kernel's own contract: device addresses inside live allocations, extents as it documents.
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()>;
+
+    /// Records what `f` launches, instead of launching it. None where this driver does not record: then `f` was run. Inside
+    /// `f`, nothing else than launching is allowed.
+    fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
+    /// Starts the launches of `graph` on the compute queue.
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
     /// The present end of the compute queue.
     fn mark(&self) -> Result<Self::Event>;

@@ -48,6 +48,7 @@ impl Driver for EmulatorDriver {
     type Mem = Allocation;
     type Pinned = Vec<u8>;
     type Event = Instant;
+    type Graph = std::convert::Infallible;
 
     fn name(&self) -> &str {
         "emulator"
@@ -125,6 +126,14 @@ impl Driver for EmulatorDriver {
         // SAFETY: the caller's promise; this driver is used from one thread, and every call waits for its end.
         let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, grid.shared as usize, args) };
         result.map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })
+    }
+
+    fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
+        f().map(|()| None)
+    }
+
+    fn replay(&self, graph: &Self::Graph) -> Result<()> {
+        match *graph {}
     }
 
     fn mark(&self) -> Result<Instant> {
