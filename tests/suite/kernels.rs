@@ -45,6 +45,10 @@ macro_rules! cases {
 cases! {
     driver::struct_as_parameter,
     driver::dynamic_shared,
+    driver::dependent_launches,
+    driver::replays,
+    driver::failed_capture,
+    driver::profile,
     weights::gemv,
     weights::gemm,
     weights::embed,

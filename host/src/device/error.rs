@@ -52,6 +52,9 @@ pub enum DeviceError {
         /// The buffer's length.
         len: usize,
     },
+    /// Something that a capture cannot record was asked for during one: a bug in the caller.
+    #[error("{0} inside of a captured pass, which would not be repeated when the pass is replayed")]
+    Captured(&'static str),
     /// The model needs something that the device's kernels do not do.
     #[error("{0}")]
     Unsupported(String),

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use cuda_std::kernel::Kernel;
 use gpu::{
     ops,
     weights::{self, WeightKernels, WeightVisitor},
@@ -108,14 +109,14 @@ impl<D: Driver> WeightVisitor for Embed<'_, D> {
     }
 }
 
-/// Loads the kernels of a tensor type.
-struct Load<'a, D>(&'a D);
+/// The module of a tensor type's kernels.
+struct Module;
 
-impl<D: Driver> WeightVisitor for Load<'_, D> {
-    type Out = Result<()>;
+impl WeightVisitor for Module {
+    type Out = &'static str;
 
-    fn visit<F: WeightKernels>(self) -> Result<()> {
-        self.0.load::<F::Gemv>()
+    fn visit<F: WeightKernels>(self) -> &'static str {
+        <F::Gemv as Kernel>::MODULE
     }
 }
 
@@ -131,8 +132,9 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
-        self.driver.load::<ops::rms_norm>()?;
-        types.iter().try_for_each(|&ty| weights::visit(ty, Load(&*self.driver)))
+        let mut modules: Vec<_> = types.iter().map(|&ty| weights::visit(ty, Module)).collect();
+        modules.push(<ops::rms_norm as Kernel>::MODULE);
+        self.driver.load_modules(&modules)
     }
 
     fn dims(&self) -> &Dims {
@@ -174,12 +176,14 @@ impl<D: Driver> Device for CudaDevice<D> {
         }
         let driver = self.driver.clone();
         let graph = match self.recordings.find(&key) {
-            How::Replay(graph) => return driver.replay(graph),
+            // SAFETY: the key is alive, so is all memory that the recording's launches use; `begin` checked this pass's input.
+            How::Replay(graph) => return unsafe { driver.replay(graph) },
             How::Directly => self.alone(f).map(|()| None),
             How::Record => driver.capture(&mut || self.alone(f)),
         }?;
         if let Some(graph) = &graph {
-            driver.replay(graph)?;
+            // SAFETY: it was recorded just now.
+            unsafe { driver.replay(graph)? };
         }
         self.recordings.insert(key, graph);
         Ok(())
