@@ -3,7 +3,8 @@
 use gpu::weights::{self, WeightKernels, WeightVisitor};
 use ntransformer::device::cuda::{
     bandwidth::{self, seconds},
-    driver::Driver,
+    driver::{Driver, Properties},
+    emulator::EmulatorDriver,
 };
 use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -29,15 +30,23 @@ pub const SHAPES: [Shape; 10] = [
     (8192, 28672),
 ];
 /// As much as an emulator computes in a moment.
-pub const TINY: [Shape; 1] = [(64, 256)];
+pub const TINY: [Shape; 2] = [(64, 256), (32, 512)];
 /// Weights that are gone over before the same ones come again, in sizes of the L2 cache.
 const ROTATION: usize = 4;
 /// Copies of a matrix at least.
 const COPIES: usize = 2;
+/// Weights that the launches of one recording go over, in the same sizes: some GB, so that what it takes to start it is little.
+const RECORDED: usize = 80;
 /// Random weights, again and again: what the values are does not matter, but zeros would run faster.
 const PATTERN: usize = 16 << 20;
 /// Bytes of a transfer from pinned RAM: from 16 MiB on, transfers run at the link's full speed.
 const UPLOAD: usize = 64 << 20;
+
+/// An emulator with a cache so small that it is soon gone over.
+pub fn emulator() -> EmulatorDriver {
+    let properties = *EmulatorDriver::new(0).properties();
+    EmulatorDriver::with_properties(7, Properties { l2_bytes: 4 << 10, ..properties })
+}
 
 /// What can be measured on a GPU, as far as it is selected.
 pub fn measure<D: Driver>(driver: &D, usual: &[Shape], selection: &Selection, report: &mut Report) -> Result<()> {
@@ -58,7 +67,7 @@ pub fn measure<D: Driver>(driver: &D, usual: &[Shape], selection: &Selection, re
         UPLOAD as f64 / link / 1e9,
     );
     if selection.part(Part::Gpu) || selection.part(Part::Emulator) {
-        println!("matrix times vector, weights not in the L2 cache; percentages are of {:.1} GB/s:", read.rate() / 1e9);
+        println!("matrix times vector, weights not in the L2 cache, {}:", how(driver)?);
         for shapes in selection.shapes(usual).chunks(COLUMNS) {
             let mut table = report.table(name, "gemv", &names(shapes), read.rate());
             for &ty in selection.types() {
@@ -74,6 +83,32 @@ pub fn measure<D: Driver>(driver: &D, usual: &[Shape], selection: &Selection, re
         attention::measure(driver, read.rate(), report)?;
     }
     Ok(())
+}
+
+/// Seconds of one of `launches` launches, which the engine would make one after the other: from a recording, where the driver
+/// can make one.
+pub fn time<D: Driver>(driver: &D, launches: usize, launch: impl Fn(usize) -> Result<()>) -> Result<f64> {
+    let all = || (0..launches).try_for_each(&launch);
+    // What the first launch loads is not for the recording.
+    launch(0)?;
+    let graph = driver.capture(&mut || all())?;
+    let again = || match &graph {
+        // SAFETY: recorded by this driver, over memory that the closure keeps alive.
+        Some(graph) => unsafe { driver.replay(graph) },
+        None => all(),
+    };
+    median(launches, |calls| seconds(driver, || (0..calls / launches).try_for_each(|_| again())))
+}
+
+/// How [`time`] launches.
+fn how<D: Driver>(driver: &D) -> Result<&'static str> {
+    let recorded = driver.capture(&mut || Ok(()))?.is_some();
+    Ok(match (recorded, driver.dependent_launch()) {
+        (true, true) => "launched from a CUDA graph, with programmatic dependent launch",
+        (true, false) => "launched from a CUDA graph, without programmatic dependent launch",
+        (false, true) => "launched one by one, with programmatic dependent launch",
+        (false, false) => "launched one by one, without programmatic dependent launch",
+    })
 }
 
 pub fn names(shapes: &[Shape]) -> Vec<String> {
@@ -173,6 +208,8 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
             // SAFETY: a matrix inside `w`, and vectors at least as long as its sides.
             unsafe { driver.launch::<F::Gemv>(weights::gemv_grid(rows), args) }
         };
-        median(copies, |calls| seconds(*driver, || (0..calls).try_for_each(launch)))
+        // As the engine does, from a recording where the driver can make one.
+        let recorded = (RECORDED * driver.properties().l2_bytes as usize / stride).max(1).next_multiple_of(copies);
+        time(*driver, recorded, launch)
     }
 }

@@ -14,10 +14,7 @@ mod timing;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
-use ntransformer::device::{
-    DeviceError,
-    cuda::{cust::CustDriver, emulator::EmulatorDriver},
-};
+use ntransformer::device::{DeviceError, cuda::cust::CustDriver};
 use quant::TensorType;
 
 use report::Report;
@@ -136,7 +133,7 @@ fn run(selection: &Selection, report: &mut Report) -> Result<()> {
         rayon::scope(|_| cpu::measure(selection, report))?;
     }
     if selection.part(Part::Emulator) {
-        cuda::measure(&EmulatorDriver::new(7), &cuda::TINY, selection, report)?;
+        cuda::measure(&cuda::emulator(), &cuda::TINY, selection, report)?;
     }
     if [Part::Gpu, Part::Attention, Part::Read].iter().any(|&part| selection.part(part)) {
         match CustDriver::open(0, |line| eprintln!("{line}")) {

@@ -138,7 +138,16 @@ impl Plan {
     /// What `--benchmark` of the main command runs.
     pub fn usual(answer: Option<usize>, context: Option<usize>, output: Format) -> Self {
         let (n_prompt, n_gen) = (vec![PROMPT], vec![answer.unwrap_or(ANSWER)]);
-        Plan { n_prompt, n_gen, pg: Vec::new(), n_depth: vec![0], repetitions: REPETITIONS, output, context, profile: false }
+        Plan {
+            n_prompt,
+            n_gen,
+            pg: Vec::new(),
+            n_depth: vec![0],
+            repetitions: REPETITIONS,
+            output,
+            context,
+            profile: false,
+        }
     }
 
     /// A profile is one of generated tokens, and no cell of a CSV file.

@@ -77,10 +77,6 @@ pub trait Transfer {
     fn host_waits(&self, event: &Self::Event) -> Result<()>;
 }
 
-fn no_launches(device: &str) -> DeviceError {
-    DeviceError::Unsupported(format!("a profile on {device}, which launches no kernels: it takes a GPU (--device cuda)"))
-}
-
 /// A tensor on device `D`.
 pub type Weight<D> = Tensor<<D as Transfer>::Buf>;
 
@@ -189,16 +185,16 @@ pub trait Device: Transfer + Sized {
 
     /// Starts or ends the timing of every launch. A profile makes kernels wait for each other.
     fn profile(&mut self, _on: bool) -> Result<()> {
-        Err(no_launches(self.name()))
+        Err(DeviceError::no_launches(self.name()))
     }
     /// The launches that were timed since this was last called, in their order. Waits for what was asked for before.
     fn take_profile(&mut self) -> Result<Vec<Launch>> {
-        Err(no_launches(self.name()))
+        Err(DeviceError::no_launches(self.name()))
     }
     /// Bytes a second at which the device reads its memory when it does nothing else. Measured: takes a second, and some GiB of
     /// free memory where there are as many.
     fn read_bandwidth(&mut self) -> Result<f64> {
-        Err(no_launches(self.name()))
+        Err(DeviceError::no_launches(self.name()))
     }
 
     /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.

@@ -76,11 +76,7 @@ impl Bench<'_> {
     /// # Errors
     /// A workload with a prompt, which would be something else; a device that measures no launches (only GPUs do); and all of
     /// [`Bench::measure`]'s.
-    pub fn profile(
-        &mut self,
-        measured: &Measured,
-        progress: &mut dyn FnMut(Stage),
-    ) -> Result<Profile, EngineError> {
+    pub fn profile(&mut self, measured: &Measured, progress: &mut dyn FnMut(Stage)) -> Result<Profile, EngineError> {
         let workload = Workload { generate: measured.workload.generate.min(TOKENS), ..measured.workload };
         if !workload.is_answer() {
             return Err(EngineError::ProfiledPrompt(measured.workload.to_string()));

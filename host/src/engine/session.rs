@@ -5,7 +5,7 @@ use quant::TensorType;
 
 use super::EngineError;
 use crate::{
-    device::{Device, Launch},
+    device::{Device, DeviceError, Launch},
     model::{Config, Embedding, Layers, Model, State, Weights, forward},
     pack::Image,
     stream::{Progress, Resident, Streamed, place_head},
@@ -89,17 +89,23 @@ pub trait Runner {
     ///
     /// # Errors
     /// Where the device times none: only GPUs do.
-    fn profile(&mut self, on: bool) -> Result<(), EngineError>;
+    fn profile(&mut self, _on: bool) -> Result<(), EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
     /// The launches that were timed since this was last asked for ([`Device::take_profile`]).
     ///
     /// # Errors
     /// When the device fails.
-    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError>;
+    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
     /// Bytes a second at which the device reads its memory when it does nothing else ([`Device::read_bandwidth`]).
     ///
     /// # Errors
     /// Where that is not known: only GPUs measure it.
-    fn read_bandwidth(&mut self) -> Result<f64, EngineError>;
+    fn read_bandwidth(&mut self) -> Result<f64, EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
 }
 
 /// A model on device `D`.

@@ -56,13 +56,7 @@ pub fn print(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
         write!(out, "| {kernel:name$} | {label:of$} | {launches:>8.1} | {us:>9.1} | {share:>5.1}% | ")?;
         // What nobody counts is not zero.
         match bytes > 0.0 {
-            true => writeln!(
-                out,
-                "{:>8.1} | {:>6.0} | {:>5.1}% |",
-                bytes / 1e6,
-                rate / 1e9,
-                100.0 * rate / read
-            )?,
+            true => writeln!(out, "{:>8.1} | {:>6.0} | {:>5.1}% |", bytes / 1e6, rate / 1e9, 100.0 * rate / read)?,
             false => writeln!(out, "{:>8} | {:>6} | {:>6} |", "", "", "")?,
         }
     }

@@ -17,8 +17,8 @@ use super::{
     recordings::{How, Recordings},
 };
 use crate::device::{
-    Activation, Batch, Device, DeviceError, Dims, Epilogue, Launch, Linear, Pairing, ReplayKey, Result, Scratch, Tensor,
-    Weight, new_scratch,
+    Activation, Batch, Device, DeviceError, Dims, Epilogue, Launch, Linear, Pairing, ReplayKey, Result, Scratch,
+    Tensor, Weight, new_scratch,
 };
 
 impl<D: Driver> CudaDevice<D> {
