@@ -8,8 +8,12 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(feature = "attention")]
+pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
+#[cfg(any(feature = "attention", feature = "ops"))]
+mod math;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

@@ -1,7 +1,8 @@
 //! Recorded passes: that each is the computation that it stands for, to the bit.
 //!
 //! [`Recorder`] is a driver that records as a GPU's does: it keeps what is launched, parameters and all, and launches it again
-//! when asked to. Anything else than a launch is refused while it records.
+//! when asked to. Anything else than a launch is refused while it records, as
+//! the emulator does.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,7 +16,11 @@ use ntransformer::{
     cli::synth::Shape,
     device::{
         Device, DeviceError, MemoryInfo,
-        cuda::{CudaDevice, driver::Driver, emulator::EmulatorDriver},
+        cuda::{
+            CudaDevice,
+            driver::{self, Driver, Properties},
+            emulator::EmulatorDriver,
+        },
     },
     engine::{DeviceChoice, LoadOptions, Runner, Session},
     gguf::Gguf,
@@ -85,14 +90,6 @@ impl Recorder {
         let counts = Rc::new(Counts::default());
         (Recorder { emulator: EmulatorDriver::new(0), recording: RefCell::new(None), counts: counts.clone() }, counts)
     }
-
-    /// Refuses what a recording cannot hold.
-    fn only_launches(&self, what: &'static str) -> Result<()> {
-        match &*self.recording.borrow() {
-            None => Ok(()),
-            Some(_) => Err(DeviceError::Driver { call: what, message: "not while launches are recorded".into() }),
-        }
-    }
 }
 
 impl Driver for Recorder {
@@ -105,12 +102,15 @@ impl Driver for Recorder {
         "recorder"
     }
 
+    fn properties(&self) -> &Properties {
+        self.emulator.properties()
+    }
+
     fn memory(&self) -> Result<MemoryInfo> {
         self.emulator.memory()
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Mem> {
-        self.only_launches("alloc")?;
         self.emulator.alloc(what, bytes)
     }
 
@@ -123,22 +123,18 @@ impl Driver for Recorder {
     }
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<Self::Pinned> {
-        self.only_launches("pinned")?;
         self.emulator.pinned(what, bytes)
     }
 
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.only_launches("write")?;
         self.emulator.write(dst, offset, bytes)
     }
 
     fn read(&self, src: &Self::Mem, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.only_launches("read")?;
         self.emulator.read(src, offset, bytes)
     }
 
     fn copy(&self, src: &Self::Mem, dst: &Self::Mem, len: usize) -> Result<()> {
-        self.only_launches("copy")?;
         self.emulator.copy(src, dst, len)
     }
 
@@ -150,12 +146,11 @@ impl Driver for Recorder {
         offset: usize,
         after: Option<&Self::Event>,
     ) -> Result<Self::Event> {
-        self.only_launches("upload")?;
         self.emulator.upload(src, range, dst, offset, after)
     }
 
-    fn load<K: Kernel>(&self) -> Result<()> {
-        self.only_launches("load")
+    fn load_modules(&self, modules: &[&'static str]) -> Result<()> {
+        self.emulator.load_modules(modules)
     }
 
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
@@ -174,7 +169,8 @@ impl Driver for Recorder {
 
     fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
         assert!(self.recording.replace(Some(Vec::new())).is_none(), "a recording inside another");
-        let result = f();
+        // The emulator refuses what a recording cannot hold.
+        let result = self.emulator.capture(f);
         let launches = self.recording.take().expect("it was just set");
         result?;
         add(&self.counts.recorded, 1);
@@ -182,8 +178,7 @@ impl Driver for Recorder {
         Ok(Some(Recorded { launches, counts: self.counts.clone() }))
     }
 
-    fn replay(&self, graph: &Recorded) -> Result<()> {
-        self.only_launches("replay")?;
+    unsafe fn replay(&self, graph: &Recorded) -> Result<()> {
         add(&self.counts.replayed, 1);
         for launch in &graph.launches {
             // SAFETY: the arguments are the kernel's. That the memory is still there is what the tests are about, and the
@@ -193,18 +188,27 @@ impl Driver for Recorder {
         Ok(())
     }
 
+    fn profile(&self, on: bool) {
+        self.emulator.profile(on);
+    }
+
+    fn label(&self, what: &str, bytes: u64) {
+        self.emulator.label(what, bytes);
+    }
+
+    fn take_profile(&self) -> Result<Vec<driver::Launch>> {
+        self.emulator.take_profile()
+    }
+
     fn mark(&self) -> Result<Self::Event> {
-        self.only_launches("mark")?;
         self.emulator.mark()
     }
 
     fn compute_waits(&self, event: &Self::Event) -> Result<()> {
-        self.only_launches("compute_waits")?;
         self.emulator.compute_waits(event)
     }
 
     fn host_waits(&self, event: &Self::Event) -> Result<()> {
-        self.only_launches("host_waits")?;
         self.emulator.host_waits(event)
     }
 

@@ -13,9 +13,28 @@ unsafe extern "unadjusted" {
     fn llvm_vote_ballot(mask: u32, predicate: bool) -> u32;
     #[link_name = "llvm.nvvm.isspacep.shared"]
     fn llvm_isspacep_shared(pointer: *const u8) -> bool;
+    #[link_name = "llvm.nvvm.isspacep.global"]
+    fn llvm_isspacep_global(pointer: *const u8) -> bool;
+    #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.tf32"]
+    fn llvm_mma_m16n8k8(
+        a0: u32,
+        a1: u32,
+        a2: u32,
+        a3: u32,
+        b0: u32,
+        b1: u32,
+        c0: f32,
+        c1: f32,
+        c2: f32,
+        c3: f32,
+    ) -> Fragment;
     #[link_name = "llvm.fma.f32"]
     fn llvm_fma(a: f32, b: f32, c: f32) -> f32;
 }
+
+/// A lane's part of a 16 x 8 matrix of floats.
+#[repr(C)]
+struct Fragment(f32, f32, f32, f32);
 
 /// Whole warps: no sub-warp segments, last lane 31.
 const CLAMP: u32 = 0x1f;
@@ -64,6 +83,21 @@ pub unsafe fn load_streaming(pointer: *const u32) -> [u32; 4] {
         )
     };
     [a, b, c, d]
+}
+
+/// Tells the compiler that `pointer` points into global memory, so that accesses become `ld.global` and `st.global`.
+#[inline(always)]
+pub unsafe fn assume_global(pointer: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe { core::hint::assert_unchecked(llvm_isspacep_global(pointer)) }
+}
+
+#[inline(always)]
+pub unsafe fn mma_m16n8k8(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise that all lanes are here.
+    let Fragment(d0, d1, d2, d3) =
+        unsafe { llvm_mma_m16n8k8(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]) };
+    [d0, d1, d2, d3]
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use cuda_std::{kernel::Grid, prelude::*};
 
-use super::math;
+use crate::math;
 
 const THREADS: u32 = 256;
 /// Blocks beyond this take more than one turn: enough for any GPU of today to be full.

@@ -98,7 +98,7 @@ impl CustDriver {
         parameters: &mut [*mut c_void],
     ) -> std::result::Result<(), (&'static str, Code)> {
         let (queue, none) = (self.gpu.compute.as_inner(), ptr::null_mut());
-        if kernel.programmatic {
+        if kernel.programmatic && !self.profile.on() {
             let mut attribute = LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION;
             let config = LaunchConfig {
                 blocks: grid.blocks,

@@ -545,7 +545,11 @@ fn a_fault_in_a_replay_says_so() {
 
 #[test]
 fn a_profile_has_the_time_of_each_launch() {
-    with_driver!("a_profile_has_the_time_of_each_launch");
+    let name = format!("{HERE}a_profile_has_the_time_of_each_launch");
+    if let Some(stderr) = fake::outer_with_driver(&name, &[("FAKE_CUDA_TRACE", "1")]) {
+        assert!(stderr.contains("launch fill\n") && !stderr.contains("programmatic"), "{stderr}");
+        return;
+    }
     let driver = open();
     let mem = driver.alloc("mem", 64).unwrap();
     driver.profile(true);
