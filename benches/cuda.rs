@@ -49,7 +49,12 @@ pub fn emulator() -> EmulatorDriver {
 }
 
 /// What can be measured on a GPU, as far as it is selected.
-pub fn measure<D: Driver>(driver: &D, usual: &[Shape], selection: &Selection, report: &mut Report) -> Result<()> {
+pub fn measure<D: Driver>(
+    driver: &D,
+    (usual, contexts): (&[Shape], &[u32]),
+    selection: &Selection,
+    report: &mut Report,
+) -> Result<()> {
     let name = driver.name();
     let read = bandwidth::read(driver)?;
     let copied = copy(driver, read.bytes / 4)?;
@@ -80,7 +85,7 @@ pub fn measure<D: Driver>(driver: &D, usual: &[Shape], selection: &Selection, re
         }
     }
     if selection.part(Part::Attention) || selection.part(Part::Emulator) {
-        attention::measure(driver, read.rate(), report)?;
+        attention::measure(driver, contexts, read.rate(), report)?;
     }
     Ok(())
 }
@@ -154,11 +159,8 @@ struct Weights<'a, D: Driver> {
 impl<'a, D: Driver> Weights<'a, D> {
     fn new(driver: &'a D, ty: TensorType, shapes: &[Shape]) -> Result<Self> {
         let largest = |of: &dyn Fn(Shape) -> usize| shapes.iter().map(|&shape| of(shape)).max().unwrap_or(0);
-        let w = driver.alloc("weights", largest(&|shape| copies(driver, ty, shape) * stride(ty, shape)))?;
-        let pattern = random_blocks(ty, PATTERN.min(D::len(&w)) / ty.block_bytes() * ty.block_bytes());
-        for at in (0..D::len(&w)).step_by(pattern.len()) {
-            driver.write(&w, at, &pattern[..pattern.len().min(D::len(&w) - at)])?;
-        }
+        let w = driver.alloc("weights", largest(&|shape| copies(driver, bytes_of(ty, shape)) * stride(ty, shape)))?;
+        fill(driver, &w, ty)?;
         let x: Vec<u8> = (0..largest(&|(_, cols)| cols)).flat_map(|i| (0.5 + (i % 7) as f32).to_le_bytes()).collect();
         let (x_mem, y) = (driver.alloc("x", x.len())?, driver.alloc("y", 4 * largest(&|(rows, _)| rows))?);
         driver.write(&x_mem, 0, &x)?;
@@ -171,10 +173,21 @@ impl<'a, D: Driver> Weights<'a, D> {
     }
 }
 
-/// Copies of a matrix that are gone over.
-fn copies<D: Driver>(driver: &D, ty: TensorType, shape: Shape) -> usize {
-    let rotation = ROTATION * driver.properties().l2_bytes as usize;
-    rotation.div_ceil(bytes_of(ty, shape)).max(COPIES)
+/// Copies of `bytes` bytes that are gone over.
+pub fn copies<D: Driver>(driver: &D, bytes: usize) -> usize {
+    (ROTATION * driver.properties().l2_bytes as usize).div_ceil(bytes).max(COPIES)
+}
+
+/// Launches of a recording, where each reads `bytes` bytes of one of `copies` copies.
+pub fn recorded<D: Driver>(driver: &D, bytes: usize, copies: usize) -> usize {
+    (RECORDED * driver.properties().l2_bytes as usize / bytes).max(1).next_multiple_of(copies)
+}
+
+/// Fills `mem` with random blocks of `ty`.
+pub fn fill<D: Driver>(driver: &D, mem: &D::Mem, ty: TensorType) -> Result<()> {
+    let pattern = random_blocks(ty, PATTERN.min(D::len(mem)) / ty.block_bytes() * ty.block_bytes());
+    let mut at = (0..D::len(mem)).step_by(pattern.len());
+    at.try_for_each(|at| driver.write(mem, at, &pattern[..pattern.len().min(D::len(mem) - at)]))
 }
 
 /// Bytes from one copy of a matrix to the next, as tensors are aligned.
@@ -193,7 +206,8 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
 
     fn visit<F: WeightKernels>(self) -> Result<f64> {
         let Gemv { weights: Weights { driver, w, x, y, .. }, shape } = self;
-        let (copies, stride) = (copies(*driver, F::TYPE, shape), stride(F::TYPE, shape));
+        let (bytes, stride) = (bytes_of(F::TYPE, shape), stride(F::TYPE, shape));
+        let copies = copies(*driver, bytes);
         let (rows, cols) = (shape.0 as u32, shape.1 as u32);
         let launch = |turn: usize| {
             let args = (
@@ -208,8 +222,6 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
             // SAFETY: a matrix inside `w`, and vectors at least as long as its sides.
             unsafe { driver.launch::<F::Gemv>(weights::gemv_grid(rows), args) }
         };
-        // As the engine does, from a recording where the driver can make one.
-        let recorded = (RECORDED * driver.properties().l2_bytes as usize / stride).max(1).next_multiple_of(copies);
-        time(*driver, recorded, launch)
+        time(*driver, recorded(*driver, bytes, copies), launch)
     }
 }

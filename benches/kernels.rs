@@ -133,11 +133,11 @@ fn run(selection: &Selection, report: &mut Report) -> Result<()> {
         rayon::scope(|_| cpu::measure(selection, report))?;
     }
     if selection.part(Part::Emulator) {
-        cuda::measure(&cuda::emulator(), &cuda::TINY, selection, report)?;
+        cuda::measure(&cuda::emulator(), (&cuda::TINY, &attention::FEW), selection, report)?;
     }
     if [Part::Gpu, Part::Attention, Part::Read].iter().any(|&part| selection.part(part)) {
         match CustDriver::open(0, |line| eprintln!("{line}")) {
-            Ok(driver) => cuda::measure(&driver, &cuda::SHAPES, selection, report)?,
+            Ok(driver) => cuda::measure(&driver, (&cuda::SHAPES, &attention::CONTEXTS), selection, report)?,
             // Who asked for the GPU by name is told by the exit code.
             Err(DeviceError::Unavailable { why }) if selection.parts.is_empty() => {
                 println!("no GPU is measured: {why}");
