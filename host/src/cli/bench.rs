@@ -107,6 +107,10 @@ pub fn measure(model: &ModelArgs, plan: &Plan) -> anyhow::Result<()> {
 
     let mut engine = model.load(model.open(Some(context))?, 1)?;
     let runner = engine.runner();
+    if plan.profile {
+        // Where none can be made, that is said before anything is measured.
+        runner.profile(false)?;
+    }
     let mut report = Report::new(plan.output, subject, runner, &workloads, io::stdout());
     report.begin()?;
     let mut bench = Bench::new(runner);
