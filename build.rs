@@ -32,19 +32,21 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         Some("build") => Some("NT_PTX=build asks for it".to_owned()),
         Some(other) => return Err(format!("NT_PTX={other}: the one value it takes is \"build\"").into()),
     };
-    let mut table = String::from("/// Name and PTX of every module.\npub static MODULES: &[(&str, &str)] = &[\n");
     if let Some(reason) = &reason {
         let compiler = DeviceCompiler::find()
             .map_err(|error| format!("the GPU kernels must be compiled: {reason}.\n{error}\nThen run `cargo xtask ptx`, which brings gpu/ptx up to date."))?;
         println!("cargo::warning={reason}: compiling the GPU kernels; `cargo xtask ptx` keeps the result");
         kernels.compile(&compiler, &out.join("cuda-builder"), &out.join("ptx"), |_| ())?;
     }
-    for module in kernels.modules() {
-        let path = if reason.is_some() { out.join("ptx").join(format!("{module}.ptx")) } else { kernels.kept(module) };
+    let folder = if reason.is_some() { out.join("ptx") } else { kernels.folder() };
+    let mut table = String::from("&[\n");
+    for variant in kernels.variants() {
+        let path = folder.join(variant.to_string());
         let path = path.to_str().ok_or_else(|| format!("{}: not UTF-8", path.display()))?;
-        writeln!(table, "    ({module:?}, include_str!({path:?})),")?;
+        let (module, sm) = (variant.module, variant.arch.sm());
+        writeln!(table, "    Variant {{ module: {module:?}, sm: {sm}, ptx: include_str!({path:?}) }},")?;
     }
-    table.push_str("];\n");
+    table.push_str("]\n");
     std::fs::write(out.join("ptx.rs"), table)?;
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! Matrix times vector on a GPU, and what it is measured by.
 
-use gpu::weights::{self, WeightKernels, WeightVisitor};
-use ntransformer::device::cuda::{
-    bandwidth::{self, seconds},
-    driver::{Driver, Properties},
-    emulator::EmulatorDriver,
+use gpu::gemv::{self, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
+use ntransformer::device::{
+    DeviceError,
+    cuda::{
+        bandwidth::{self, seconds},
+        driver::{Driver, Properties},
+        emulator::EmulatorDriver,
+    },
 };
 use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -152,6 +155,8 @@ struct Weights<'a, D: Driver> {
     driver: &'a D,
     ty: TensorType,
     w: D::Mem,
+    /// Holds the address of `w`.
+    home: D::Mem,
     x: D::Mem,
     y: D::Mem,
 }
@@ -161,15 +166,17 @@ impl<'a, D: Driver> Weights<'a, D> {
         let largest = |of: &dyn Fn(Shape) -> usize| shapes.iter().map(|&shape| of(shape)).max().unwrap_or(0);
         let w = driver.alloc("weights", largest(&|shape| copies(driver, bytes_of(ty, shape)) * stride(ty, shape)))?;
         fill(driver, &w, ty)?;
+        let home = driver.alloc("an address", size_of::<u64>())?;
+        driver.write(&home, 0, &D::address(&w).to_le_bytes())?;
         let x: Vec<u8> = (0..largest(&|(_, cols)| cols)).flat_map(|i| (0.5 + (i % 7) as f32).to_le_bytes()).collect();
         let (x_mem, y) = (driver.alloc("x", x.len())?, driver.alloc("y", 4 * largest(&|(rows, _)| rows))?);
         driver.write(&x_mem, 0, &x)?;
-        Ok(Weights { driver, ty, w, x: x_mem, y })
+        Ok(Weights { driver, ty, w, home, x: x_mem, y })
     }
 
     /// Seconds of a product.
     fn gemv(&self, shape: Shape) -> Result<f64> {
-        weights::visit(self.ty, Gemv { weights: self, shape })
+        gemv::visit(self.ty, Gemv { weights: self, shape })
     }
 }
 
@@ -205,22 +212,38 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
     type Out = Result<f64>;
 
     fn visit<F: WeightKernels>(self) -> Result<f64> {
-        let Gemv { weights: Weights { driver, w, x, y, .. }, shape } = self;
+        let Gemv { weights: Weights { driver, home, x, y, .. }, shape } = self;
         let (bytes, stride) = (bytes_of(F::TYPE, shape), stride(F::TYPE, shape));
         let copies = copies(*driver, bytes);
-        let (rows, cols) = (shape.0 as u32, shape.1 as u32);
+        let y = D::address(y) as *mut f32;
+        let none = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
+        let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
+        let has = driver.properties();
+        let room = Room {
+            multiprocessors: has.multiprocessors,
+            block: has.shared_per_block,
+            half: has.shared_per_multiprocessor / 2 - has.shared_reserved,
+        };
+        let cols = shape.1 as u32;
+        let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1);
+        let gemv = fits.ok_or_else(|| DeviceError::Unsupported(format!("{} of {cols} columns", F::TYPE)))?;
         let launch = |turn: usize| {
-            let args = (
-                (D::address(w) + (turn % copies * stride) as u64) as *const u8,
-                D::address(x) as *const f32,
-                std::ptr::null(),
-                D::address(y) as *mut f32,
-                rows,
+            let product = Product {
+                home: D::address(home) as *const u64,
+                x: D::address(x) as *const f32,
+                norm: NONE,
+                matrices: matrix((turn % copies * stride) as u64),
                 cols,
-                0,
-            );
-            // SAFETY: a matrix inside `w`, and vectors at least as long as its sides.
-            unsafe { driver.launch::<F::Gemv>(weights::gemv_grid(rows), args) }
+                row_bytes: (bytes / shape.0) as u32,
+                tokens: 1,
+                piece_blocks: gemv.piece_blocks,
+                stage_bytes: gemv.stage_bytes,
+                accumulate: 0,
+                activation: 0,
+                eps: 1e-5,
+            };
+            // SAFETY: a matrix inside the weights, whose address is in `home`, and vectors at least as long as its sides.
+            unsafe { driver.launch::<F::Gemv>(gemv.grid, (product,)) }
         };
         time(*driver, recorded(*driver, bytes, copies), launch)
     }

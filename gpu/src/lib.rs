@@ -12,12 +12,7 @@
 pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
-#[cfg(any(feature = "attention", feature = "ops"))]
-mod math;
-#[cfg(feature = "ops")]
-pub mod ops;
-#[cfg(feature = "probe")]
-pub mod probe;
+mod gated;
 #[cfg(any(
     feature = "f32",
     feature = "f16",
@@ -35,7 +30,13 @@ pub mod probe;
     feature = "iq4_nl",
     feature = "iq4_xs"
 ))]
-pub mod weights;
+pub mod gemv;
+#[cfg(any(feature = "attention", feature = "ops"))]
+mod math;
+#[cfg(feature = "ops")]
+pub mod ops;
+#[cfg(feature = "probe")]
+pub mod probe;
 
 /// Kernels have nobody to tell: the launch fails, and the host reports it.
 #[cfg(target_arch = "nvptx64")]

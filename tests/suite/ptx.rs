@@ -1,9 +1,9 @@
 //! What the compiler made of the kernels: read from the PTX that the engine carries, so no GPU and no compiler is needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cuda_std::kernel::{self, Kernel};
-use ntransformer::ptx::{MODULES, module};
+use ntransformer::ptx::{VARIANTS, Variant, module};
 
 /// An entry: the types of its parameters, and its lines up to the closing brace.
 struct Entry {
@@ -11,16 +11,47 @@ struct Entry {
     body: Vec<&'static str>,
 }
 
+/// A line without its predicate.
+fn unpredicated(line: &'static str) -> &'static str {
+    match line.strip_prefix('@') {
+        Some(rest) => rest.split_once(char::is_whitespace).map_or("", |(_, instruction)| instruction.trim()),
+        None => line,
+    }
+}
+
+/// The state space that an instruction accesses, `generic` where it names none; `None` where it accesses no memory.
+fn space(line: &'static str) -> Option<&'static str> {
+    let mut parts = unpredicated(line).split_whitespace().next()?.split('.');
+    if !["ld", "st", "atom", "red"].contains(&parts.next()?) {
+        return None;
+    }
+    let spaces = ["global", "shared", "local", "param", "const"];
+    let found = parts.find_map(|part| spaces.into_iter().find(|space| part.split("::").next() == Some(space)));
+    Some(found.unwrap_or("generic"))
+}
+
 impl Entry {
+    /// The instructions in order, without their predicates.
+    fn instructions(&self) -> impl Iterator<Item = &'static str> {
+        self.body.iter().copied().map(unpredicated)
+    }
+
     /// How many instructions begin with `mnemonic`, predicated or not.
     fn count(&self, mnemonic: &str) -> usize {
-        let instruction = |line: &&&str| match line.strip_prefix('@') {
-            Some(rest) => {
-                rest.split_once(char::is_whitespace).is_some_and(|(_, rest)| rest.trim().starts_with(mnemonic))
-            }
-            None => line.starts_with(mnemonic),
+        self.instructions().filter(|line| line.starts_with(mnemonic)).count()
+    }
+
+    /// The lines in loops: from a label to a branch back to it.
+    fn loops(&self) -> impl Iterator<Item = &'static str> {
+        let label = |line: &str| self.body.iter().position(|other| other.strip_suffix(':') == Some(line));
+        let target = |line: &'static str| {
+            let line = unpredicated(line).strip_prefix("bra")?;
+            label(line.rsplit(char::is_whitespace).next()?.trim_end_matches(';'))
         };
-        self.body.iter().filter(instruction).count()
+        let back = |(end, line)| target(line).filter(|start| *start < end).map(|start| start..end);
+        let ranges: Vec<_> = self.body.iter().copied().enumerate().filter_map(back).collect();
+        let looped = move |line: &usize| ranges.iter().any(|range| range.contains(line));
+        (0..self.body.len()).filter(looped).map(|line| self.body[line])
     }
 
     /// The line that the first such instruction is on.
@@ -52,37 +83,64 @@ fn entries(ptx: &'static str) -> BTreeMap<&'static str, Entry> {
             };
             declarations.map(of).collect()
         };
-        let body = lines
-            .by_ref()
-            .skip_while(|line| *line != "{")
-            .skip(1)
-            .take_while(|line| *line != "}")
-            .filter(|l| !l.is_empty())
-            .collect();
+        // Assembly in the source may have blocks of its own.
+        let mut depth = 0;
+        let open = |line: &&str| {
+            depth += line.matches('{').count();
+            depth -= line.matches('}').count();
+            depth > 0
+        };
+        let body = lines.by_ref().skip_while(|line| *line != "{").take_while(open).skip(1);
+        let body = body.filter(|line| !line.is_empty()).collect();
         entries.insert(name, Entry { params, body });
     }
     entries
 }
 
-fn entry<K: Kernel>() -> Entry {
-    let ptx = module(K::MODULE).unwrap_or_else(|| panic!("no module {}", K::MODULE));
-    entries(ptx).remove(K::NAME).unwrap_or_else(|| panic!("no entry {} in {}", K::NAME, K::MODULE))
+/// The file that a variant is kept in.
+fn file(variant: &Variant) -> String {
+    format!("sm_{}/{}.ptx", variant.sm, variant.module)
+}
+
+/// The architectures that there are variants for.
+fn architectures() -> BTreeSet<u32> {
+    VARIANTS.iter().map(|variant| variant.sm).collect()
+}
+
+/// A kernel's entry in each variant of its module.
+fn each<K: Kernel>() -> Vec<Entry> {
+    let variants: Vec<_> = VARIANTS.iter().filter(|variant| variant.module == K::MODULE).collect();
+    assert_eq!(variants.len(), architectures().len(), "variants of {}", K::MODULE);
+    let entry = |variant: &Variant| entries(variant.ptx).remove(K::NAME);
+    variants.iter().map(|v| entry(v).unwrap_or_else(|| panic!("no entry {} in {}", K::NAME, file(v)))).collect()
 }
 
 #[test]
-fn modules_are_complete_and_run_from_sm_80_on() {
-    for (name, ptx) in MODULES {
-        assert!(ptx.lines().any(|line| line == ".target sm_80"), "{name}: made for another GPU");
-        for (number, line) in ptx.lines().enumerate().map(|(i, line)| (i + 1, line.trim())) {
-            assert!(!line.starts_with(".extern .func"), "{name}.ptx:{number}: not in the module: {line}");
+fn modules_are_complete_and_of_their_architecture() {
+    for variant in VARIANTS {
+        let (name, target) = (file(variant), format!(".target sm_{}", variant.sm));
+        assert!(variant.ptx.lines().any(|line| line == target), "{name}: made for another GPU");
+        // The PTX that the oldest supported drivers read: those of CUDA 11.4, and 12.0 for Hopper and younger GPUs.
+        let version = if variant.sm < 90 { ".version 7.4" } else { ".version 8.0" };
+        assert!(variant.ptx.lines().any(|line| line == version), "{name}: made for other drivers");
+        for (number, line) in variant.ptx.lines().enumerate().map(|(i, line)| (i + 1, line.trim())) {
+            assert!(!line.starts_with(".extern .func"), "{name}:{number}: not in the module: {line}");
             // All is inlined, and a panic is a trap on the spot: no core::panicking, no core::fmt.
-            assert!(!line.contains(".func") && !line.starts_with("call"), "{name}.ptx:{number}: a function: {line}");
-            assert!(
-                !line.starts_with(".file ") && !line.starts_with(".loc "),
-                "{name}.ptx:{number}: names a path: {line}"
-            );
+            assert!(!line.contains(".func") && !line.starts_with("call"), "{name}:{number}: a function: {line}");
+            assert!(!line.starts_with(".file ") && !line.starts_with(".loc "), "{name}:{number}: names a path: {line}");
         }
     }
+}
+
+#[test]
+fn a_gpu_gets_the_youngest_variant_that_runs_on_it() {
+    assert_eq!(architectures(), BTreeSet::from([80, 90]));
+    let target = |capability| module("ops", capability).and_then(|ptx| ptx.lines().find(|l| l.starts_with(".target")));
+    for (capability, expected) in [((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((12, 0), "sm_90")] {
+        assert_eq!(target(capability), Some(format!(".target {expected}").as_str()), "{capability:?}");
+    }
+    assert_eq!(target((7, 5)), None);
+    assert_eq!(module("unheard_of", (8, 0)), None);
 }
 
 #[test]
@@ -92,20 +150,23 @@ fn kernels_and_entries_are_the_same_with_the_same_parameters() {
         let params: Vec<_> = kernel.params.iter().map(|param| param.to_string()).collect();
         assert!(ours.insert((kernel.module, kernel.name), params).is_none(), "two kernels are named {}", kernel.name);
     }
-    let mut theirs = BTreeMap::new();
-    for (module, ptx) in MODULES {
-        theirs.extend(entries(ptx).into_iter().map(|(name, entry)| ((*module, name), entry.params)));
-    }
     assert!(ours.len() > 30, "the list of kernels is not that of the gpu crate: {ours:?}");
-    assert_eq!(ours, theirs);
+    for sm in architectures() {
+        let mut theirs = BTreeMap::new();
+        for variant in VARIANTS.iter().filter(|variant| variant.sm == sm) {
+            let params = entries(variant.ptx).into_iter().map(|(name, entry)| ((variant.module, name), entry.params));
+            theirs.extend(params);
+        }
+        assert_eq!(ours, theirs, "sm_{sm}");
+    }
 }
 
 #[test]
 fn kernels_keep_their_values_in_registers() {
-    for (module, ptx) in MODULES {
-        for (name, entry) in entries(ptx) {
+    for variant in VARIANTS {
+        for (name, entry) in entries(variant.ptx) {
             let local = entry.body.iter().find(|line| line.starts_with(".local"));
-            assert!(local.is_none(), "{module}.ptx: {name} uses local memory: {}", local.unwrap());
+            assert!(local.is_none(), "{}: {name} uses local memory: {}", file(variant), local.unwrap());
         }
     }
 }
@@ -114,46 +175,186 @@ fn kernels_keep_their_values_in_registers() {
 // copied into the two arms of a branch that threads of one warp take both of.
 #[test]
 fn barriers_are_neither_copied_nor_lost() {
-    assert_eq!(entry::<gpu::probe::barrier_between_equal_tests>().count("bar.sync"), 1);
-    assert_eq!(entry::<gpu::probe::barrier_in_a_loop>().count("bar.sync"), 2);
+    for entry in each::<gpu::probe::barrier_between_equal_tests>() {
+        assert_eq!(entry.count("bar.sync"), 1);
+    }
+    for entry in each::<gpu::probe::barrier_in_a_loop>() {
+        assert_eq!(entry.count("bar.sync"), 2);
+    }
 }
 
 #[test]
 fn kernels_have_the_collectives_of_their_source() {
-    for (_, ptx) in MODULES {
-        for (name, entry) in entries(ptx) {
+    for variant in VARIANTS {
+        for (name, entry) in entries(variant.ptx) {
             // A block's sum over its warps, once; a fence between loads and products, once in the unrolled loop.
             if name.starts_with("gemv_") || name.starts_with("gemm_") {
                 assert_eq!((entry.count("bar.sync"), entry.count("bar.warp.sync")), (1, 1), "{name}");
             }
         }
     }
-    assert_eq!(entry::<gpu::ops::rms_norm>().count("bar.sync"), 1);
-    assert_eq!(entry::<gpu::ops::argmax>().count("bar.sync"), 1);
-    assert_eq!(entry::<gpu::ops::attention>().count("bar.sync"), 1);
+    let ops = [each::<gpu::ops::rms_norm>(), each::<gpu::ops::argmax>(), each::<gpu::ops::attention>()];
+    for entry in ops.iter().flatten() {
+        assert_eq!(entry.count("bar.sync"), 1);
+    }
 }
 
 #[test]
 fn votes_and_shuffles_stay_where_the_whole_warp_is() {
-    assert_eq!(entry::<gpu::probe::vote_between_equal_tests>().count("vote.sync.ballot.b32"), 1);
-    let shuffles = entry::<gpu::probe::shuffle_before_a_branch>();
-    assert_eq!(shuffles.count("shfl.sync.bfly.b32"), 5);
-    let last = shuffles.body.iter().rposition(|line| line.starts_with("shfl")).unwrap();
-    assert!(last < shuffles.position("@%p"), "a shuffle sank below the branch");
+    for votes in each::<gpu::probe::vote_between_equal_tests>() {
+        assert_eq!(votes.count("vote.sync.ballot.b32"), 1);
+    }
+    for shuffles in each::<gpu::probe::shuffle_before_a_branch>() {
+        assert_eq!(shuffles.count("shfl.sync.bfly.b32"), 5);
+        let last = shuffles.body.iter().rposition(|line| line.starts_with("shfl")).unwrap();
+        assert!(last < shuffles.position("@%p"), "a shuffle sank below the branch");
+    }
 }
 
 #[test]
 fn accesses_and_arithmetic_are_the_instructions_they_should_be() {
-    let wide = entry::<gpu::probe::wide_load_and_fma>();
-    assert_eq!((wide.count("ld.global.v4.b32"), wide.count("ld.")), (1, 1 + wide.count("ld.param")));
-    assert_eq!((wide.count("fma.rn.f32"), wide.count("mul.rn.f32"), wide.count("st.global")), (4, 0, 1));
+    for wide in each::<gpu::probe::wide_load_and_fma>() {
+        assert_eq!((wide.count("ld.global.v4.b32"), wide.count("ld.")), (1, 1 + wide.count("ld.param")));
+        assert_eq!((wide.count("fma.rn.f32"), wide.count("mul.rn.f32"), wide.count("st.global")), (4, 0, 1));
+    }
     // Eight reads of sixteen bytes before the first is used, and the loop of what is left.
-    let read = entry::<gpu::bench::read>();
-    let (load, fence) = ("ld.global.nc.L1::no_allocate.v4.u32", read.position("bar.warp.sync"));
-    assert_eq!(read.body[..fence].iter().filter(|line| line.starts_with(load)).count(), 8);
-    assert_eq!((read.count("ld.global"), read.count(load)), (9, 9));
+    for read in each::<gpu::bench::read>() {
+        let (load, fence) = ("ld.global.nc.L1::no_allocate.v4.u32", read.position("bar.warp.sync"));
+        assert_eq!(read.body[..fence].iter().filter(|line| line.starts_with(load)).count(), 8);
+        assert_eq!((read.count("ld.global"), read.count(load)), (9, 9));
+    }
     // Shared memory is accessed as such, not through generic addresses.
-    let shared = entry::<gpu::probe::barrier_between_equal_tests>();
-    assert_eq!((shared.count("st.shared"), shared.count("ld.shared")), (1, 1));
-    assert_eq!((shared.count("st.global"), shared.count("ld.global")), (1, 1));
+    for shared in each::<gpu::probe::barrier_between_equal_tests>() {
+        assert_eq!((shared.count("st.shared"), shared.count("ld.shared")), (1, 1));
+        assert_eq!((shared.count("st.global"), shared.count("ld.global")), (1, 1));
+    }
+}
+
+/// What is wrong with how a kernel orders itself after the one before it (`cuda_std::grid`).
+fn order_faults(sm: u32, prefetch: bool, entry: &Entry) -> Vec<&'static str> {
+    let mut faults = Vec::new();
+    if sm < 90 {
+        let unknown = entry.count("griddepcontrol") > 0;
+        faults.extend(unknown.then_some("an instruction that the architecture does not have"));
+        return faults;
+    }
+    faults.extend((entry.count("griddepcontrol.launch_dependents") == 0).then_some("no launch_dependents"));
+    let Some(wait) = entry.instructions().position(|line| line == "griddepcontrol.wait;") else {
+        faults.push("no wait");
+        return faults;
+    };
+    let global = |line: &'static str| ["global", "generic"].contains(&space(line).unwrap_or_default());
+    let before = || entry.instructions().take(wait);
+    if prefetch {
+        faults
+            .extend(before().any(|line| global(line) && !line.starts_with("ld")).then_some("a write before the wait"));
+    } else {
+        faults.extend(before().any(global).then_some("an access before the wait"));
+        let branches = before().any(|line| line.starts_with("bra") || line.starts_with("ret") || line.ends_with(':'));
+        faults.extend(branches.then_some("a wait that not every thread reaches"));
+        faults.extend(before().any(|line| line.starts_with("cp.")).then_some("a copy before the wait"));
+    }
+    faults
+}
+
+#[test]
+fn every_kernel_waits_for_the_one_before_it() {
+    let kernels: BTreeMap<_, _> = kernel::all().map(|kernel| (kernel.name, kernel)).collect();
+    for variant in VARIANTS {
+        for (name, entry) in entries(variant.ptx) {
+            let faults = order_faults(variant.sm, kernels[name].prefetch, &entry);
+            assert!(faults.is_empty(), "{}: {name} has {}", file(variant), faults.join(", "));
+        }
+    }
+}
+
+#[test]
+fn accesses_stay_on_their_side_of_the_wait() {
+    let entry = entries(module("probe", (9, 0)).unwrap()).remove(gpu::probe::load_before_the_wait::NAME).unwrap();
+    let loads: Vec<_> = entry.body.iter().enumerate().filter(|(_, line)| line.starts_with("ld.global")).collect();
+    let wait = entry.position("griddepcontrol.wait");
+    assert_eq!(loads.iter().map(|(line, _)| *line < wait).collect::<Vec<_>>(), [true, false]);
+}
+
+/// The entry of PTX that is one kernel with these lines.
+fn kernel_of(lines: &str) -> Entry {
+    let ptx = format!(".visible .entry kernel()\n{{\n{lines}\n}}\n");
+    entries(ptx.leak()).remove("kernel").unwrap()
+}
+
+#[test]
+fn kernels_that_do_not_wait_are_seen() {
+    let start = "griddepcontrol.launch_dependents;\ngriddepcontrol.wait;";
+    let load = "ld.global.b32 %r1, [%rd1];";
+    for (sm, prefetch, lines, expected) in [
+        (90, false, format!("ld.param.b64 %rd1, [kernel_param_0];\n{start}\n{load}"), &[][..]),
+        (90, true, format!("{load}\n@%p1 bra $L__BB0_2;\n$L__BB0_2:\n{start}\nst.global.b32 [%rd1], %r1;"), &[]),
+        (80, false, load.to_owned(), &[]),
+        (80, false, start.to_owned(), &["an instruction that the architecture does not have"]),
+        (90, false, "griddepcontrol.wait;".to_owned(), &["no launch_dependents"]),
+        (90, true, "griddepcontrol.launch_dependents;".to_owned(), &["no wait"]),
+        (90, false, format!("{load}\n{start}"), &["an access before the wait"]),
+        (90, false, format!("@%p1 ld.b32 %r1, [%rd1];\n{start}"), &["an access before the wait"]),
+        (90, false, format!("@%p1 bra $L__BB0_2;\n{start}\n$L__BB0_2:"), &["a wait that not every thread reaches"]),
+        (90, false, format!("cp.async.wait_all;\n{start}"), &["a copy before the wait"]),
+        (90, true, format!("atom.global.add.u32 %r1, [%rd1], 1;\n{start}"), &["a write before the wait"]),
+    ] {
+        assert_eq!(order_faults(sm, prefetch, &kernel_of(&lines)), expected, "sm_{sm}: {lines}");
+    }
+}
+
+/// What is missing in a matrix-vector product that reads ahead: the weights come by asynchronous copies, those of integer
+/// types are multiplied four at a time, and loops know which memory they access.
+fn gemv_faults(sm: u32, integer: bool, entry: &Entry) -> Vec<&'static str> {
+    let generic = entry.loops().any(|line| space(line) == Some("generic"));
+    let copies = match sm {
+        80 => entry.instructions().any(|line| line.starts_with("cp.async.cg.shared.global") && line.contains(", 16")),
+        _ => entry.count("cp.async.bulk.") > 0,
+    };
+    let faults = [
+        (integer && entry.count("dp4a") == 0).then_some("no dp4a"),
+        generic.then_some("a generic access in a loop"),
+        (!copies).then_some("no asynchronous copies of its architecture"),
+    ];
+    faults.into_iter().flatten().collect()
+}
+
+#[test]
+fn matrix_vector_products_read_ahead() {
+    let kernels = kernel::all().filter(|kernel| kernel.prefetch && kernel.name.starts_with("gemv_"));
+    for kernel in kernels {
+        let integer = !["f32", "f16", "bf16"].contains(&kernel.module);
+        for variant in VARIANTS.iter().filter(|variant| variant.module == kernel.module) {
+            let faults = gemv_faults(variant.sm, integer, &entries(variant.ptx)[kernel.name]);
+            assert!(faults.is_empty(), "{}: {} has {}", file(variant), kernel.name, faults.join(", "));
+        }
+    }
+}
+
+#[test]
+fn matrix_vector_products_that_do_not_read_ahead_are_seen() {
+    let (wide, bulk) = ("cp.async.cg.shared.global [%r1], [%rd1], 16;", "cp.async.bulk.shared::cluster.global [%r1];");
+    let copies = "no asynchronous copies of its architecture";
+    let looped = |line: &str| format!("$L__BB0_1:\n{{\n{line}\n}}\n@%p1 bra $L__BB0_1;\nld.b32 %r1, [%rd1];");
+    for (sm, integer, lines, expected) in [
+        (
+            80,
+            true,
+            format!("{wide}\n{}\ndp4a.s32.s32 %r1, %r2, %r3, %r1;", looped("ld.shared.b32 %r1, [%r2];")),
+            &[][..],
+        ),
+        (90, false, format!("{bulk}\n{}", looped("ld.shared::cta.b32 %r1, [%r2];")), &[]),
+        (90, true, bulk.to_owned(), &["no dp4a"]),
+        (80, false, bulk.to_owned(), &[copies]),
+        (80, false, wide.replace("16", "8").replace("cg", "ca"), &[copies]),
+        (90, false, wide.to_owned(), &[copies]),
+        (
+            80,
+            false,
+            format!("{wide}\n{}", looped("@%p2 st.v2.b32 [%rd1], {%r1, %r2};")),
+            &["a generic access in a loop"],
+        ),
+    ] {
+        assert_eq!(gemv_faults(sm, integer, &kernel_of(&lines)), expected, "sm_{sm}: {lines}");
+    }
 }

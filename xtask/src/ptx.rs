@@ -21,8 +21,8 @@ pub fn run(args: &Ptx) -> Result<()> {
 fn make(kernels: &KernelSet) -> Result<()> {
     let compiler = DeviceCompiler::find()?;
     let fresh = compile(kernels, &compiler)?;
-    for module in kernels.modules() {
-        let (from, to) = (fresh.path().join(format!("{module}.ptx")), kernels.kept(module));
+    for variant in kernels.variants() {
+        let (from, to) = (fresh.path().join(variant.to_string()), kernels.kept(variant));
         std::fs::create_dir_all(to.parent().expect("a file in gpu/ptx"))?;
         std::fs::copy(&from, &to).with_context(|| format!("writing {}", to.display()))?;
     }
@@ -43,22 +43,22 @@ fn check(kernels: &KernelSet) -> Result<()> {
         println!("Not compared byte by byte: gpu/ptx was made by {theirs}.");
         return Ok(());
     }
-    for module in kernels.modules() {
-        let made = std::fs::read(fresh.path().join(format!("{module}.ptx")))?;
-        let kept = std::fs::read(kernels.kept(module))?;
+    for variant in kernels.variants() {
+        let made = std::fs::read(fresh.path().join(variant.to_string()))?;
+        let kept = std::fs::read(kernels.kept(variant))?;
         if made != kept {
-            bail!("gpu/ptx/{module}.ptx is not what {theirs} makes of the sources. Run `cargo xtask ptx`.");
+            bail!("gpu/ptx/{variant} is not what {theirs} makes of the sources. Run `cargo xtask ptx`.");
         }
     }
     println!("gpu/ptx is byte for byte what {theirs} makes of the sources.");
     Ok(())
 }
 
-/// Compiles all modules into a temporary folder.
+/// Compiles all variants of all modules into a temporary folder.
 fn compile(kernels: &KernelSet, compiler: &DeviceCompiler) -> Result<tempfile::TempDir> {
     let fresh = tempfile::tempdir()?;
     eprintln!("{}: {}", compiler.rustc().display(), compiler.version());
-    eprintln!("(the first module takes longer: core is compiled with it)");
-    kernels.compile(compiler, &sh::target().join("ptx"), fresh.path(), |module| eprintln!("  {module}"))?;
+    eprintln!("(the first modules take longer: core is compiled with them)");
+    kernels.compile(compiler, &sh::target().join("ptx"), fresh.path(), |variant| eprintln!("  {variant}"))?;
     Ok(fresh)
 }

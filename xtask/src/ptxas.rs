@@ -21,33 +21,41 @@ struct Usage {
     spill: u32,
 }
 
+/// Usage by kernel and the architecture that its PTX was compiled for, then by that of the GPU.
+type Table = BTreeMap<(String, u32), BTreeMap<u32, Usage>>;
+
 pub fn run() -> Result<()> {
     let kernels = KernelSet::open(root().join("gpu"))?;
     let ptxas = find()?;
     eprintln!("{}", ptxas.display());
     let scratch = tempfile::tempdir()?;
-    // Kernel to its usage on each architecture.
-    let mut table: BTreeMap<String, Vec<Usage>> = BTreeMap::new();
-    for module in kernels.modules() {
-        eprintln!("  {module}");
-        for architecture in ARCHITECTURES {
+    let mut table = Table::new();
+    for variant in kernels.variants() {
+        eprintln!("  {variant}");
+        let ptx = kernels.kept(variant);
+        let entries = std::fs::read_to_string(&ptx)?.matches(".visible .entry").count();
+        for architecture in ARCHITECTURES.into_iter().filter(|&architecture| architecture >= variant.arch.sm()) {
             let output = Command::new(&ptxas)
                 .arg(format!("--gpu-name=sm_{architecture}"))
                 .args(["--verbose", "--output-file"])
                 .arg(scratch.path().join("out.cubin"))
-                .arg(kernels.kept(module))
+                .arg(&ptx)
                 .output()
                 .with_context(|| format!("running {}", ptxas.display()))?;
             let log = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             if !output.status.success() {
-                bail!("{} refuses {module}.ptx for sm_{architecture}:\n{log}", ptxas.display());
+                bail!("{} refuses {variant} for sm_{architecture}:\n{log}", ptxas.display());
             }
             let usages = parse(&log)?;
-            let entries = std::fs::read_to_string(kernels.kept(module))?.matches(".visible .entry").count();
             // A log that is not understood must not look like one without faults.
-            ensure!(usages.len() == entries, "ptxas told of {} of {module}'s {entries} kernels:\n{log}", usages.len());
+            ensure!(
+                usages.len() == entries,
+                "ptxas told of {} of {entries} kernels in {variant}:\n{log}",
+                usages.len()
+            );
             for (kernel, usage) in usages {
-                table.entry(kernel).or_default().push(usage);
+                let row = table.entry((kernel, variant.arch.sm())).or_default();
+                row.insert(architecture, usage);
             }
         }
     }
@@ -86,28 +94,33 @@ fn parse(log: &str) -> Result<Vec<(String, Usage)>> {
     Ok(found)
 }
 
-fn print(table: &BTreeMap<String, Vec<Usage>>) {
-    print!("{:32}", "kernel: registers on");
+fn print(table: &Table) {
+    print!("{:32}{:>8}", "kernel: registers on", "PTX for");
     ARCHITECTURES.iter().for_each(|architecture| print!("{:>8}", format!("sm_{architecture}")));
     println!("{:>10}{:>8}{:>8}", "shared B", "local B", "spill B");
-    for (kernel, usages) in table {
-        print!("{kernel:32}");
-        usages.iter().for_each(|usage| print!("{:>8}", usage.registers));
-        let most = |of: fn(&Usage) -> u32| usages.iter().map(of).max().unwrap_or(0);
+    for ((kernel, sm), usages) in table {
+        print!("{kernel:32}{:>8}", format!("sm_{sm}"));
+        for architecture in ARCHITECTURES {
+            print!("{:>8}", usages.get(&architecture).map_or_else(String::new, |usage| usage.registers.to_string()));
+        }
+        let most = |of: fn(&Usage) -> u32| usages.values().map(of).max().unwrap_or(0);
         println!("{:>10}{:>8}{:>8}", most(|u| u.shared), most(|u| u.stack), most(|u| u.spill));
     }
 }
 
 /// What must not be: spilled registers, and arrays in local memory, which is global memory in disguise.
-fn faults(table: &BTreeMap<String, Vec<Usage>>) -> Vec<String> {
+fn faults(table: &Table) -> Vec<String> {
     let mut faults = Vec::new();
-    for (kernel, usages) in table {
-        for (usage, architecture) in usages.iter().zip(ARCHITECTURES) {
-            if usage.spill > 0 {
-                faults.push(format!("{kernel} spills {} bytes of registers on sm_{architecture}", usage.spill));
+    for ((kernel, sm), usages) in table {
+        for (architecture, usage) in usages {
+            let what = if usage.spill > 0 {
+                format!("spills {} bytes of registers", usage.spill)
             } else if usage.stack > 0 {
-                faults.push(format!("{kernel} uses {} bytes of local memory on sm_{architecture}", usage.stack));
-            }
+                format!("uses {} bytes of local memory", usage.stack)
+            } else {
+                continue;
+            };
+            faults.push(format!("{kernel}, compiled for sm_{sm}, {what} on sm_{architecture}"));
         }
     }
     faults
@@ -161,14 +174,16 @@ ptxas info    : Used 99 registers, used 0 barriers, 72 bytes cumulative stack si
     fn spills_and_local_memory_are_faults() {
         let usage = |stack, spill| Usage { stack, spill, ..Usage::default() };
         let table = BTreeMap::from([
-            ("clean".to_owned(), vec![usage(0, 0); 6]),
-            ("spills".to_owned(), vec![usage(0, 0), usage(8, 8)]),
-            ("array".to_owned(), vec![usage(64, 0)]),
+            (("clean".to_owned(), 80), BTreeMap::from(ARCHITECTURES.map(|architecture| (architecture, usage(0, 0))))),
+            (("spills".to_owned(), 80), BTreeMap::from([(80, usage(0, 0)), (86, usage(8, 8))])),
+            (("array".to_owned(), 90), BTreeMap::from([(90, usage(64, 0))])),
         ]);
-        let faults = faults(&table);
         assert_eq!(
-            faults,
-            ["array uses 64 bytes of local memory on sm_80", "spills spills 8 bytes of registers on sm_86"]
+            faults(&table),
+            [
+                "array, compiled for sm_90, uses 64 bytes of local memory on sm_90",
+                "spills, compiled for sm_80, spills 8 bytes of registers on sm_86"
+            ]
         );
     }
 }

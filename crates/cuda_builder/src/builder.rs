@@ -9,34 +9,56 @@ use crate::compiler::{CompilerError, DeviceCompiler};
 /// rustc's name for CUDA devices.
 const TARGET: &str = "nvptx64-nvidia-cuda";
 
-/// The oldest GPU that the PTX runs on; the driver compiles it for any younger one.
+/// The oldest GPU that the PTX runs on; the driver compiles it for any younger one. Kernels see which by
+/// `cfg(cuda_sm = "90")`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NvvmArch {
-    /// Ampere: A100.
+    /// Ampere: A100 and younger, drivers from CUDA 11.4 on.
     Compute80,
-    /// Ampere: RTX 30.
-    Compute86,
-    /// Ada: RTX 40.
-    Compute89,
-    /// Hopper: H100, H200.
+    /// Hopper: H100 and younger, drivers from CUDA 12.0 on.
     Compute90,
 }
 
 impl NvvmArch {
+    /// All architectures, oldest first: each module of a [`crate::KernelSet`] is compiled for every one of them.
+    pub const ALL: [Self; 2] = [Self::Compute80, Self::Compute90];
+
+    /// The number in the architecture's name, ten times its compute capability.
+    pub fn sm(self) -> u32 {
+        match self {
+            Self::Compute80 => 80,
+            Self::Compute90 => 90,
+        }
+    }
+
+    /// The version of the PTX language, ten times too: the oldest that has the instructions of the architecture that the
+    /// kernels use. It decides which drivers can read the PTX (PTX ISA, "Release Notes").
+    fn ptx_version(self) -> u32 {
+        match self {
+            Self::Compute80 => 74,
+            // Bulk copies and their barriers came with 8.0.
+            Self::Compute90 => 80,
+        }
+    }
+
     /// Flags that core must be compiled with too: compilers refuse a mix of them.
-    fn rustflags(self) -> [&'static str; 4] {
-        let (cpu, features) = match self {
-            Self::Compute80 => ("-Ctarget-cpu=sm_80", "-Ctarget-feature=+ptx74"),
-            Self::Compute86 => ("-Ctarget-cpu=sm_86", "-Ctarget-feature=+ptx74"),
-            Self::Compute89 => ("-Ctarget-cpu=sm_89", "-Ctarget-feature=+ptx78"),
-            Self::Compute90 => ("-Ctarget-cpu=sm_90", "-Ctarget-feature=+ptx78"),
-        };
+    fn rustflags(self) -> [String; 5] {
+        let cpu = format!("-Ctarget-cpu={self}");
+        let features = format!("-Ctarget-feature=+ptx{}", self.ptx_version());
+        let cfg = format!("--cfg=cuda_sm=\"{}\"", self.sm());
         // Right after each crate is compiled, while LLVM still has what cuda_std promises about shared addresses (it drops
         // such assumptions before its backend would look): accesses become ld.shared instead of generic ones.
         let spaces = "-Cpasses=infer-address-spaces";
         // This pass copies a barrier between two equal tests into both arms of the first, where the threads of a warp
         // wait for each other for ever. It works on MIR, which does not know what convergent means; LLVM's own does.
-        [cpu, features, spaces, "-Zmir-enable-passes=-JumpThreading"]
+        [cpu, features, cfg, spaces.to_owned(), "-Zmir-enable-passes=-JumpThreading".to_owned()]
+    }
+}
+
+/// `sm_80`.
+impl std::fmt::Display for NvvmArch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sm_{}", self.sm())
     }
 }
 

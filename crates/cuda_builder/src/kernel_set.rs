@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::builder::{CudaBuilder, CudaBuilderError};
+use crate::builder::{CudaBuilder, CudaBuilderError, NvvmArch};
 use crate::compiler::DeviceCompiler;
 use crate::sources;
 
@@ -19,11 +19,26 @@ pub struct Manifest {
     pub compiler: String,
     /// SHA-256 of the kernel crate's sources, of those of the workspace crates under it, and of the flags.
     pub sources: String,
-    /// SHA-256 of each module's PTX.
-    pub modules: BTreeMap<String, String>,
+    /// SHA-256 of each file, by [`Variant`].
+    pub files: BTreeMap<String, String>,
 }
 
-/// A kernel crate whose features are its PTX modules (all but `default`), kept as `ptx/FEATURE.ptx` in the crate.
+/// One module compiled for one architecture. Written out, it is the file that the PTX is kept in: `sm_80/ops.ptx`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant<'a> {
+    /// The oldest GPU that it runs on.
+    pub arch: NvvmArch,
+    /// The module's name.
+    pub module: &'a str,
+}
+
+impl std::fmt::Display for Variant<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}.ptx", self.arch, self.module)
+    }
+}
+
+/// A kernel crate whose features are its PTX modules (all but `default`), each kept as its [`Variant`]s in the crate's `ptx`.
 #[derive(Clone, Debug)]
 pub struct KernelSet {
     kernels: PathBuf,
@@ -67,11 +82,11 @@ pub enum Stale {
     /// Sources or flags have changed.
     #[error("the kernels' sources have changed since")]
     Sources,
-    /// A module is missing or is not what the manifest names.
-    #[error("{0}.ptx is missing, or is not the one that the manifest names")]
-    Module(String),
-    /// The crate has no such module any more.
-    #[error("the manifest names {0}, which is no feature of the kernel crate")]
+    /// A file is missing or is not what the manifest names.
+    #[error("{0} is missing, or is not the one that the manifest names")]
+    File(String),
+    /// The crate has no such module any more, or the architecture is no longer compiled for.
+    #[error("the manifest names {0}, which the kernel crate does not give")]
     Unknown(String),
 }
 
@@ -96,9 +111,19 @@ impl KernelSet {
         &self.modules
     }
 
-    /// Where the PTX of `module` is kept.
-    pub fn kept(&self, module: &str) -> PathBuf {
-        self.folder().join(format!("{module}.ptx"))
+    /// Every module for every architecture: the oldest architecture first, then by name.
+    pub fn variants(&self) -> impl Iterator<Item = Variant<'_>> {
+        NvvmArch::ALL.into_iter().flat_map(|arch| self.modules.iter().map(move |module| Variant { arch, module }))
+    }
+
+    /// The folder that the PTX is kept in.
+    pub fn folder(&self) -> PathBuf {
+        self.kernels.join("ptx")
+    }
+
+    /// Where the PTX of `variant` is kept.
+    pub fn kept(&self, variant: Variant<'_>) -> PathBuf {
+        self.folder().join(variant.to_string())
     }
 
     /// All that a build script must watch.
@@ -107,13 +132,10 @@ impl KernelSet {
         sources.chain([self.folder()])
     }
 
-    /// A builder of one module.
-    pub fn builder(&self, module: &str) -> CudaBuilder {
-        CudaBuilder::new(&self.kernels).features([module])
-    }
-
-    /// Compiles all modules into `folder`. `progress` is called with each module's name beforehand. They share one
-    /// `target_dir`, so that core is compiled once.
+    /// Compiles all variants into `folder`. `progress` is called with each variant beforehand, from any thread.
+    ///
+    /// The architectures are compiled at the same time. Each has a folder of its own in `target_dir`, where its modules
+    /// share one core: one folder would hold the runs of cargo up at its lock.
     ///
     /// # Errors
     /// As [`CudaBuilder::build`].
@@ -122,16 +144,24 @@ impl KernelSet {
         compiler: &DeviceCompiler,
         target_dir: &Path,
         folder: &Path,
-        mut progress: impl FnMut(&str),
+        progress: impl Fn(Variant<'_>) + Sync,
     ) -> Result<(), CudaBuilderError> {
-        std::fs::create_dir_all(folder)
-            .map_err(|source| CudaBuilderError::Io { path: folder.to_path_buf(), source })?;
-        for module in &self.modules {
-            progress(module);
-            let builder = self.builder(module).compiler(compiler.clone()).target_dir(target_dir);
-            builder.copy_to(folder.join(format!("{module}.ptx"))).build()?;
-        }
-        Ok(())
+        let compile = |arch: NvvmArch| {
+            let io = |path: &Path, source| CudaBuilderError::Io { path: path.to_path_buf(), source };
+            let to = folder.join(arch.to_string());
+            std::fs::create_dir_all(&to).map_err(|source| io(&to, source))?;
+            for variant in self.variants().filter(|variant| variant.arch == arch) {
+                progress(variant);
+                let builder = CudaBuilder::new(&self.kernels).arch(arch).features([variant.module]);
+                let builder = builder.compiler(compiler.clone()).target_dir(target_dir.join(arch.to_string()));
+                builder.copy_to(folder.join(variant.to_string())).build()?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let running = NvvmArch::ALL.map(|arch| scope.spawn(move || compile(arch)));
+            running.into_iter().try_for_each(|thread| thread.join().expect("a thread that does not panic"))
+        })
     }
 
     /// The manifest of the kept PTX.
@@ -144,31 +174,34 @@ impl KernelSet {
         toml::from_str(&text).map_err(|source| KernelSetError::Toml { path, source: Box::new(source) })
     }
 
-    /// Writes the manifest of the PTX files that `compiler` has just made in `ptx/`, and removes files of other modules.
+    /// Writes the manifest of the PTX files that `compiler` has just made in `ptx/`, and removes all others from there.
     ///
     /// # Errors
     /// When a file cannot be read, written or removed.
     pub fn write_manifest(&self, compiler: &DeviceCompiler) -> Result<(), KernelSetError> {
-        let mut modules = BTreeMap::new();
-        for module in &self.modules {
-            let path = self.kept(module);
+        let mut files = BTreeMap::new();
+        for variant in self.variants() {
+            let path = self.kept(variant);
             let content = std::fs::read(&path).map_err(|source| KernelSetError::io(&path, source))?;
-            modules.insert(module.clone(), sources::text_hash(&content));
+            files.insert(variant.to_string(), sources::text_hash(&content));
         }
-        let folder = self.folder();
-        for entry in folder.read_dir().map_err(|source| KernelSetError::io(&folder, source))? {
-            let path = entry.map_err(|source| KernelSetError::io(&folder, source))?.path();
-            let ours = self.modules.iter().any(|module| path == self.kept(module));
-            if path.extension().is_some_and(|extension| extension == "ptx") && !ours {
-                std::fs::remove_file(&path).map_err(|source| KernelSetError::io(&path, source))?;
-            }
-        }
-        let manifest = Manifest { compiler: compiler.version().to_owned(), sources: self.hash()?, modules };
+        self.remove_others()?;
+        let manifest = Manifest { compiler: compiler.version().to_owned(), sources: self.hash()?, files };
         let body = toml::to_string(&manifest).expect("strings and a map of strings are TOML");
         let text =
             format!("# Written by `cargo xtask ptx`, which remakes all of this folder. See docs/ptx.md.\n{body}");
-        let path = folder.join(MANIFEST);
+        let path = self.folder().join(MANIFEST);
         std::fs::write(&path, text).map_err(|source| KernelSetError::io(&path, source))
+    }
+
+    /// Removes PTX files that are of no variant.
+    fn remove_others(&self) -> Result<(), KernelSetError> {
+        for path in sources::files(&self.folder(), "ptx")? {
+            if !self.variants().any(|variant| path == self.kept(variant)) {
+                std::fs::remove_file(&path).map_err(|source| KernelSetError::io(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the kept PTX is what the sources would give; `None` when it is.
@@ -183,21 +216,19 @@ impl KernelSet {
         if manifest.sources != self.hash()? {
             return Ok(Some(Stale::Sources));
         }
-        for module in &self.modules {
-            let found = std::fs::read(self.kept(module)).ok().map(|content| sources::text_hash(&content));
-            if found.is_none() || found.as_ref() != manifest.modules.get(module) {
-                return Ok(Some(Stale::Module(module.clone())));
+        for variant in self.variants() {
+            let found = std::fs::read(self.kept(variant)).ok().map(|content| sources::text_hash(&content));
+            if found.is_none() || found.as_ref() != manifest.files.get(&variant.to_string()) {
+                return Ok(Some(Stale::File(variant.to_string())));
             }
         }
-        Ok(manifest.modules.into_keys().find(|module| !self.modules.contains(module)).map(Stale::Unknown))
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.kernels.join("ptx")
+        let known = |file: &String| self.variants().any(|variant| variant.to_string() == *file);
+        Ok(manifest.files.into_keys().find(|file| !known(file)).map(Stale::Unknown))
     }
 
     fn hash(&self) -> Result<String, KernelSetError> {
-        sources::hash(&self.crates, &CudaBuilder::new(&self.kernels).recipe())
+        let recipes = NvvmArch::ALL.map(|arch| CudaBuilder::new(&self.kernels).arch(arch).recipe());
+        sources::hash(&self.crates, &recipes.join("\n"))
     }
 }
 
@@ -215,10 +246,13 @@ mod tests {
         };
         write("Cargo.toml", "[package]\nname = \"kernels\"\n[features]\ndefault = [\"one\"]\none = []\n[workspace]\n");
         write("src/lib.rs", "// kernels\n");
-        write("ptx/one.ptx", "// one\n");
+        let files = ["sm_80/one.ptx", "sm_90/one.ptx"];
+        for file in files {
+            write(&format!("ptx/{file}"), "// one\n");
+        }
         let kernels = KernelSet::open(folder.path()).unwrap();
-        let modules = BTreeMap::from([("one".to_owned(), sources::text_hash(b"// one\n"))]);
-        let manifest = Manifest { compiler: "rustc".to_owned(), sources: kernels.hash().unwrap(), modules };
+        let files = BTreeMap::from(files.map(|file| (file.to_owned(), sources::text_hash(b"// one\n"))));
+        let manifest = Manifest { compiler: "rustc".to_owned(), sources: kernels.hash().unwrap(), files };
         write("ptx/manifest.toml", &toml::to_string(&manifest).unwrap());
         (folder, kernels)
     }
@@ -226,20 +260,38 @@ mod tests {
     #[test]
     fn what_is_in_place_is_not_stale() {
         let (folder, kernels) = kept();
-        assert_eq!(kernels.modules(), ["one"]);
+        let variants: Vec<_> = kernels.variants().map(|variant| variant.to_string()).collect();
+        assert_eq!(variants, ["sm_80/one.ptx", "sm_90/one.ptx"]);
         assert_eq!(kernels.stale().unwrap(), None);
-        std::fs::write(folder.path().join("ptx/one.ptx"), "// one\r\n").unwrap();
+        std::fs::write(folder.path().join("ptx/sm_90/one.ptx"), "// one\r\n").unwrap();
         assert_eq!(kernels.stale().unwrap(), None, "line ends do not matter");
+    }
+
+    #[test]
+    fn files_of_no_variant_are_removed() {
+        let (folder, kernels) = kept();
+        for stray in ["one.ptx", "sm_90/two.ptx"] {
+            std::fs::write(folder.path().join("ptx").join(stray), "").unwrap();
+        }
+        kernels.remove_others().unwrap();
+        let mut left = sources::files(&kernels.folder(), "ptx").unwrap();
+        left.sort();
+        assert_eq!(left, kernels.variants().map(|variant| kernels.kept(variant)).collect::<Vec<_>>());
+        assert_eq!(kernels.stale().unwrap(), None);
     }
 
     #[test]
     fn each_kind_of_staleness_is_told() {
         let (folder, kernels) = kept();
         let write = |path: &str, text: &str| std::fs::write(folder.path().join(path), text).unwrap();
-        write("ptx/one.ptx", "// two\n");
-        assert_eq!(kernels.stale().unwrap(), Some(Stale::Module("one".to_owned())));
-        std::fs::remove_file(folder.path().join("ptx/one.ptx")).unwrap();
-        assert_eq!(kernels.stale().unwrap(), Some(Stale::Module("one".to_owned())));
+        let manifest = std::fs::read_to_string(folder.path().join("ptx/manifest.toml")).unwrap();
+        write("ptx/manifest.toml", &manifest.replace("[files]", "[files]\n\"sm_70/one.ptx\" = \"\""));
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::Unknown("sm_70/one.ptx".to_owned())));
+        write("ptx/manifest.toml", &manifest);
+        write("ptx/sm_90/one.ptx", "// two\n");
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::File("sm_90/one.ptx".to_owned())));
+        std::fs::remove_file(folder.path().join("ptx/sm_80/one.ptx")).unwrap();
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::File("sm_80/one.ptx".to_owned())));
         write("src/lib.rs", "// other kernels\n");
         assert_eq!(kernels.stale().unwrap(), Some(Stale::Sources));
         write("ptx/manifest.toml", "compiler = 1\n");

@@ -11,4 +11,4 @@ mod sources;
 
 pub use builder::{CudaBuilder, CudaBuilderError, NvvmArch};
 pub use compiler::{CompilerError, DeviceCompiler};
-pub use kernel_set::{KernelSet, KernelSetError, Manifest, Stale};
+pub use kernel_set::{KernelSet, KernelSetError, Manifest, Stale, Variant};

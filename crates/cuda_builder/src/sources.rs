@@ -51,7 +51,7 @@ pub(crate) fn hash(crates: &[PathBuf], recipe: &str) -> Result<String, KernelSet
         manifest.retain(|key, _| DECISIVE.contains(&key));
         manifest.extend(edition.map(|edition| ("edition".to_owned(), edition)));
         entries.push((format!("{name}/Cargo.toml"), canonical(&Value::Table(manifest)).into_bytes()));
-        for file in files(&folder.join("src"))? {
+        for file in files(&folder.join("src"), "rs")? {
             let content = std::fs::read(&file).map_err(|source| KernelSetError::io(&file, source))?;
             let relative: Vec<_> =
                 file.strip_prefix(folder).unwrap_or(&file).iter().map(|part| part.to_string_lossy()).collect();
@@ -106,14 +106,14 @@ fn dependencies(manifest: &Table) -> impl Iterator<Item = (&String, &Value)> {
         .flatten()
 }
 
-/// All files under `folder`, in no particular order.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, KernelSetError> {
+/// All files under `folder` whose names end in `.{extension}`, in no particular order.
+pub(crate) fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, KernelSetError> {
     let mut found = Vec::new();
     for entry in folder.read_dir().map_err(|source| KernelSetError::io(folder, source))? {
         let path = entry.map_err(|source| KernelSetError::io(folder, source))?.path();
         if path.is_dir() {
-            found.extend(files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.extend(files(&path, extension)?);
+        } else if path.extension().is_some_and(|end| end == extension) {
             found.push(path);
         }
     }

@@ -51,3 +51,12 @@ pub fn rsqrt(x: f32) -> f32 {
     #[cfg(not(target_arch = "nvptx64"))]
     return 1.0 / x.sqrt();
 }
+
+/// 1 / x: `rcp.approx.ftz`, relative error 2^-23.
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    #[cfg(target_arch = "nvptx64")]
+    return crate::nvptx::reciprocal(x);
+    #[cfg(not(target_arch = "nvptx64"))]
+    return 1.0 / x;
+}

@@ -11,6 +11,9 @@ pub trait Kernel {
     const NAME: &'static str;
     /// The PTX module that the entry is in: the kernel crate's feature of that name.
     const MODULE: &'static str;
+    /// Whether it orders itself after the kernel before it ([`crate::grid`]), and fetches beforehand what no kernel writes.
+    /// Else it waits at its start.
+    const PREFETCH: bool = false;
     /// The arguments, as a tuple in declaration order. Pointers are device addresses.
     type Args: Args;
 
@@ -30,6 +33,8 @@ pub struct Entry {
     pub name: &'static str,
     /// [`Kernel::MODULE`].
     pub module: &'static str,
+    /// [`Kernel::PREFETCH`].
+    pub prefetch: bool,
     /// [`Args::PTX`].
     pub params: &'static [Declaration],
 }
@@ -38,7 +43,7 @@ pub struct Entry {
 impl Entry {
     /// The entry of `K`.
     pub const fn of<K: Kernel>() -> Self {
-        Entry { name: K::NAME, module: K::MODULE, params: <K::Args as Args>::PTX }
+        Entry { name: K::NAME, module: K::MODULE, prefetch: K::PREFETCH, params: <K::Args as Args>::PTX }
     }
 }
 

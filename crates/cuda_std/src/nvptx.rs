@@ -137,3 +137,178 @@ pub fn rsqrt(x: f32) -> f32 {
     unsafe { asm!("rsqrt.approx.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
     out
 }
+
+#[inline(always)]
+pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
+    let out: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("dp4a.s32.s32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn prmt(a: u32, b: u32, selector: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("prmt.b32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) selector, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn select_bits(mask: u32, a: u32, b: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers. The table is that of `mask ? a : b`, 0xca.
+    unsafe {
+        asm!("lop3.b32 {0}, {1}, {2}, {3}, 0xca;", out(reg32) out, in(reg32) mask, in(reg32) a, in(reg32) b, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn funnel_shift_right(low: u32, high: u32, bits: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("shf.r.wrap.b32 {0}, {1}, {2}, {3};", out(reg32) out, in(reg32) low, in(reg32) high, in(reg32) bits, options(pure, nomem, nostack));
+    }
+    out
+}
+
+#[inline(always)]
+pub fn round_to_int(x: f32) -> i32 {
+    let out: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("cvt.rni.s32.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
+    out
+}
+
+#[inline(always)]
+pub fn pack_i8([a, b, c, d]: [i32; 4]) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers. The instruction puts its second operand lowest, and the old word's low half above both.
+    unsafe {
+        asm!(
+            "{{ .reg .b32 t; cvt.pack.sat.s8.s32.b32 t, {4}, {3}, 0; cvt.pack.sat.s8.s32.b32 {0}, {2}, {1}, t; }}",
+            out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d, options(pure, nomem, nostack)
+        );
+    }
+    out
+}
+
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let out: f32;
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("rcp.approx.ftz.f32 {0}, {1};", out(reg32) out, in(reg32) x, options(pure, nomem, nostack)) };
+    out
+}
+
+/// The address inside shared memory of a generic one. Barriers and the targets of copies are given so.
+#[inline(always)]
+pub fn in_shared<T>(pointer: *const T) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{{ .reg .u64 t; cvta.to.shared.u64 t, {1}; cvt.u32.u64 {0}, t; }}",
+            out(reg32) out, in(reg64) pointer, options(pure, nomem, nostack)
+        );
+    }
+    out
+}
+
+#[cfg(not(cuda_sm = "90"))]
+#[inline(always)]
+pub unsafe fn copy16(target: u32, source: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack))
+    };
+}
+
+#[cfg(not(cuda_sm = "90"))]
+#[inline(always)]
+pub fn copy_commit() {
+    // SAFETY: closes a group of this thread's copies.
+    unsafe { asm!("cp.async.commit_group;", options(nostack)) };
+}
+
+/// Waits for all groups of this thread's copies but the last `DEPTH - 1`.
+#[cfg(not(cuda_sm = "90"))]
+#[inline(always)]
+pub fn copy_wait<const DEPTH: usize>() {
+    // SAFETY: waits.
+    unsafe { asm!("cp.async.wait_group {0};", const DEPTH - 1, options(nostack)) };
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn barrier_init(barrier: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("mbarrier.init.shared::cta.b64 [{0}], 1;", in(reg32) barrier, options(nostack)) };
+}
+
+/// Makes barriers known to the engine that copies.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn barrier_init_fence() {
+    // SAFETY: orders accesses.
+    unsafe { asm!("fence.mbarrier_init.release.cluster;", "fence.proxy.async.shared::cta;", options(nostack)) };
+}
+
+/// This phase of `barrier` ends when `bytes` bytes have arrived.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn barrier_expect(barrier: u32, bytes: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [{0}], {1};", in(reg32) barrier, in(reg32) bytes, options(nostack));
+    }
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn bulk_copy(target: u32, source: *const u8, bytes: u32, barrier: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .u64 g; cvta.to.global.u64 g, {1}; cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [g], {2}, [{3}]; }}",
+            in(reg32) target, in(reg64) source, in(reg32) bytes, in(reg32) barrier, options(nostack)
+        );
+    }
+}
+
+/// Has the phase of this parity ended? Waits a while for it.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn barrier_try_wait(barrier: u32, parity: u32) -> bool {
+    let ended: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
+            out(reg32) ended, in(reg32) barrier, in(reg32) parity, options(nostack)
+        );
+    }
+    ended != 0
+}
+
+// No `nomem` in these two: the compiler must not move an access to memory across them.
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn launch_dependents() {
+    // SAFETY: touches no memory, and changes only when another kernel starts.
+    unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack)) };
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn grid_wait() {
+    // SAFETY: waits, each thread for itself: where the compiler puts copies of it, threads wait all the same.
+    unsafe { asm!("griddepcontrol.wait;", options(nostack)) };
+}

@@ -2,7 +2,7 @@
 
 use cuda_std::{kernel::Grid, prelude::*};
 
-use crate::math;
+use crate::{gated, math};
 
 const THREADS: u32 = 256;
 /// Blocks beyond this take more than one turn: enough for any GPU of today to be full.
@@ -43,7 +43,7 @@ pub unsafe fn swiglu(gate: *mut f32, up: *const f32, n: u32) {
         // SAFETY: `i` is below `n`, and this thread's alone.
         unsafe {
             let g = mem::load(gate.add(i));
-            mem::store(gate.add(i), g / (1.0 + float::exp(-g)) * mem::load(up.add(i)));
+            mem::store(gate.add(i), gated::silu(g) * mem::load(up.add(i)));
         }
     });
 }
@@ -57,15 +57,11 @@ pub unsafe fn swiglu(gate: *mut f32, up: *const f32, n: u32) {
 /// `gate` and `up` are device addresses of `n` floats.
 #[kernel("ops")]
 pub unsafe fn geglu(gate: *mut f32, up: *const f32, n: u32) {
-    /// sqrt(2 / pi)
-    const INNER: f32 = 0.797_884_6;
     grid_stride(n, |i| {
         // SAFETY: `i` is below `n`, and this thread's alone.
         unsafe {
             let g = mem::load(gate.add(i));
-            // g (1 + tanh u) / 2 is g / (1 + e^-2u), which loses nothing where tanh is near -1.
-            let u = INNER * (g + 0.044_715 * g * g * g);
-            mem::store(gate.add(i), g / (1.0 + float::exp(-2.0 * u)) * mem::load(up.add(i)));
+            mem::store(gate.add(i), gated::gelu(g) * mem::load(up.add(i)));
         }
     });
 }

@@ -197,7 +197,8 @@ pub trait Device: Transfer + Sized {
         Err(DeviceError::no_launches(self.name()))
     }
 
-    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
+    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`. A device may leave
+    /// the later ones to [`Device::attend`], which comes next.
     fn qkv(
         &mut self,
         w: &Attn<Weight<Self>>,

@@ -4,8 +4,10 @@ pub mod bandwidth;
 pub mod cust;
 pub mod driver;
 pub mod emulator;
+mod fused;
 mod pass;
 mod primitives;
+mod products;
 mod recordings;
 
 use std::{ops::Range, rc::Rc};
@@ -137,7 +139,9 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.memory()
     }
 
+    /// A whole number of the 16 bytes that kernels copy at once, so that they may read past the end of `bytes`.
     fn alloc(&self, what: &str, bytes: usize) -> Result<CudaBuf<D>> {
+        let bytes = bytes.next_multiple_of(16);
         let (mem, home) = (self.driver.alloc(what, bytes)?, self.driver.alloc("an address", size_of::<u64>())?);
         self.driver.write(&home, 0, &D::address(&mem).to_le_bytes())?;
         Ok(CudaBuf { mem: Rc::new(mem), home: Rc::new(home) })

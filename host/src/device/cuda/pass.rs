@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Driver, bytes_of};
+use super::{Driver, bytes_of, fused::Attention};
 use crate::device::{Batch, DeviceError, Dims, Result};
 
 /// What the parts of the block are aligned to, in bytes: kernels may read 16 at once.
@@ -45,6 +45,7 @@ pub(super) struct Pass<D: Driver> {
     pub max_tokens: usize,
     /// `[max_tokens]` u32: argmax's results.
     pub best: D::Mem,
+    pub attention: Attention<D>,
     /// What the block becomes, before it is copied.
     host: Vec<u8>,
     layout: Layout,
@@ -61,6 +62,7 @@ impl<D: Driver> Pass<D> {
             block: Rc::new(driver.alloc("what a pass starts from", bytes.max(ALIGN))?),
             max_tokens,
             best: driver.alloc("the most likely tokens", (max_tokens * 4).max(4))?,
+            attention: Attention::new(driver, dims)?,
             host: Vec::new(),
             layout: Layout::default(),
             begun: (0, 0),

@@ -4,21 +4,22 @@ use std::rc::Rc;
 
 use cuda_std::kernel::Kernel;
 use gpu::{
+    gemv::{self, WeightKernels, WeightVisitor},
     ops,
-    weights::{self, WeightKernels, WeightVisitor},
 };
 use quant::TensorType;
 
 use super::{
     CudaAct, CudaBuf, CudaDevice, CudaKv, bandwidth, bytes_of, bytes_of_mut,
     driver::Driver,
+    fused::Attention,
     in_range,
     pass::Pass,
     recordings::{How, Recordings},
 };
 use crate::device::{
-    Activation, Batch, Device, DeviceError, Dims, Epilogue, Launch, Linear, Pairing, ReplayKey, Result, Scratch,
-    Tensor, Weight, new_scratch,
+    Activation, Attn, Batch, Device, DeviceError, Dims, Epilogue, Ffn, Head, Launch, Linear, Pairing, ReplayKey,
+    Result, Scratch, Tensor, Weight, new_scratch, stages,
 };
 
 impl<D: Driver> CudaDevice<D> {
@@ -55,37 +56,11 @@ impl<D: Driver> CudaDevice<D> {
     }
 }
 
-/// Launches the matrix kernel of a tensor's type.
-struct Matmul<'a, D> {
-    driver: &'a D,
-    w: *const u8,
-    x: *const f32,
-    bias: *const f32,
-    y: *mut f32,
-    rows: u32,
-    cols: u32,
-    tokens: u32,
-    accumulate: u32,
-}
-
-impl<D: Driver> WeightVisitor for Matmul<'_, D> {
-    type Out = Result<()>;
-
-    fn visit<F: WeightKernels>(self) -> Result<()> {
-        let Matmul { driver, w, x, bias, y, rows, cols, tokens, accumulate } = self;
-        // SAFETY: `matmul` checked every extent against its buffer. Alignment: `x` is an allocation's start, 256-byte aligned.
-        // So is the matrix that `w` belongs to, at a multiple of `TENSOR_ALIGN` in its buffer; `w` may be a later row of it
-        // (`Tensor::part`), a whole number of blocks further on. Of the 16 bytes that the kernels' contract names, only `x`
-        // needs as many: a block is read in words of 1, 2 or 4 bytes at multiples of their length, and the length of a
-        // format's block is a multiple of its longest word (`quant::Bytes`), so every row is aligned as the first one is.
-        unsafe {
-            if tokens == 1 {
-                driver.launch::<F::Gemv>(weights::gemv_grid(rows), (w, x, bias, y, rows, cols, accumulate))
-            } else {
-                let grid = weights::gemm_grid(rows, tokens);
-                driver.launch::<F::Gemm>(grid, (w, x, bias, y, rows, cols, tokens, accumulate))
-            }
-        }
+/// How many positions a token sees, as kernels take it.
+pub(super) fn positions_seen(window: Option<u32>) -> Result<u32> {
+    match window {
+        Some(0) => Err(DeviceError::Unsupported("attention that sees no position".into())),
+        window => Ok(window.unwrap_or(u32::MAX)),
     }
 }
 
@@ -105,7 +80,7 @@ impl<D: Driver> WeightVisitor for Embed<'_, D> {
     fn visit<F: WeightKernels>(self) -> Result<()> {
         let Embed { driver, table, ids, y, cols, tokens } = self;
         // SAFETY: `embed` checked every extent against its buffer, and the ids are below the table's rows.
-        unsafe { driver.launch::<F::Embed>(weights::embed_grid(tokens), (table, ids, y, cols)) }
+        unsafe { driver.launch::<F::Embed>(gemv::embed_grid(tokens), (table, ids, y, cols)) }
     }
 }
 
@@ -132,9 +107,14 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
-        let mut modules: Vec<_> = types.iter().map(|&ty| weights::visit(ty, Module)).collect();
+        let mut modules: Vec<_> = types.iter().map(|&ty| gemv::visit(ty, Module)).collect();
         modules.push(<ops::rms_norm as Kernel>::MODULE);
+        modules.push(<gpu::attention::attention_decode_64 as Kernel>::MODULE);
         self.driver.load_modules(&modules)
+    }
+
+    fn workspace(&self, dims: &Dims, _tokens: usize, _wanted: usize) -> u64 {
+        Attention::bytes(&*self.driver, dims)
     }
 
     fn dims(&self) -> &Dims {
@@ -217,7 +197,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             cols: table.cols as u32,
             tokens: batch.len() as u32,
         };
-        weights::visit(table.ty, launch)?;
+        gemv::visit(table.ty, launch)?;
         let (scale, count) = (self.dims().embedding_scale, Self::count(batch.len() * table.cols)?);
         if scale == 1.0 {
             return Ok(());
@@ -258,20 +238,7 @@ impl<D: Driver> Device for CudaDevice<D> {
         y: &mut CudaAct<D>,
         epilogue: Epilogue,
     ) -> Result<()> {
-        let launch = Matmul {
-            driver: &*self.driver,
-            w: Self::weight(&w.weight)?,
-            x: x.ptr("a matrix's input", n * w.weight.cols)?,
-            bias: w.bias.as_ref().map_or(Ok(std::ptr::null()), |b| Self::vector(b, w.weight.rows))?,
-            y: y.ptr("a matrix's output", n * w.weight.rows)?,
-            rows: w.weight.rows as u32,
-            cols: w.weight.cols as u32,
-            tokens: n as u32,
-            accumulate: u32::from(epilogue == Epilogue::Residual),
-        };
-        let Tensor { ty, rows, cols, .. } = w.weight;
-        let bytes = || ty.row_bytes(cols).unwrap_or(0) * rows;
-        self.labelled(|| (format!("{ty} {rows}x{cols}"), bytes() as u64), || weights::visit(ty, launch))
+        self.multiply(None, n, x, &[(w, y)], epilogue)
     }
 
     fn rope(&mut self, batch: &Batch, rotation: usize, heads: usize, x: &mut CudaAct<D>) -> Result<()> {
@@ -319,9 +286,6 @@ impl<D: Driver> Device for CudaDevice<D> {
         let (pass, inputs) = (self.pass(), self.pass().begun(batch)?);
         let elements = batch.len() * pass.dims.q_width();
         let Dims { heads, kv_heads, head_dim, context, attention_scale, attention_cap, .. } = pass.dims;
-        if window == Some(0) {
-            return Err(DeviceError::Unsupported("attention that sees no position".into()));
-        }
         let args = (
             q.ptr("queries", elements)?.cast_const(),
             D::address(&kv.k) as *const cuda_std::F16,
@@ -333,7 +297,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             head_dim as u32,
             context as u32,
             attention_scale,
-            window.unwrap_or(u32::MAX),
+            positions_seen(window)?,
             attention_cap.unwrap_or(0.0),
         );
         let grid = ops::attention_grid(batch.len() as u32, heads as u32);
@@ -391,5 +355,47 @@ impl<D: Driver> Device for CudaDevice<D> {
         let mut out = vec![0u32; rows];
         self.driver.read(best, 0, bytes_of_mut(&mut out))?;
         Ok(out.into_iter().map(|index| Some(index).filter(|&index| index != u32::MAX)).collect())
+    }
+
+    fn qkv(
+        &mut self,
+        w: &Attn<Weight<Self>>,
+        x: &CudaAct<D>,
+        batch: &Batch,
+        kv: &mut CudaKv<D>,
+        q: &mut CudaAct<D>,
+    ) -> Result<()> {
+        match batch.len() {
+            1 => self.project(w, x, q),
+            _ => stages::qkv(self, w, x, batch, kv, q),
+        }
+    }
+
+    fn attend(
+        &mut self,
+        w: &Attn<Weight<Self>>,
+        q: &CudaAct<D>,
+        kv: &CudaKv<D>,
+        batch: &Batch,
+        y: &mut CudaAct<D>,
+    ) -> Result<()> {
+        match batch.len() {
+            1 => self.decode(w, q, kv, batch, y),
+            _ => self.attention(batch, w.window, q, kv, y),
+        }
+    }
+
+    fn gate_up(&mut self, w: &Ffn<Weight<Self>>, x: &CudaAct<D>, batch: &Batch, h: &mut CudaAct<D>) -> Result<()> {
+        match batch.len() {
+            1 => self.gate_up_one(w, x, h),
+            _ => stages::gate_up(self, w, x, batch, h),
+        }
+    }
+
+    fn head(&mut self, w: &Head<Weight<Self>>, x: &CudaAct<D>, batch: &Batch, logits: &mut CudaAct<D>) -> Result<()> {
+        match (batch.len(), batch.want.len()) {
+            (1, 1) => self.head_one(w, x, logits),
+            _ => stages::head(self, w, x, batch, logits),
+        }
     }
 }

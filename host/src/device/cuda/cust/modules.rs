@@ -26,8 +26,8 @@ use crate::device::DeviceError;
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
-/// Looks up a module's PTX by name.
-pub(super) type Source = fn(&str) -> Option<&'static str>;
+/// Looks up a module's PTX by name and the GPU's compute capability.
+pub(super) type Source = fn(&str, (u32, u32)) -> Option<&'static str>;
 
 /// The modules loaded so far and their kernels.
 pub(super) struct Modules {
@@ -131,7 +131,7 @@ impl Modules {
                 kernel: kernel.unwrap_or(name),
                 message: format!("this program contains no kernel module {name}"),
             };
-            missing.push((name, (self.source)(name).ok_or_else(absent)?));
+            missing.push((name, (self.source)(name, self.gpu.properties.compute_capability).ok_or_else(absent)?));
         }
         let Some((&(_, first), others)) = missing.split_first() else { return Ok(()) };
 

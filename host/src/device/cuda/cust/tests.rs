@@ -61,7 +61,7 @@ kernel!(Absent, "absent" in "good");
 kernel!(Unreadable, "fill" in "bad");
 kernel!(Unknown, "fill" in "unheard_of");
 
-fn modules(name: &str) -> Option<&'static str> {
+fn modules(name: &str, _capability: (u32, u32)) -> Option<&'static str> {
     match name {
         "good" => Some(".version 7.4\n.target sm_80\n.entry fill\n.entry crash\n"),
         "dependent" => Some(".version 8.0\n.target sm_90\n.entry fill\n"),

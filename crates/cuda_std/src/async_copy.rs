@@ -1,0 +1,142 @@
+//! Copies from global to shared memory that run beside the thread that asked for them.
+//!
+//! A warp fills a stage of shared memory and later waits for it. On sm_80 every lane copies 16 bytes at a time (`cp.async`) and
+//! waits for groups of its own copies; on sm_90 one lane asks for a whole run of bytes (`cp.async.bulk`), and a barrier in
+//! shared memory counts the bytes that have arrived. On the host a copy is complete when it is asked for.
+//! PTX ISA 8.0, "Data Movement and Conversion Instructions: Asynchronous copy".
+
+use crate::warp;
+
+/// The stages of one warp: `DEPTH` of them, each with room for `N` runs of bytes, which are filled and awaited in turn.
+#[derive(Clone, Copy)]
+pub struct Stages<const DEPTH: usize, const N: usize> {
+    ring: *mut u8,
+    room: u32,
+    /// `DEPTH` barriers in shared memory, one a stage, and the ring, as addresses inside shared memory.
+    #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+    barriers: u32,
+    #[cfg(target_arch = "nvptx64")]
+    ring_address: u32,
+}
+
+impl<const DEPTH: usize, const N: usize> Stages<DEPTH, N> {
+    /// Stages in `ring`, with room for `room` bytes for each run.
+    ///
+    /// # Safety
+    /// `ring` is `DEPTH * N * room` bytes of shared memory, 16-byte aligned, and `barriers` `DEPTH` words of it, of this warp
+    /// alone; `room` is a multiple of 16; all lanes are here.
+    #[inline(always)]
+    #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
+    pub unsafe fn new(ring: *mut u8, room: u32, barriers: *mut u64) -> Self {
+        #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+        let barriers = crate::nvptx::in_shared(barriers);
+        #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            if warp::lane_id() == 0 {
+                for i in 0..DEPTH as u32 {
+                    crate::nvptx::barrier_init(barriers + 8 * i);
+                }
+                crate::nvptx::barrier_init_fence();
+            }
+            warp::sync_warp(warp::FULL_MASK);
+        }
+        Stages {
+            ring,
+            room,
+            #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+            barriers,
+            #[cfg(target_arch = "nvptx64")]
+            ring_address: crate::nvptx::in_shared(ring),
+        }
+    }
+
+    /// Where run `i` of stage `stage` begins.
+    #[inline(always)]
+    pub fn run(self, stage: u32, i: usize) -> *const u8 {
+        self.ring.wrapping_add((stage as usize * N + i) * self.room as usize)
+    }
+
+    /// Starts to fill stage `stage`: run `i` with the `bytes[i]` bytes from `sources[i]` on.
+    ///
+    /// # Safety
+    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses and lengths are multiples of
+    /// 16, no length is 0 or more than the room; the sources are global memory that nobody writes until the stage has been
+    /// waited for.
+    #[inline(always)]
+    pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], bytes: [u32; N]) {
+        #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            if warp::lane_id() == 0 {
+                let barrier = self.barriers + 8 * stage;
+                let mut all = 0;
+                for i in 0..N {
+                    all += bytes[i];
+                }
+                crate::nvptx::barrier_expect(barrier, all);
+                for i in 0..N {
+                    let target = self.ring_address + (stage * N as u32 + i as u32) * self.room;
+                    crate::nvptx::bulk_copy(target, sources[i], bytes[i], barrier);
+                }
+            }
+        }
+        #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
+        // SAFETY: the caller's promise: each lane has its own pieces of a run.
+        unsafe {
+            for i in 0..N {
+                let mut at = 16 * warp::lane_id();
+                while at < bytes[i] {
+                    #[cfg(target_arch = "nvptx64")]
+                    {
+                        let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + at;
+                        crate::nvptx::copy16(target, sources[i].add(at as usize));
+                    }
+                    #[cfg(not(target_arch = "nvptx64"))]
+                    {
+                        let target = self.run(stage, i).cast_mut().add(at as usize).cast::<crate::mem::F32x4>();
+                        target.write(crate::mem::load(sources[i].add(at as usize).cast()));
+                    }
+                    at += 16 * 32;
+                }
+            }
+            self.commit();
+        }
+    }
+
+    /// Ends a turn in which there was nothing to fill: every turn has a `fill` or a `skip`.
+    #[inline(always)]
+    pub fn skip(self) {
+        #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
+        self.commit();
+    }
+
+    #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
+    #[inline(always)]
+    fn commit(self) {
+        #[cfg(target_arch = "nvptx64")]
+        crate::nvptx::copy_commit();
+    }
+
+    /// Waits until stage `stage` is full for the `round`th time (from 0 on): then all lanes may read it. There have been
+    /// `DEPTH - 1` turns since it was filled.
+    ///
+    /// # Safety
+    /// All lanes are here with the same arguments.
+    #[inline(always)]
+    #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
+    pub unsafe fn wait(self, stage: u32, round: u32) {
+        #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            while !crate::nvptx::barrier_try_wait(self.barriers + 8 * stage, round & 1) {}
+        }
+        #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            #[cfg(target_arch = "nvptx64")]
+            crate::nvptx::copy_wait::<DEPTH>();
+            warp::sync_warp(warp::FULL_MASK);
+        }
+    }
+}

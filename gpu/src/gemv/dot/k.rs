@@ -1,0 +1,183 @@
+//! Blocks of 256 values: a lane takes a quarter, 64 values that share their bytes.
+
+use cuda_std::prelude::*;
+use quant::formats::{Q4_K, Q5_K, Q6_K};
+
+use super::{Dot, Run, Staged, half};
+
+/// A half-precision number, and what [`Factor::times`] needs of it.
+///
+/// A byte b in the mantissa of a float of exponent 15 makes 32768 + b. Its product with `d` less `32768 d` is `d b` in one fused
+/// instruction, exactly: both terms and the result fit in a float's 24 bits for a half-precision `d`.
+#[derive(Clone, Copy)]
+pub struct Factor {
+    d: f32,
+    zero: f32,
+}
+
+impl Factor {
+    /// For products with a byte less `BIAS`, 0 or a power of two of at least 32.
+    #[inline(always)]
+    pub(super) fn new<const BIAS: u32>(d: f32) -> Self {
+        Factor { d, zero: d * -(32768.0 + BIAS as f32) }
+    }
+
+    /// `d` times byte `i` of `bytes`, less the bias.
+    #[inline(always)]
+    pub(super) fn times(self, bytes: u32, i: usize) -> f32 {
+        let biased = f32::from_bits(simd::byte_perm(bytes, 0x4700_0000, 0x7604 | (i as u32) << 4));
+        float::fma(biased, self.d, self.zero)
+    }
+}
+
+impl Dot for Q4_K {
+    const W: usize = 8;
+    const PARTS: usize = 2;
+    const SUMS: usize = 32;
+    type Bits = ([u32; 8], ScaleMins);
+
+    #[inline(always)]
+    fn bits(block: Staged, slice: usize) -> Self::Bits {
+        (block.words::<8, 16>(16 + 32 * slice), ScaleMins::new(block.words::<4, 16>(0), slice))
+    }
+
+    #[inline(always)]
+    fn first(slice: usize, part: usize) -> usize {
+        64 * slice + 32 * part
+    }
+
+    #[inline(always)]
+    fn run(&(words, scale_mins): &Self::Bits, _slice: usize, part: usize) -> Run<8> {
+        let (scale, offset) = scale_mins.get(part);
+        let mut q = [0; 8];
+        if part == 0 {
+            for i in 0..8 {
+                q[i] = words[i] & 0x0f0f_0f0f;
+            }
+            Run { q, scale, offset }
+        } else {
+            for i in 0..8 {
+                // 16 (q - 8), where the bits lie.
+                q[i] = words[i] & 0xf0f0_f0f0 ^ 0x8080_8080;
+            }
+            let scale = scale * (1.0 / 16.0);
+            Run { q, scale, offset: float::fma(scale, 128.0, offset) }
+        }
+    }
+}
+
+impl Dot for Q5_K {
+    const W: usize = 8;
+    const PARTS: usize = 2;
+    const SUMS: usize = 32;
+    /// The low bits; the fifth ones, of part 0 at bit 4 and of part 1 at bit 5 of a byte.
+    type Bits = ([u32; 8], [u32; 8], ScaleMins);
+
+    #[inline(always)]
+    fn bits(block: Staged, slice: usize) -> Self::Bits {
+        let mut high = block.words::<8, 16>(16);
+        for i in 0..8 {
+            // What a rotation brings from one byte into another does not come to bits 4 and 5.
+            high[i] = simd::funnel_shift_right(high[i], high[i], (2 * slice as u32).wrapping_sub(4));
+        }
+        (block.words::<8, 16>(48 + 32 * slice), high, ScaleMins::new(block.words::<4, 16>(0), slice))
+    }
+
+    #[inline(always)]
+    fn first(slice: usize, part: usize) -> usize {
+        64 * slice + 32 * part
+    }
+
+    #[inline(always)]
+    fn run(&(low, high, scale_mins): &Self::Bits, _slice: usize, part: usize) -> Run<8> {
+        let (scale, offset) = scale_mins.get(part);
+        let mut q = [0; 8];
+        if part == 0 {
+            for i in 0..8 {
+                q[i] = low[i] & 0x0f0f_0f0f | high[i] & 0x1010_1010;
+            }
+            Run { q, scale, offset }
+        } else {
+            for i in 0..8 {
+                q[i] = low[i] >> 3 & 0x1e1e_1e1e | high[i] & 0x2020_2020;
+            }
+            Run { q, scale: scale * 0.5, offset }
+        }
+    }
+}
+
+/// The scales and minima of a slice of Q4_K or Q5_K.
+#[derive(Clone, Copy)]
+pub struct ScaleMins {
+    /// Scales of part 0 and 1, their minima.
+    bytes: u32,
+    d: Factor,
+    dmin: Factor,
+}
+
+impl ScaleMins {
+    /// Of a block's first four words: `d` and `dmin`, the twelve packed bytes ([`quant`]'s `k_scales`).
+    #[inline(always)]
+    fn new([d, scales, mins, mixed]: [u32; 4], slice: usize) -> Self {
+        let upper = slice >= 2;
+        // The slice's two bytes of one word, and of another. Sub-blocks 0 to 3 have six bits in `scales` and `mins`, the others
+        // four in `mixed`, a nibble each, and the top two in the top bits of `scales` and `mins`.
+        let both = if slice % 2 == 0 { 0x5410 } else { 0x7632 };
+        let first = simd::byte_perm(scales, mins, both) >> if upper { 2 } else { 0 };
+        let low = simd::byte_perm(mixed, mixed >> 4, both);
+        let (first_mask, low_mask) = if upper { (0x3030_3030, 0x0f0f_0f0f) } else { (0x3f3f_3f3f, 0) };
+        ScaleMins {
+            bytes: first & first_mask | low & low_mask,
+            d: Factor::new::<0>(half(d, false)),
+            dmin: Factor::new::<0>(-half(d, true)),
+        }
+    }
+
+    /// Scale and offset of a part.
+    #[inline(always)]
+    fn get(self, part: usize) -> (f32, f32) {
+        (self.d.times(self.bytes, part), self.dmin.times(self.bytes, 2 + part))
+    }
+}
+
+impl Dot for Q6_K {
+    const W: usize = 4;
+    const PARTS: usize = 4;
+    const SUMS: usize = 0;
+    /// The low bits of values 0 to 15 and 64 to 79 after the slice's first, of 32 to 47 and 96 to 111, the high bits of all, the
+    /// scales, d / 4.
+    type Bits = ([u32; 4], [u32; 4], [u32; 4], [f32; 4], f32);
+
+    #[inline(always)]
+    fn bits(block: Staged, slice: usize) -> Self::Bits {
+        let (half, part) = (slice / 2, slice % 2);
+        let low = 64 * half + 16 * part;
+        let scale = |i: usize| f32::from(block.u8(192 + 8 * half + part + 2 * i) as i8);
+        (
+            block.words::<4, 2>(low),
+            block.words::<4, 2>(low + 32),
+            block.words::<4, 2>(128 + 32 * half + 16 * part),
+            [scale(0), scale(1), scale(2), scale(3)],
+            0.25 * block.f16(208),
+        )
+    }
+
+    #[inline(always)]
+    fn first(slice: usize, part: usize) -> usize {
+        128 * (slice / 2) + 16 * (slice % 2) + 32 * part
+    }
+
+    #[inline(always)]
+    fn run(&(low, low2, high, scales, d): &Self::Bits, _slice: usize, part: usize) -> Run<8> {
+        let low = if part % 2 == 0 { low } else { low2 };
+        let mut q = [0; 8];
+        for i in 0..4 {
+            // Four times the six bits: the low four at bits 2 to 5, the high two at 6 and 7, which flipping the top bit makes
+            // 4 (q - 32).
+            let nibbles = if part < 2 { low[i] << 2 } else { low[i] >> 2 };
+            let top = high[i] << (6 - 2 * part);
+            q[i] = (nibbles & 0x3c3c_3c3c | top & 0xc0c0_c0c0) ^ 0x8080_8080;
+        }
+        Run { q, scale: d * scales[part], offset: 0.0 }
+    }
+}

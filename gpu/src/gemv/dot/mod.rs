@@ -1,0 +1,59 @@
+//! Integer dot products of the block formats with quantised activations.
+//!
+//! Every format says how the bytes of a block become signed bytes with a scale (and an offset); the product is the same for all,
+//! in [`super`].
+
+mod iq4;
+mod k;
+mod k16;
+mod legacy;
+
+use cuda_std::prelude::*;
+use quant::Format;
+
+use super::staged::Staged;
+
+/// `4 W` consecutive weights of a block: weight i is `scale * q[i] + offset`.
+#[derive(Clone, Copy)]
+pub struct Run<const W: usize> {
+    /// The integers as signed bytes, the first in the lowest byte of the first word. They may be the format's integers times a
+    /// power of two, where that saves instructions (a 4-bit integer in the upper half of its byte, with 8 subtracted by flipping
+    /// the top bit: 16 (q - 8)); `scale` then has the inverse.
+    pub q: [u32; W],
+    /// What the sum of products is multiplied with.
+    pub scale: f32,
+    /// What the activations' sum is multiplied with; 0 where [`Dot::SUMS`] is 0.
+    pub offset: f32,
+}
+
+/// A format's integer dot products. The lanes of a warp take consecutive *slices* of a row's blocks; a slice is `PARTS` runs of
+/// `4 W` values, which share a scale and an offset.
+pub trait Dot: Format {
+    /// Words of a run: 4 or 8.
+    const W: usize;
+    /// Runs of a slice.
+    const PARTS: usize;
+    /// Slices of a block: 1, 2, 4 or 8.
+    const LANES: usize = Self::ELEMS / (4 * Self::W * Self::PARTS);
+    /// Activations that share a sum, 16 or 32, for formats with an offset; 0 for the others.
+    const SUMS: usize;
+    /// A slice as it lies in the block, in registers: no arrays that are indexed by what is not a constant.
+    type Bits: Copy;
+
+    /// Reads a slice.
+    fn bits(block: Staged, slice: usize) -> Self::Bits;
+    /// The index in the block of the first value of a slice's run `part`, a multiple of `4 W`.
+    fn first(slice: usize, part: usize) -> usize;
+    /// A slice's run `part`. `part` is a constant where this is inlined, `slice` is not: the lanes of a warp differ in it, so there
+    /// is no branch on it.
+    fn run(bits: &Self::Bits, slice: usize, part: usize) -> Run<8>;
+}
+
+/// The half-precision number in the low half of a word, or with `upper` in the high half.
+#[inline(always)]
+fn half(word: u32, upper: bool) -> f32 {
+    F16(if upper { word >> 16 } else { word } as u16).to_f32()
+}
+
+#[cfg(test)]
+mod tests;

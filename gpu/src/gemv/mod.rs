@@ -1,0 +1,468 @@
+//! Matrix times vector at the memory's speed: one kernel for all tensor types and all products of a layer.
+//!
+//! **Weights** lie in memory as in the file, and reach a warp through stages of shared memory that asynchronous copies fill
+//! ([`async_copy::Stages`]): any alignment of a row or a block is read from there, many bytes are in flight without a register,
+//! and the first stages are filled before the kernel before this one has finished ([`grid`]).
+//! **Activations** are quantised by each block for itself ([`acts`]), after an RMSNorm where the product has one: no kernel and no
+//! way through memory of their own.
+//! **A warp** takes `ROWS` rows at a time, of which neighbours in the grid take the neighbours, so that the multiprocessors are
+//! evenly loaded and walk through the matrix together. The bits of a result depend on its row and column alone.
+
+#[macro_use]
+mod unrolled;
+
+mod acts;
+mod dot;
+mod kernels;
+mod launch;
+mod staged;
+mod weights;
+
+use cuda_std::{async_copy::Stages, prelude::*};
+pub use dot::Dot;
+pub use kernels::*;
+#[cfg(not(target_arch = "nvptx64"))]
+pub use launch::*;
+use staged::Staged;
+pub use weights::Weights;
+
+/// Warps of a block.
+pub const WARPS: usize = 8;
+/// Threads of a block.
+pub const THREADS: u32 = 32 * WARPS as u32;
+/// Stages of a warp.
+pub const DEPTH: usize = 4;
+/// Rows that a warp computes side by side: activations that were read are used for each.
+pub const ROWS: usize = 2;
+/// Groups of four activations that a thread reads at once.
+const BATCH: usize = 8;
+/// Activations of a batch.
+const BATCH_COLS: usize = BATCH * 4 * THREADS as usize;
+
+/// Says that there is no such tensor in the buffer of weights.
+pub const NONE: u64 = u64::MAX;
+
+/// One of a launch's matrices.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Matrix {
+    /// Where its first row begins in the buffer of weights.
+    pub offset: u64,
+    /// Where its bias begins, `[rows]` F32; or [`NONE`].
+    pub bias: u64,
+    /// `[tokens][rows]`
+    pub y: *mut f32,
+    /// Rows; 0 for no matrix.
+    pub rows: u32,
+    /// 0
+    pub reserved: u32,
+}
+
+/// What a launch computes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Product {
+    /// Holds the address of the buffer of weights.
+    pub home: *const u64,
+    /// `[tokens][cols]`
+    pub x: *const f32,
+    /// Where the weights of the RMSNorm of x begin, `[cols]` F32; or [`NONE`] for x as it is.
+    pub norm: u64,
+    /// The matrices, of one type and `cols` columns each. `gemv`: all their rows, one after the other; `glu`: the gate and the up
+    /// projection, of as many rows.
+    pub matrices: [Matrix; 3],
+    /// Columns of the matrices, a multiple of the format's block.
+    pub cols: u32,
+    /// Bytes of a row.
+    pub row_bytes: u32,
+    /// Columns of x.
+    pub tokens: u32,
+    /// Blocks of a piece of a row, as many as a stage has room for.
+    pub piece_blocks: u32,
+    /// Bytes of a stage for one row, a multiple of 16.
+    pub stage_bytes: u32,
+    /// Results are added to y.
+    pub accumulate: u32,
+    /// `glu`: the gate's function, [`SILU`] or [`GELU`].
+    pub activation: u32,
+    /// RMSNorm's epsilon.
+    pub eps: f32,
+}
+
+// SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 8 x 4 bytes.
+#[cfg(not(target_arch = "nvptx64"))]
+unsafe impl cuda_std::kernel::Param for Product {}
+const _: () = assert!(size_of::<Product>() == 152);
+const _: () = assert!(4 * ROWS * DEPTH <= 32, "the stages' skews are in a word");
+
+/// x / (1 + e^-x)
+pub const SILU: u32 = 0;
+/// The approximation of GELU with a tanh.
+pub const GELU: u32 = 1;
+
+/// Which rows a warp's groups have.
+trait Plan {
+    /// Groups in all.
+    fn groups(p: &Product) -> u32;
+    /// The rows of group `group`: address of the first one, and from there to the second.
+    fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize);
+}
+
+/// Rows of up to three matrices, two by two.
+struct Rows;
+/// Row i of a gate and of an up projection.
+struct Pairs;
+
+impl Plan for Rows {
+    #[inline(always)]
+    fn groups(p: &Product) -> u32 {
+        let [a, b, c] = &p.matrices;
+        a.rows.div_ceil(2) + b.rows.div_ceil(2) + c.rows.div_ceil(2)
+    }
+
+    #[inline(always)]
+    fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
+        let (offset, rows, row, _, _) = find(p, group);
+        let first = weights.wrapping_add(offset as usize + row as usize * p.row_bytes as usize);
+        // A last row without a partner is computed twice.
+        (first, if row + 1 < rows { p.row_bytes as usize } else { 0 })
+    }
+}
+
+impl Plan for Pairs {
+    #[inline(always)]
+    fn groups(p: &Product) -> u32 {
+        p.matrices[0].rows
+    }
+
+    #[inline(always)]
+    fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
+        let [gate, up, _] = &p.matrices;
+        let first = weights.wrapping_add(gate.offset as usize + group as usize * p.row_bytes as usize);
+        (first, (up.offset as usize).wrapping_sub(gate.offset as usize))
+    }
+}
+
+/// The matrix that a group of [`Rows`] is in: its offset and rows, the group's first row in it, y and bias.
+#[inline(always)]
+fn find(p: &Product, group: u32) -> (u64, u32, u32, *mut f32, u64) {
+    let [a, b, c] = &p.matrices;
+    let of = |m: &Matrix, group: u32| (m.offset, m.rows, ROWS as u32 * group, m.y, m.bias);
+    let (first, second) = (a.rows.div_ceil(2), b.rows.div_ceil(2));
+    if group < first {
+        of(a, group)
+    } else if group - first < second {
+        of(b, group - first)
+    } else {
+        of(c, group - first - second)
+    }
+}
+
+/// A row's bytes in pieces, as long as a stage but for the last.
+struct Pieces {
+    count: u32,
+    bytes: u32,
+    last: u32,
+}
+
+impl Pieces {
+    #[inline(always)]
+    fn bytes(&self, piece: u32) -> u32 {
+        if piece + 1 == self.count { self.last } else { self.bytes }
+    }
+}
+
+/// What a warp fetches next.
+struct Walk {
+    group: u32,
+    piece: u32,
+    at: *const u8,
+    delta: usize,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn new<P: Plan>(p: &Product, weights: *const u8, group: u32) -> Self {
+        let (at, delta) = P::rows(p, weights, group);
+        Walk { group, piece: 0, at, delta }
+    }
+}
+
+/// The block's activations: columns `first` to `first + C - 1` of x, normed and quantised, in shared memory at `acts`. Columns
+/// beyond the last are that one. Waits for the kernel before this one.
+///
+/// # Safety
+/// As for the kernels; all threads are here.
+#[inline(always)]
+unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *const u8, acts: *mut u8, first: u32) {
+    let thread = thread::thread_idx_x() as usize;
+    let cols = p.cols as usize;
+    let normed = p.norm != NONE;
+    let norm = weights.wrapping_add(p.norm as usize).cast::<f32>();
+    let read = |x: *const f32, start: usize| -> [[f32; 4]; BATCH] {
+        core::array::from_fn(|k| {
+            let at = start + k * 4 * THREADS as usize;
+            // SAFETY: inside the vector.
+            unsafe { four(x, at, cols) }
+        })
+    };
+    // Weights of the norm are no kernel's result: they are read while the last kernel still runs.
+    let own = 4 * thread;
+    let ones = [[1.0; 4]; BATCH];
+    let first_norm = if normed { read(norm, own) } else { ones };
+    grid::wait();
+    let partial = shared_array!(GEMV_SQUARES: [f32; WARPS]);
+    for c in 0..C {
+        let token = (first + c as u32).min(p.tokens - 1);
+        let x = p.x.wrapping_add(token as usize * cols);
+        let column = acts.wrapping_add(c * W::acts_bytes(cols));
+        let values = read(x, own);
+        let mut scale = 1.0;
+        if normed {
+            let mut squares = 0.0;
+            unrolled!(k < BATCH, {
+                for i in 0..4 {
+                    squares = float::fma(values[k][i], values[k][i], squares);
+                }
+            });
+            let mut at = own + BATCH_COLS;
+            while at < cols {
+                // SAFETY: inside the vector.
+                let more = unsafe { four(x, at, cols) };
+                for i in 0..4 {
+                    squares = float::fma(more[i], more[i], squares);
+                }
+                at += 4 * THREADS as usize;
+            }
+            // SAFETY: all threads are here; each warp writes an element of its own, and reads after the barrier.
+            unsafe {
+                let sum = warp::sum(squares);
+                if c > 0 {
+                    // Everybody has read the last column's.
+                    thread::sync_threads();
+                }
+                if warp::lane_id() == 0 {
+                    partial.add(warp::warp_id() as usize).write(sum);
+                }
+                thread::sync_threads();
+                let mut sum = 0.0;
+                for i in 0..WARPS {
+                    sum += partial.add(i).read();
+                }
+                scale = float::rsqrt(sum / cols as f32 + p.eps);
+            }
+        }
+        let put = |at: usize, values: [f32; 4], norm: [f32; 4]| {
+            let values = [0, 1, 2, 3].map(|i| norm[i] * (values[i] * scale));
+            // SAFETY: all lanes are here, the column has room for what is inside, up to a multiple of 4.
+            unsafe { W::put(column, cols, at, values, at < cols) }
+        };
+        let step = 4 * THREADS as usize;
+        unrolled!(k < BATCH, {
+            if own + k * step < cols.next_multiple_of(128) {
+                put(own + k * step, values[k], first_norm[k]);
+            }
+        });
+        let mut start = own + BATCH_COLS;
+        while start - own < cols {
+            let values = read(x, start);
+            let norm = if normed { read(norm, start) } else { ones };
+            unrolled!(k < BATCH, {
+                if start + k * step < cols.next_multiple_of(128) {
+                    put(start + k * step, values[k], norm[k]);
+                }
+            });
+            start += BATCH_COLS;
+        }
+    }
+    thread::sync_threads();
+}
+
+/// Numbers `at` to `at + 3` of a vector of `len`; zeros behind its end.
+///
+/// # Safety
+/// `x` has `len` numbers, 16-byte aligned where `len` is a multiple of 4.
+#[inline(always)]
+unsafe fn four(x: *const f32, at: usize, len: usize) -> [f32; 4] {
+    if at >= len {
+        return [0.0; 4];
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if len % 4 == 0 {
+            return mem::load4(x.add(at));
+        }
+        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(x.add(at + i)) } else { 0.0 })
+    }
+}
+
+/// A block's share of the product with columns `first` to `first + C - 1`. Passes each result on: `finish(group, row of the group,
+/// column, sum, the group's other sum)`, on one thread.
+///
+/// # Safety
+/// As for the kernels; all threads are here.
+#[inline(always)]
+unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
+    p: &Product,
+    first: u32,
+    finish: impl Fn(u32, [[f32; C]; ROWS]),
+) {
+    // The shuffle tells the compiler that all lanes have the same.
+    // SAFETY: all lanes are here.
+    let (lane, warp) = (warp::lane_id(), unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, warp::warp_id(), 0) });
+    let cols = p.cols as usize;
+    let acts = dynamic_shared!(GEMV_SHARED: [u8]);
+    let barriers = acts.wrapping_add(C * W::acts_bytes(cols)).cast::<u64>();
+    let rings = barriers.wrapping_add(DEPTH * WARPS).cast::<u8>();
+    let ring = rings.wrapping_add(warp as usize * DEPTH * ROWS * p.stage_bytes as usize);
+    // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
+    let (weights, stages) = unsafe {
+        let weights = mem::load(p.home) as *const u8;
+        let barriers = barriers.wrapping_add(warp as usize * DEPTH);
+        (weights, Stages::<DEPTH, ROWS>::new(ring, p.stage_bytes, barriers))
+    };
+
+    let pieces = {
+        let bytes = p.piece_blocks * W::BYTES as u32;
+        let count = p.row_bytes.div_ceil(bytes);
+        Pieces { count, bytes, last: p.row_bytes - (count - 1) * bytes }
+    };
+    // Neighbouring groups are in neighbouring blocks.
+    let groups = P::groups(p);
+    let start = warp * thread::grid_dim_x() + thread::block_idx_x();
+    let step = thread::grid_dim_x() * WARPS as u32;
+
+    let mut next = Walk::new::<P>(p, weights, start);
+    // Where rows begin behind a multiple of 16: four bits for each row of each stage, the oldest stage's lowest.
+    let mut skews = 0u32;
+    let mut fetch = |stage: u32, skews: &mut u32| {
+        *skews >>= 4 * ROWS;
+        if next.group >= groups {
+            return stages.skip();
+        }
+        let length = pieces.bytes(next.piece);
+        let mut sources = [next.at, next.at.wrapping_add(next.delta)];
+        let mut bytes = [length; ROWS];
+        if W::ANY_START {
+            // From the multiple of 16 before a row's piece to the one behind it.
+            let [a, b] = sources.map(|source| source.addr() as u32 & 15);
+            bytes = [(length + a).next_multiple_of(16), (length + b).next_multiple_of(16)];
+            sources = sources.map(|source| source.wrapping_sub(source.addr() & 15));
+            *skews |= (a | b << 4) << (4 * ROWS * (DEPTH - 1));
+        }
+        // SAFETY: all lanes are here. The rows are the tensor's, and memory is readable from the multiple of 16 before it to the
+        // one behind it.
+        unsafe { stages.fill(stage, sources, bytes) };
+        next.piece += 1;
+        if next.piece == pieces.count {
+            next = Walk::new::<P>(p, weights, next.group + step);
+        } else {
+            next.at = next.at.wrapping_add(pieces.bytes as usize);
+        }
+    };
+    grid::launch_dependents();
+    for stage in 0..DEPTH as u32 {
+        fetch(stage, &mut skews);
+    }
+    // SAFETY: all threads are here.
+    unsafe { load_activations::<W, C>(p, weights, acts, first) };
+
+    let slice = lane as usize % W::LANES;
+    let (mut group, mut stage, mut round) = (start, 0, 0);
+    while group < groups {
+        let mut sums = [[0.0f32; C]; ROWS];
+        let mut at = lane as usize / W::LANES * W::ELEMS;
+        for piece in 0..pieces.count {
+            // SAFETY: all lanes are here.
+            unsafe { stages.wait(stage, round) };
+            let rows = [0, 1].map(|r| {
+                let skew = if W::ANY_START { skews >> (4 * r) & 15 } else { 0 };
+                // SAFETY: the stage's bytes have arrived.
+                unsafe { Staged::new(stages.run(stage, r).wrapping_add(skew as usize)) }
+            });
+            let bytes = pieces.bytes(piece);
+            let mut offset = lane / W::LANES as u32 * W::BYTES as u32;
+            while offset < bytes {
+                let blocks = rows.map(|row| row.skip(offset as usize));
+                // SAFETY: the block is in the piece.
+                unsafe { W::multiply::<ROWS, C>(blocks, slice, acts, cols, at, &mut sums) };
+                offset += (32 / W::LANES * W::BYTES) as u32;
+                at += 32 / W::LANES * W::ELEMS;
+            }
+            // All but a row's last piece are whole steps, so `at` is where the next one begins.
+            // SAFETY: all lanes are here; they have read the stage.
+            unsafe { warp::sync_warp(warp::FULL_MASK) };
+            fetch(stage, &mut skews);
+            stage += 1;
+            if stage == DEPTH as u32 {
+                (stage, round) = (0, round + 1);
+            }
+        }
+        // SAFETY: all lanes are here.
+        unsafe { warp::sums(sums.as_flattened_mut()) };
+        finish(group, sums);
+        group += step;
+    }
+}
+
+/// y (+)= W x + bias.
+///
+/// # Safety
+/// As for the kernels.
+#[inline(always)]
+unsafe fn gemv<W: Weights, const C: usize>(p: &Product) {
+    let first = thread::block_idx_y() * C as u32;
+    let lane = warp::lane_id();
+    // SAFETY: the caller's promise; each result is written by one lane.
+    unsafe {
+        multiply::<W, Rows, C>(p, first, |group, sums| {
+            let (_, rows, row, y, bias) = find(p, group);
+            // Result (r, c) is lane r C + c's.
+            let mut result = 0.0;
+            for r in 0..ROWS {
+                for c in 0..C {
+                    if lane as usize == r * C + c {
+                        result = sums[r][c];
+                    }
+                }
+            }
+            let (row, token) = (row + lane / C as u32, first + lane % C as u32);
+            if lane < (ROWS * C) as u32 && row < rows && token < p.tokens {
+                let y = y.wrapping_add(token as usize * rows as usize + row as usize);
+                if bias != NONE {
+                    let weights = mem::load(p.home) as *const u8;
+                    result += mem::load(weights.wrapping_add(bias as usize).cast::<f32>().wrapping_add(row as usize));
+                }
+                mem::store(y, if p.accumulate != 0 { mem::load(y) + result } else { result });
+            }
+        });
+    }
+}
+
+/// y = activation(gate x + bias) (up x + bias), one column.
+///
+/// # Safety
+/// As for the kernels.
+#[inline(always)]
+unsafe fn glu<W: Weights>(p: &Product) {
+    // SAFETY: the caller's promise; each result is written by one lane.
+    unsafe {
+        multiply::<W, Pairs, 1>(p, 0, |row, [[mut gate], [mut up]]| {
+            if warp::lane_id() == 0 {
+                let [a, b, _] = &p.matrices;
+                let bias = |offset: u64| {
+                    let weights = mem::load(p.home) as *const u8;
+                    mem::load(weights.wrapping_add(offset as usize).cast::<f32>().wrapping_add(row as usize))
+                };
+                if a.bias != NONE {
+                    gate += bias(a.bias);
+                }
+                if b.bias != NONE {
+                    up += bias(b.bias);
+                }
+                let gated = if p.activation == GELU { crate::gated::gelu(gate) } else { crate::gated::silu(gate) };
+                mem::store(a.y.wrapping_add(row as usize), gated * up);
+            }
+        });
+    }
+}

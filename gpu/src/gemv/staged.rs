@@ -1,0 +1,107 @@
+//! Bytes of weights in shared memory.
+
+use cuda_std::prelude::*;
+
+/// A place in a stage: GGUF's bytes of a row, from there on.
+#[derive(Clone, Copy)]
+pub struct Staged(*const u8);
+
+impl Staged {
+    /// # Safety
+    /// `bytes` points into shared memory that holds what is read through this, and seven bytes more.
+    #[inline(always)]
+    pub unsafe fn new(bytes: *const u8) -> Self {
+        Staged(bytes)
+    }
+
+    /// `bytes` further on.
+    #[inline(always)]
+    pub fn skip(self, bytes: usize) -> Self {
+        Staged(self.0.wrapping_add(bytes))
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(self, at: usize) -> T {
+        // SAFETY: `new`'s promise.
+        unsafe { self.0.add(at).cast::<T>().read() }
+    }
+
+    /// A byte.
+    #[inline(always)]
+    pub fn u8(self, at: usize) -> u8 {
+        self.read(at)
+    }
+
+    /// A half-precision number at an even place.
+    #[inline(always)]
+    pub fn f16(self, at: usize) -> f32 {
+        self.read::<F16>(at).to_f32()
+    }
+
+    /// `N` words from a place that is a multiple of `ALIGN`: 2, 4, 8 or 16 bytes.
+    #[inline(always)]
+    pub fn words<const N: usize, const ALIGN: usize>(self, at: usize) -> [u32; N] {
+        let mut out = [0; N];
+        match ALIGN {
+            16 => {
+                for i in 0..N / 4 {
+                    let quad = self.read::<Quad>(at + 16 * i).0;
+                    for k in 0..4 {
+                        out[4 * i + k] = quad[k];
+                    }
+                }
+            }
+            8 => {
+                for i in 0..N / 2 {
+                    let pair = self.read::<Pair>(at + 8 * i).0;
+                    out[2 * i] = pair[0];
+                    out[2 * i + 1] = pair[1];
+                }
+            }
+            4 => {
+                for i in 0..N {
+                    out[i] = self.read(at + 4 * i);
+                }
+            }
+            _ => {
+                // Two words that lie across every one of these; one more is read than needed where the place is a multiple of 4.
+                let from = self.0.wrapping_add(at);
+                let odd = from.addr() & 3;
+                let aligned = Staged(from.wrapping_sub(odd));
+                let mut low: u32 = aligned.read(0);
+                for i in 0..N {
+                    let high = aligned.read(4 * i + 4);
+                    out[i] = simd::funnel_shift_right(low, high, 8 * odd as u32);
+                    low = high;
+                }
+            }
+        }
+        out
+    }
+
+    /// A half-precision number at an even place and the `N` words after it: `N + 1` reads in all.
+    #[inline(always)]
+    pub fn half_words<const N: usize>(self) -> (f32, [u32; N]) {
+        // Whether the place is a multiple of 4 or not, it and all that follows lies in the same number of words.
+        let odd = self.0.addr() & 2;
+        let aligned = Staged(self.0.wrapping_sub(odd));
+        let selector = 0x5432 + 0x1111 * odd as u32;
+        let mut low: u32 = aligned.read(0);
+        let half = F16((low >> (8 * odd)) as u16).to_f32();
+        let mut out = [0; N];
+        for i in 0..N {
+            let high = aligned.read(4 * i + 4);
+            out[i] = simd::byte_perm(low, high, selector);
+            low = high;
+        }
+        (half, out)
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Quad([u32; 4]);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Pair([u32; 2]);

@@ -1,0 +1,228 @@
+//! What a lane does with the weights of a stage: integer dot products for block formats, fused multiply-adds for floats.
+
+use core::marker::PhantomData;
+
+use cuda_std::prelude::*;
+use quant::{Format, formats};
+
+use super::{
+    acts::{Int8, int8_bytes},
+    dot::Dot,
+    staged::Staged,
+};
+
+/// How the lanes of a warp multiply the blocks of a row. Consecutive lanes take consecutive *slices*, `LANES` of them a block.
+pub trait Weights {
+    /// Values of a block, and its bytes.
+    const ELEMS: usize;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Slices of a block.
+    const LANES: usize;
+    /// Rows may begin at any even address, and not at multiples of 16 alone.
+    const ANY_START: bool;
+
+    /// Bytes of shared memory that a column of `cols` activations takes, a multiple of 16.
+    fn acts_bytes(cols: usize) -> usize;
+
+    /// Stores activations `at` to `at + 3` of a column: as [`Int8::put`], which says what is promised.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool);
+
+    /// Adds the products of a slice of `R` rows and of `C` columns to `sums`. `blocks` are the rows' blocks, `slice` the slice's
+    /// number, `at` the index of the block's first value in the row of `cols`; the columns are one after the other, [`Weights::acts_bytes`] each.
+    ///
+    /// # Safety
+    /// The blocks are in the stage, as many values of them as the row has; the columns are in shared memory.
+    unsafe fn multiply<const R: usize, const C: usize>(
+        blocks: [Staged; R],
+        slice: usize,
+        acts: *mut u8,
+        cols: usize,
+        at: usize,
+        sums: &mut [[f32; C]; R],
+    );
+}
+
+/// A format with integer dot products.
+pub struct Integers<D>(PhantomData<D>);
+
+impl<D: Dot> Weights for Integers<D> {
+    const ELEMS: usize = D::ELEMS;
+    const BYTES: usize = D::BYTES;
+    const LANES: usize = <D as Dot>::LANES;
+    const ANY_START: bool = !D::BYTES.is_multiple_of(16);
+
+    #[inline(always)]
+    fn acts_bytes(cols: usize) -> usize {
+        int8_bytes(cols, D::SUMS)
+    }
+
+    #[inline(always)]
+    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool) {
+        let column = Int8::at(acts, cols);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match D::SUMS {
+                0 => column.put::<0>(at, values, inside),
+                16 => column.put::<16>(at, values, inside),
+                _ => column.put::<32>(at, values, inside),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const R: usize, const C: usize>(
+        blocks: [Staged; R],
+        slice: usize,
+        acts: *mut u8,
+        cols: usize,
+        at: usize,
+        sums: &mut [[f32; C]; R],
+    ) {
+        let bits = blocks.map(|block| D::bits(block, slice));
+        unrolled!(part < D::PARTS, {
+            let runs = core::array::from_fn::<_, R, _>(|r| D::run(&bits[r], slice, part));
+            unrolled!(c < C, {
+                let column = Int8::at(acts.wrapping_add(c * Self::acts_bytes(cols)), cols);
+                let at = at + D::first(slice, part);
+                // SAFETY: the caller's promise.
+                let (x, d, sum) = unsafe {
+                    match (D::W, D::SUMS) {
+                        (8, 0) => column.run::<8, 0>(at),
+                        (8, _) => column.run::<8, 32>(at),
+                        (_, 0) => column.run::<4, 0>(at),
+                        _ => column.run::<4, 16>(at),
+                    }
+                };
+                for r in 0..R {
+                    let mut dot = 0;
+                    for i in 0..D::W {
+                        dot = simd::dp4a(runs[r].q[i], x[i], dot);
+                    }
+                    sums[r][c] = float::fma(runs[r].scale, d * dot as f32, sums[r][c]);
+                    if D::SUMS != 0 {
+                        sums[r][c] = float::fma(runs[r].offset, sum, sums[r][c]);
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// A format of floats: a lane takes 16 bytes, and activations are F32.
+pub struct Floats<F>(PhantomData<F>);
+
+impl<F: Float> Weights for Floats<F> {
+    const ELEMS: usize = 16 / F::BYTES;
+    const BYTES: usize = 16;
+    const LANES: usize = 1;
+    const ANY_START: bool = true;
+
+    #[inline(always)]
+    fn acts_bytes(cols: usize) -> usize {
+        4 * cols.next_multiple_of(Self::ELEMS)
+    }
+
+    #[inline(always)]
+    unsafe fn put(acts: *mut u8, _cols: usize, at: usize, values: [f32; 4], inside: bool) {
+        if inside {
+            // SAFETY: the caller's promise.
+            unsafe { acts.add(4 * at).cast::<mem::F32x4>().write(mem::F32x4(values)) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const R: usize, const C: usize>(
+        blocks: [Staged; R],
+        _slice: usize,
+        acts: *mut u8,
+        cols: usize,
+        at: usize,
+        sums: &mut [[f32; C]; R],
+    ) {
+        // Rows of 16 bytes' multiples all lie alike. The branch is the same for all threads.
+        let aligned = cols % Self::ELEMS == 0;
+        let mut bits = blocks.map(|block| if aligned { block.words::<4, 16>(0) } else { block.words::<4, 2>(0) });
+        if at + Self::ELEMS > cols {
+            // What lies behind the row is no number of it.
+            for r in 0..R {
+                for i in 0..4 {
+                    let kept = (cols - at.min(cols)) * F::BYTES;
+                    let mask = match kept.saturating_sub(4 * i) {
+                        0 => 0,
+                        2 => 0xffff,
+                        _ => u32::MAX,
+                    };
+                    bits[r][i] &= mask;
+                }
+            }
+        }
+        unrolled!(c < C, {
+            // SAFETY: the caller's promise.
+            let x = unsafe { Staged::new(acts.add(c * Self::acts_bytes(cols) + 4 * at).cast_const()) };
+            if F::BYTES == 4 {
+                let x = x.words::<4, 16>(0).map(f32::from_bits);
+                for r in 0..R {
+                    for i in 0..4 {
+                        sums[r][c] = float::fma(F::low(bits[r][i]), x[i], sums[r][c]);
+                    }
+                }
+            } else {
+                let x = x.words::<8, 16>(0).map(f32::from_bits);
+                for r in 0..R {
+                    for i in 0..4 {
+                        sums[r][c] = float::fma(F::low(bits[r][i]), x[2 * i], sums[r][c]);
+                        sums[r][c] = float::fma(F::high(bits[r][i]), x[2 * i + 1], sums[r][c]);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// A float in memory.
+pub trait Float: Format {
+    /// The number in a word, or in its low half.
+    fn low(word: u32) -> f32;
+    /// The number in its high half.
+    fn high(word: u32) -> f32;
+}
+
+impl Float for formats::F32 {
+    #[inline(always)]
+    fn low(word: u32) -> f32 {
+        f32::from_bits(word)
+    }
+
+    #[inline(always)]
+    fn high(_word: u32) -> f32 {
+        0.0
+    }
+}
+
+impl Float for formats::F16 {
+    #[inline(always)]
+    fn low(word: u32) -> f32 {
+        F16(word as u16).to_f32()
+    }
+
+    #[inline(always)]
+    fn high(word: u32) -> f32 {
+        F16((word >> 16) as u16).to_f32()
+    }
+}
+
+impl Float for formats::BF16 {
+    #[inline(always)]
+    fn low(word: u32) -> f32 {
+        f32::from_bits(word << 16)
+    }
+
+    #[inline(always)]
+    fn high(word: u32) -> f32 {
+        f32::from_bits(word & 0xffff_0000)
+    }
+}
