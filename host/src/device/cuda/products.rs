@@ -6,7 +6,7 @@ use cuda_std::kernel::Kernel;
 use gpu::gemv::{self, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
 
 use super::{CudaAct, CudaBuf, CudaDevice, driver::Driver};
-use crate::device::{Activation, DeviceError, Epilogue, Linear, Result, Tensor};
+use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, Tensor};
 
 /// Matrices of a launch at most.
 const MATRICES: usize = 3;
