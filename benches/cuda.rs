@@ -212,9 +212,10 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
     type Out = Result<f64>;
 
     fn visit<F: WeightKernels>(self) -> Result<f64> {
-        let Gemv { weights: Weights { driver, home, x, y, .. }, shape } = self;
+        let Gemv { weights: Weights { driver, w, home, x, y, .. }, shape } = self;
         let (bytes, stride) = (bytes_of(F::TYPE, shape), stride(F::TYPE, shape));
         let copies = copies(*driver, bytes);
+        assert!(copies * stride <= D::len(w), "the weights are enough for this shape");
         let y = D::address(y) as *mut f32;
         let none = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
         let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
