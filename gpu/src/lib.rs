@@ -10,6 +10,8 @@
 
 #[cfg(feature = "attention")]
 pub mod attention;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod gated;
 #[cfg(any(
     feature = "f32",

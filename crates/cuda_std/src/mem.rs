@@ -82,3 +82,19 @@ pub unsafe fn global<T>(pointer: *const T) -> *const T {
     }
     pointer
 }
+
+/// Reads sixteen bytes that are used once: `ld.global.nc`, not kept in the L1 cache.
+///
+/// # Safety
+/// As for [`load`], in global memory that nobody writes while the kernel runs.
+#[inline(always)]
+pub unsafe fn load_streaming(pointer: *const U32x4) -> [u32; 4] {
+    check(pointer, false);
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(target_arch = "nvptx64")]
+        return crate::nvptx::load_streaming(pointer.cast());
+        #[cfg(not(target_arch = "nvptx64"))]
+        return pointer.read().0;
+    }
+}

@@ -70,6 +70,21 @@ pub unsafe fn assume_shared(pointer: *const u8) {
     unsafe { core::hint::assert_unchecked(llvm_isspacep_shared(pointer)) }
 }
 
+/// Sixteen bytes of global memory, aligned as many, past the L1 cache.
+#[inline(always)]
+pub unsafe fn load_streaming(pointer: *const u32) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise; a generic address of global memory is its address there too.
+    unsafe {
+        asm!(
+            "ld.global.nc.L1::no_allocate.v4.u32 {{{0}, {1}, {2}, {3}}}, [{4}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) pointer,
+            options(pure, readonly, nostack),
+        )
+    };
+    [a, b, c, d]
+}
+
 /// Tells the compiler that `pointer` points into global memory, so that accesses become `ld.global` and `st.global`.
 #[inline(always)]
 pub unsafe fn assume_global(pointer: *const u8) {

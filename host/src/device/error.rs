@@ -74,3 +74,10 @@ impl DeviceError {
         DeviceError::Layer { layer, source: Box::new(self) }
     }
 }
+
+impl DeviceError {
+    /// What a device without kernels answers to who asks for their times.
+    pub(crate) fn no_launches(device: &str) -> Self {
+        DeviceError::Unsupported(format!("{device} launches no kernels: a profile takes a GPU (--device cuda)"))
+    }
+}

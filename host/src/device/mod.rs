@@ -12,6 +12,7 @@ mod weights;
 use std::ops::Range;
 
 pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
+pub use cuda::driver::Launch;
 pub use error::DeviceError;
 use quant::TensorType;
 pub use replay::{Owner, ReplayKey, ReplayPart};
@@ -181,6 +182,20 @@ pub trait Device: Transfer + Sized {
     /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie. None where no element of a
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
+
+    /// Starts or ends the timing of every launch. A profile makes kernels wait for each other.
+    fn profile(&mut self, _on: bool) -> Result<()> {
+        Err(DeviceError::no_launches(self.name()))
+    }
+    /// The launches that were timed since this was last called, in their order. Waits for what was asked for before.
+    fn take_profile(&mut self) -> Result<Vec<Launch>> {
+        Err(DeviceError::no_launches(self.name()))
+    }
+    /// Bytes a second at which the device reads its memory when it does nothing else. Measured: takes a second, and some GiB of
+    /// free memory where there are as many.
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        Err(DeviceError::no_launches(self.name()))
+    }
 
     /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`. A device may leave
     /// the later ones to [`Device::attend`], which comes next.

@@ -5,7 +5,7 @@ use quant::TensorType;
 
 use super::EngineError;
 use crate::{
-    device::Device,
+    device::{Device, DeviceError, Launch},
     model::{Config, Embedding, Layers, Model, State, Weights, forward},
     pack::Image,
     stream::{Progress, Resident, Streamed, place_head},
@@ -85,6 +85,27 @@ pub trait Runner {
     /// # Errors
     /// When the device fails.
     fn argmax(&mut self) -> Result<Option<u32>, EngineError>;
+    /// Starts or ends the timing of every launch ([`Device::profile`]).
+    ///
+    /// # Errors
+    /// Where the device times none: only GPUs do.
+    fn profile(&mut self, _on: bool) -> Result<(), EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
+    /// The launches that were timed since this was last asked for ([`Device::take_profile`]).
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
+    /// Bytes a second at which the device reads its memory when it does nothing else ([`Device::read_bandwidth`]).
+    ///
+    /// # Errors
+    /// Where that is not known: only GPUs measure it.
+    fn read_bandwidth(&mut self) -> Result<f64, EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
 }
 
 /// A model on device `D`.
@@ -293,5 +314,17 @@ impl<D: Device> Runner for Session<D> {
     fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
         let best = self.dev.argmax(self.state.logits(), self.wanted, self.model.config.dims.vocab)?;
         Ok(best.last().copied().flatten())
+    }
+
+    fn profile(&mut self, on: bool) -> Result<(), EngineError> {
+        Ok(self.dev.profile(on)?)
+    }
+
+    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError> {
+        Ok(self.dev.take_profile()?)
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64, EngineError> {
+        Ok(self.dev.read_bandwidth()?)
     }
 }

@@ -281,6 +281,10 @@ impl Driver for CustDriver {
         unsafe { graph.replay(&self.gpu) }
     }
 
+    fn dependent_launch(&self) -> bool {
+        self.gpu.programmatic
+    }
+
     fn profile(&self, on: bool) {
         self.profile.set(on);
     }

@@ -108,6 +108,11 @@ pub trait Driver: Sized + 'static {
     /// allocations are alive, and what they hold is in range.
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
+    /// Kernels that say when the next one may start are followed by it before their end (programmatic dependent launch).
+    fn dependent_launch(&self) -> bool {
+        false
+    }
+
     /// Starts or ends the measuring of launches. A profile makes kernels wait for each other, and is not for measuring a pass.
     fn profile(&self, on: bool);
     /// Says what is launched from now on, until the next label; the next launch reads `bytes` bytes of weights. Without a profile

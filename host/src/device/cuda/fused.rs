@@ -89,7 +89,10 @@ impl<D: Driver> CudaDevice<D> {
                 eps: dims.eps,
                 reserved: 0,
             };
-            attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })
+            let launch = || {
+                attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })
+            };
+            dev.labelled(|| ("KV cache".into(), dims.kv_read(&batch.positions, w.window)), launch)
         })
     }
 

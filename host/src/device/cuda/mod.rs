@@ -1,5 +1,6 @@
 //! The CUDA device: launches the kernels of `gpu/` through a [`Driver`], the real one or the emulator.
 
+pub mod bandwidth;
 pub mod cust;
 pub mod driver;
 pub mod emulator;
@@ -21,6 +22,8 @@ pub struct CudaDevice<D: Driver> {
     recordings: Recordings<D>,
     pass: Option<Pass<D>>,
     scratch: Option<Scratch<CudaAct<D>>>,
+    /// Launches are timed, so that each has to happen: nothing is replayed.
+    profiling: bool,
     name: String,
     driver: Rc<D>,
 }
@@ -83,7 +86,20 @@ impl<D: Driver> CudaDevice<D> {
     /// A device over `driver`.
     pub fn new(driver: D) -> Self {
         let name = driver.name().to_owned();
-        CudaDevice { recordings: Recordings::new(), pass: None, scratch: None, name, driver: Rc::new(driver) }
+        let driver = Rc::new(driver);
+        CudaDevice { recordings: Recordings::new(), pass: None, scratch: None, profiling: false, name, driver }
+    }
+
+    /// Launches by `f` as one on `what`, which reads `bytes` bytes of weights, or of keys and values, in a profile.
+    fn labelled(&self, what: impl FnOnce() -> (String, u64), f: impl FnOnce() -> Result<()>) -> Result<()> {
+        if !self.profiling {
+            return f();
+        }
+        let (what, bytes) = what();
+        self.driver.label(&what, bytes);
+        let result = f();
+        self.driver.label("", 0);
+        result
     }
 
     fn pass(&self) -> &Pass<D> {

@@ -10,7 +10,7 @@ use gpu::{
 use quant::TensorType;
 
 use super::{
-    CudaAct, CudaBuf, CudaDevice, CudaKv, bytes_of, bytes_of_mut,
+    CudaAct, CudaBuf, CudaDevice, CudaKv, bandwidth, bytes_of, bytes_of_mut,
     driver::Driver,
     fused::Attention,
     in_range,
@@ -18,8 +18,8 @@ use super::{
     recordings::{How, Recordings},
 };
 use crate::device::{
-    Activation, Attn, Batch, Device, DeviceError, Dims, Epilogue, Ffn, Head, Linear, Pairing, ReplayKey, Result,
-    Scratch, Tensor, Weight, new_scratch, stages,
+    Activation, Attn, Batch, Device, DeviceError, Dims, Epilogue, Ffn, Head, Launch, Linear, Pairing, ReplayKey,
+    Result, Scratch, Tensor, Weight, new_scratch, stages,
 };
 
 impl<D: Driver> CudaDevice<D> {
@@ -151,7 +151,7 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn replay(&mut self, key: ReplayKey, f: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        if self.recordings.busy {
+        if self.recordings.busy || self.profiling {
             return f(self);
         }
         let driver = self.driver.clone();
@@ -168,6 +168,20 @@ impl<D: Driver> Device for CudaDevice<D> {
         }
         self.recordings.insert(key, graph);
         Ok(())
+    }
+
+    fn profile(&mut self, on: bool) -> Result<()> {
+        self.profiling = on;
+        self.driver.profile(on);
+        Ok(())
+    }
+
+    fn take_profile(&mut self) -> Result<Vec<Launch>> {
+        self.driver.take_profile()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        Ok(bandwidth::read(&*self.driver)?.rate())
     }
 
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CudaAct<D>) -> Result<()> {
@@ -288,7 +302,8 @@ impl<D: Driver> Device for CudaDevice<D> {
         );
         let grid = ops::attention_grid(batch.len() as u32, heads as u32);
         // SAFETY: q and y were checked; `begin` checked that the positions are below the context that the caches were made for.
-        unsafe { self.driver.launch::<ops::attention>(grid, args) }
+        let launch = || unsafe { self.driver.launch::<ops::attention>(grid, args) };
+        self.labelled(|| ("KV cache".into(), self.dims().kv_read(&batch.positions, window)), launch)
     }
 
     fn glu(&mut self, n: usize, gate: &mut CudaAct<D>, up: &CudaAct<D>) -> Result<()> {

@@ -35,7 +35,8 @@ impl<D: Driver> CudaDevice<D> {
             for outputs in together.chunks(MATRICES) {
                 let mut product = self.product(norm, n, x, outputs)?;
                 product.accumulate = u32::from(epilogue == Epilogue::Residual);
-                gemv::visit(ty, Multiply { driver: &*self.driver, product })?;
+                let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product });
+                self.labelled(|| operand(outputs), launch)?;
             }
             left = others;
         }
@@ -59,7 +60,8 @@ impl<D: Driver> CudaDevice<D> {
             Activation::Silu => gemv::SILU,
             Activation::GeluTanh => gemv::GELU,
         };
-        gemv::visit(gate.weight.ty, Gated { driver: &*self.driver, product })
+        let launch = || gemv::visit(gate.weight.ty, Gated { driver: &*self.driver, product });
+        self.labelled(|| operand(&[(gate, y), (up, y)]), launch)
     }
 
     /// What the kernels are told of matrices of one type, after checking that everything is inside its buffer.
@@ -111,6 +113,13 @@ impl<D: Driver> CudaDevice<D> {
             eps: self.dims().eps,
         })
     }
+}
+
+/// What the matrices of a launch are together, `Q8_0 6144x4096`, and their bytes.
+fn operand<D: Driver>(outputs: &[Output<'_, D>]) -> (String, u64) {
+    let Tensor { ty, cols, .. } = &outputs[0].0.weight;
+    let rows: usize = outputs.iter().map(|(w, _)| w.weight.rows).sum();
+    (format!("{ty} {rows}x{cols}"), ty.row_bytes(*cols).map_or(0, |bytes| (bytes * rows) as u64))
 }
 
 /// Launches `K`, `columns` columns at a time, and says whether the GPU has the shared memory for it.
