@@ -5,6 +5,7 @@
 //! between guard words and hold NaN before the launch, unless the kernel reads them; inputs fill their allocation, so
 //! that the emulator sees every read beyond them.
 
+mod decode;
 mod driver;
 mod ops;
 mod weights;
@@ -60,6 +61,13 @@ cases! {
     ops::attention_long,
     ops::attention_window,
     ops::attention_cap,
+    decode::heads,
+    decode::edges,
+    decode::splits,
+    decode::windows,
+    decode::caps,
+    decode::norms_and_rotations,
+    decode::long,
     ops::swiglu,
     ops::geglu,
     ops::scale,

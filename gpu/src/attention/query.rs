@@ -63,7 +63,8 @@ impl Vector {
             let mut pair = lane;
             while pair < pairs {
                 let (a, b) = if args.pairing == HALF { (pair, pair + pairs) } else { (2 * pair, 2 * pair + 1) };
-                let (cos, sin) = (mem::load(mem::global(self.cos).add(pair)), mem::load(mem::global(self.sin).add(pair)));
+                let (cos, sin) =
+                    (mem::load(mem::global(self.cos).add(pair)), mem::load(mem::global(self.sin).add(pair)));
                 let (u, v) = (out.add(a).read(), out.add(b).read());
                 out.add(a).write(u * cos - v * sin);
                 out.add(b).write(u * sin + v * cos);

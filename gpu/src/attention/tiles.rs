@@ -40,6 +40,8 @@ pub(super) struct Warp<const CHUNKS: usize, const STEPS: usize, const WIDE: bool
 
 impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STEPS, WIDE> {
     const TILE: u32 = (16 * STEPS) as u32;
+    /// Whether the next tile's keys are read while this one is computed: there are registers for it.
+    const PREFETCH: bool = CHUNKS <= 2;
 
     /// At the first of its tiles: each warp takes every fourth one of the block's.
     ///
@@ -84,9 +86,17 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
         })
     }
 
+    /// Starts reading the keys of the first tile, where the warp will expect it.
+    #[inline(always)]
+    pub(super) fn begin(&mut self) {
+        if Self::PREFETCH {
+            self.load_keys();
+        }
+    }
+
     /// Starts reading the keys of the tile, if there is one.
     #[inline(always)]
-    pub(super) fn load_keys(&mut self) {
+    fn load_keys(&mut self) {
         if self.first >= self.end {
             return;
         }
@@ -128,24 +138,28 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     #[inline(always)]
     pub(super) unsafe fn attend(&mut self, args: &Decode, shared: &Shared<CHUNKS>) {
         while self.first < self.end {
-            let values = self.values();
             // SAFETY: `first` and `end` are the warp's, so that all lanes are here. The barriers keep the compiler from moving reads
             // of the cache down to where they are used.
             unsafe {
-                warp::sync_warp(warp::FULL_MASK);
-                let scores = self.scores(shared);
-                let weights = self.weigh(args, scores);
-                self.first += WARPS as u32 * Self::TILE;
-                // Registers are short where a head is long: the next keys wait for half of the values to be used.
-                if CHUNKS > 2 {
+                if Self::PREFETCH {
+                    let values = self.values();
+                    warp::sync_warp(warp::FULL_MASK);
+                    let scores = self.scores(shared);
+                    let weights = self.weigh(args, scores);
+                    self.first += WARPS as u32 * Self::TILE;
+                    self.load_keys();
+                    warp::sync_warp(warp::FULL_MASK);
                     unrolled!(c in [0 1] < CHUNKS, { self.add(c, &values, &weights) });
-                }
-                self.load_keys();
-                warp::sync_warp(warp::FULL_MASK);
-                if CHUNKS > 2 {
-                    unrolled!(c in [2 3] < CHUNKS, { self.add(c, &values, &weights) });
                 } else {
-                    unrolled!(c in [0 1] < CHUNKS, { self.add(c, &values, &weights) });
+                    // Registers are short: either keys or values are on their way.
+                    self.load_keys();
+                    warp::sync_warp(warp::FULL_MASK);
+                    let scores = self.scores(shared);
+                    let values = self.values();
+                    warp::sync_warp(warp::FULL_MASK);
+                    let weights = self.weigh(args, scores);
+                    self.first += WARPS as u32 * Self::TILE;
+                    unrolled!(c in [0 1 2 3], { self.add(c, &values, &weights) });
                 }
             }
         }
@@ -162,6 +176,10 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
         // Query g's row; one that the block does not have gives what nobody reads.
         let row = lane / 4 * query::stride(CHUNKS) + 8 * (lane % 4);
         unrolled!(c in [0 1 2 3] < CHUNKS, {
+            if !Self::PREFETCH {
+                // SAFETY: all lanes are here. Keeps the compiler from reading the whole query ahead.
+                unsafe { warp::sync_warp(warp::FULL_MASK) };
+            }
             unrolled!(j in [0 1], {
                 let mut sums = [[[0.0; 4]; 2]; STEPS];
                 unrolled!(pair in [0 1], {
@@ -198,11 +216,7 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     /// # Safety
     /// As for [`Warp::attend`].
     #[inline(always)]
-    unsafe fn weigh(
-        &mut self,
-        args: &Decode,
-        mut scores: [[[f32; 2]; 2]; STEPS],
-    ) -> Weights<STEPS> {
+    unsafe fn weigh(&mut self, args: &Decode, mut scores: [[[f32; 2]; 2]; STEPS]) -> Weights<STEPS> {
         let t = warp::lane_id() % 4;
         let mut maximum = self.maximum;
         unrolled!(step in [0 1] < STEPS, {
