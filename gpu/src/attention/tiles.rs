@@ -66,37 +66,44 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
         }
     }
 
-    /// Eight dimensions of a position, from `dim` on: zeros beyond the head's. Positions beyond the last one are that one.
+    /// Eight dimensions of a position, from `dim` on. Positions beyond the last one are that one, and dimensions beyond the head's are
+    /// its last ones: where the query has zeros, and where nobody reads the sum. No branch, so that all reads start at once.
+    ///
+    /// # Safety
+    /// There is a tile; all lanes are here.
     #[inline(always)]
-    fn row(&self, cache: *const F16, position: u32, dim: usize) -> [u32; 4] {
-        let at = position.min(self.end - 1) as usize * self.dims + dim;
+    unsafe fn row(&self, cache: *const F16, position: u32, dim: usize) -> [u32; 4] {
+        let row = position.min(self.end - 1) as usize * self.dims;
         if WIDE {
-            if dim >= self.dims {
-                return [0; 4];
-            }
             // SAFETY: inside the row, and a multiple of 8 halves, as rows and dimensions are.
-            return unsafe { mem::load4_u32(cache.add(at).cast()) };
+            return unsafe { mem::load4_u32(cache.add(row + dim.min(self.dims - 8)).cast()) };
         }
+        // SAFETY: all lanes are here. Many narrow reads at once would take more registers for addresses than there are.
+        unsafe { warp::sync_warp(warp::FULL_MASK) };
         array::from_fn(|i| {
-            if dim + 2 * i >= self.dims {
-                return 0;
-            }
             // SAFETY: inside the row; an even number of halves, as rows and dimensions are.
-            unsafe { mem::load(cache.add(at + 2 * i).cast::<u32>()) }
+            unsafe { mem::load(cache.add((row + dim + 2 * i).min(row + self.dims - 2)).cast::<u32>()) }
         })
     }
 
     /// Starts reading the keys of the first tile, where the warp will expect it.
+    ///
+    /// # Safety
+    /// All lanes are here.
     #[inline(always)]
-    pub(super) fn begin(&mut self) {
+    pub(super) unsafe fn begin(&mut self) {
         if Self::PREFETCH {
-            self.load_keys();
+            // SAFETY: the caller's promise.
+            unsafe { self.load_keys() };
         }
     }
 
     /// Starts reading the keys of the tile, if there is one.
+    ///
+    /// # Safety
+    /// All lanes are here.
     #[inline(always)]
-    fn load_keys(&mut self) {
+    unsafe fn load_keys(&mut self) {
         if self.first >= self.end {
             return;
         }
@@ -106,7 +113,8 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
                 let position = self.first + (16 * step + 8 * half) as u32 + g;
                 unrolled!(c in [0 1 2 3] < CHUNKS, {
                     unrolled!(j in [0 1], {
-                        self.keys[step][half][c][j] = self.row(self.k, position, 64 * c + 32 * j + 8 * t);
+                        // SAFETY: the caller's promise.
+                        self.keys[step][half][c][j] = unsafe { self.row(self.k, position, 64 * c + 32 * j + 8 * t) };
                     });
                 });
             });
@@ -114,8 +122,11 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     }
 
     /// Starts reading the values of the tile.
+    ///
+    /// # Safety
+    /// There is a tile; all lanes are here.
     #[inline(always)]
-    fn values(&self) -> Values<CHUNKS, STEPS> {
+    unsafe fn values(&self) -> Values<CHUNKS, STEPS> {
         let (g, t) = (warp::lane_id() as usize / 4, warp::lane_id() % 4);
         let mut values = [[[[[0; 4]; 2]; 2]; STEPS]; CHUNKS];
         unrolled!(step in [0 1] < STEPS, {
@@ -123,7 +134,8 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
                 unrolled!(i in [0 1], {
                     let position = self.first + 2 * t + (16 * step + 8 * half + i) as u32;
                     unrolled!(c in [0 1 2 3] < CHUNKS, {
-                        values[c][step][half][i] = self.row(self.v, position, 64 * c + 8 * g);
+                        // SAFETY: the caller's promise.
+                        values[c][step][half][i] = unsafe { self.row(self.v, position, 64 * c + 8 * g) };
                     });
                 });
             });
@@ -155,6 +167,7 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
                     self.load_keys();
                     warp::sync_warp(warp::FULL_MASK);
                     let scores = self.scores(shared);
+                    warp::sync_warp(warp::FULL_MASK);
                     let values = self.values();
                     warp::sync_warp(warp::FULL_MASK);
                     let weights = self.weigh(args, scores);
@@ -259,6 +272,10 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     /// As for [`Warp::attend`].
     #[inline(always)]
     unsafe fn add(&mut self, chunk: usize, values: &Values<CHUNKS, STEPS>, (weights, correction): &Weights<STEPS>) {
+        if !Self::PREFETCH {
+            // SAFETY: all lanes are here. Keeps the compiler from converting all values ahead.
+            unsafe { warp::sync_warp(warp::FULL_MASK) };
+        }
         unrolled!(word in [0 1 2 3], {
             let mut sums = [[0.0; 4]; 2];
             unrolled!(step in [0 1] < STEPS, {

@@ -216,7 +216,7 @@ impl Attention {
 }
 
 /// Every size of head, with groups of 1, 4, 5, 7, 8, and more than a block takes.
-pub fn heads<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_heads<D: Driver>(lab: &mut Lab<D>) {
     const GROUPS: [(usize, usize); 7] = [(2, 2), (8, 2), (5, 1), (14, 2), (8, 1), (12, 1), (17, 1)];
     for (i, head_dim) in [2, 20, 64, 72, 80, 96, 100, 128, 136, 192, 256].into_iter().enumerate() {
         for (heads, kv_heads) in [GROUPS[i % 7], GROUPS[(i + 3) % 7]] {
@@ -226,7 +226,7 @@ pub fn heads<D: Driver>(lab: &mut Lab<D>) {
 }
 
 /// The first positions, and the edges of tiles, of warps' and of blocks' shares.
-pub fn edges<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_edges<D: Driver>(lab: &mut Lab<D>) {
     for head_dim in [64, 128] {
         for position in [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 192, 193, 199] {
             Attention::new(4, 2, head_dim, 200).check(lab, position);
@@ -235,7 +235,7 @@ pub fn edges<D: Driver>(lab: &mut Lab<D>) {
 }
 
 /// Any number of splits.
-pub fn splits<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_splits<D: Driver>(lab: &mut Lab<D>) {
     for splits in [1, 2, 3, 4, 7, 33, 256] {
         for position in [5, 300, 511] {
             let (heads, kv_heads, head_dim) = if splits % 2 == 0 { (4, 1, 128) } else { (2, 2, 20) };
@@ -245,7 +245,7 @@ pub fn splits<D: Driver>(lab: &mut Lab<D>) {
 }
 
 /// No further back than the window: before it has filled, at its edge and beyond.
-pub fn windows<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_windows<D: Driver>(lab: &mut Lab<D>) {
     for window in [1, 2, 16, 33, 100, 1000] {
         for position in [0, 1, 15, 40, 99, 100, 199] {
             Attention { window, ..Attention::new(4, 2, 64, 200) }.check(lab, position);
@@ -255,7 +255,7 @@ pub fn windows<D: Driver>(lab: &mut Lab<D>) {
 
 /// Scores around the cap, far below it and far above; and scores of up to 100, whose exponentials overflow unless the largest is
 /// taken off first.
-pub fn caps<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_caps<D: Driver>(lab: &mut Lab<D>) {
     for (scale, cap) in [(0.3, 50.0), (5.0, 5.0), (100.0, 3.0), (100.0 / 8.0, 0.0)] {
         for position in [0, 39, 150] {
             Attention { scale, cap, ..Attention::new(2, 1, 64, 160) }.check(lab, position);
@@ -264,7 +264,7 @@ pub fn caps<D: Driver>(lab: &mut Lab<D>) {
 }
 
 /// Norms of q and k, both pairings, and heads of which a part rotates or nothing.
-pub fn norms_and_rotations<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_norms_and_rotations<D: Driver>(lab: &mut Lab<D>) {
     for (head_dim, rope_dims) in [(20, 20), (64, 64), (80, 32), (96, 0), (128, 128), (256, 64)] {
         for pairing in [ADJACENT, HALF] {
             for norms in [false, true] {
@@ -277,7 +277,7 @@ pub fn norms_and_rotations<D: Driver>(lab: &mut Lab<D>) {
 }
 
 /// Many tiles for each warp, many splits for the last block.
-pub fn long<D: Driver>(lab: &mut Lab<D>) {
+pub fn decode_long<D: Driver>(lab: &mut Lab<D>) {
     Attention { splits: 2, ..Attention::new(2, 1, 64, 1500) }.check(lab, 1499);
     Attention { splits: 40, ..Attention::new(4, 1, 128, 3000) }.check(lab, 2900);
 }
