@@ -6,6 +6,7 @@
 //! that the emulator sees every read beyond them.
 
 mod bench;
+mod decode;
 mod driver;
 mod gemv;
 mod ops;
@@ -66,6 +67,13 @@ cases! {
     ops::attention_long,
     ops::attention_window,
     ops::attention_cap,
+    decode::decode_heads,
+    decode::decode_edges,
+    decode::decode_splits,
+    decode::decode_windows,
+    decode::decode_caps,
+    decode::decode_norms_and_rotations,
+    decode::decode_long,
     ops::swiglu,
     ops::geglu,
     ops::scale,

@@ -18,11 +18,11 @@ impl Sum {
 }
 
 /// sum a\[i\] b\[i\]
-pub fn dot(a: &[f32], b: &[f32]) -> Sum {
+pub fn dot(a: &[impl Copy + Into<f64>], b: &[f32]) -> Sum {
     assert_eq!(a.len(), b.len());
     let mut sum = Sum::default();
     for (&a, &b) in a.iter().zip(b) {
-        sum.add(f64::from(a) * f64::from(b));
+        sum.add(a.into() * f64::from(b));
     }
     sum
 }
@@ -35,11 +35,11 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
 }
 
 /// One head's vector with the pairs `pair(i)` rotated by the angles whose cosine and sine are given.
-pub fn rope(x: &[f32], cos: &[f32], sin: &[f32], pair: impl Fn(usize) -> (usize, usize)) -> Vec<f64> {
+pub fn rope(x: &[impl Copy + Into<f64>], cos: &[f32], sin: &[f32], pair: impl Fn(usize) -> (usize, usize)) -> Vec<f64> {
     let mut y: Vec<f64> = x.iter().map(|&x| x.into()).collect();
     for (i, (&cos, &sin)) in cos.iter().zip(sin).enumerate() {
         let (a, b) = pair(i);
-        let (u, v) = (f64::from(x[a]), f64::from(x[b]));
+        let (u, v): (f64, f64) = (x[a].into(), x[b].into());
         y[a] = u * f64::from(cos) - v * f64::from(sin);
         y[b] = u * f64::from(sin) + v * f64::from(cos);
     }
@@ -49,7 +49,13 @@ pub fn rope(x: &[f32], cos: &[f32], sin: &[f32], pair: impl Fn(usize) -> (usize,
 /// softmax(scale q K^T) V of one head, with one key and one value a position, and scores within `cap` unless that is 0. Beside
 /// the result, the largest magnitude
 /// sum of a score: a score's rounding error is relative to it, and shifts the result by as much again.
-pub fn attention(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32, cap: f32) -> (Vec<Sum>, f64) {
+pub fn attention(
+    q: &[impl Copy + Into<f64>],
+    keys: &[&[f32]],
+    values: &[&[f32]],
+    scale: f32,
+    cap: f32,
+) -> (Vec<Sum>, f64) {
     let scores: Vec<Sum> = keys.iter().map(|key| dot(q, key)).collect();
     let scale = f64::from(scale);
     let capped: Vec<f64> = scores.iter().map(|s| soft_cap(s.value * scale, cap.into())).collect();

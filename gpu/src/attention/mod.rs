@@ -354,7 +354,7 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
             return;
         }
         let mut warp = Warp::<CHUNKS, STEPS, WIDE>::new(args, &task);
-        warp.load_keys();
+        warp.begin();
         query::prepare(args, &task, &shared);
         thread::sync_threads();
         if task.has_token() {

@@ -40,6 +40,8 @@ pub(super) struct Warp<const CHUNKS: usize, const STEPS: usize, const WIDE: bool
 
 impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STEPS, WIDE> {
     const TILE: u32 = (16 * STEPS) as u32;
+    /// Whether the next tile's keys are read while this one is computed: there are registers for it.
+    const PREFETCH: bool = CHUNKS <= 2;
 
     /// At the first of its tiles: each warp takes every fourth one of the block's.
     ///
@@ -64,29 +66,44 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
         }
     }
 
-    /// Eight dimensions of a position, from `dim` on: zeros beyond the head's. Positions beyond the last one are that one.
+    /// Eight dimensions of a position, from `dim` on. Positions beyond the last one are that one, and dimensions beyond the head's are
+    /// its last ones: where the query has zeros, and where nobody reads the sum. No branch, so that all reads start at once.
+    ///
+    /// # Safety
+    /// There is a tile; all lanes are here.
     #[inline(always)]
-    fn row(&self, cache: *const F16, position: u32, dim: usize) -> [u32; 4] {
-        let at = position.min(self.end - 1) as usize * self.dims + dim;
+    unsafe fn row(&self, cache: *const F16, position: u32, dim: usize) -> [u32; 4] {
+        let row = position.min(self.end - 1) as usize * self.dims;
         if WIDE {
-            if dim >= self.dims {
-                return [0; 4];
-            }
             // SAFETY: inside the row, and a multiple of 8 halves, as rows and dimensions are.
-            return unsafe { mem::load4_u32(cache.add(at).cast()) };
+            return unsafe { mem::load4_u32(cache.add(row + dim.min(self.dims - 8)).cast()) };
         }
+        // SAFETY: all lanes are here. Many narrow reads at once would take more registers for addresses than there are.
+        unsafe { warp::sync_warp(warp::FULL_MASK) };
         array::from_fn(|i| {
-            if dim + 2 * i >= self.dims {
-                return 0;
-            }
             // SAFETY: inside the row; an even number of halves, as rows and dimensions are.
-            unsafe { mem::load(cache.add(at + 2 * i).cast::<u32>()) }
+            unsafe { mem::load(cache.add((row + dim + 2 * i).min(row + self.dims - 2)).cast::<u32>()) }
         })
     }
 
-    /// Starts reading the keys of the tile, if there is one.
+    /// Starts reading the keys of the first tile, where the warp will expect it.
+    ///
+    /// # Safety
+    /// All lanes are here.
     #[inline(always)]
-    pub(super) fn load_keys(&mut self) {
+    pub(super) unsafe fn begin(&mut self) {
+        if Self::PREFETCH {
+            // SAFETY: the caller's promise.
+            unsafe { self.load_keys() };
+        }
+    }
+
+    /// Starts reading the keys of the tile, if there is one.
+    ///
+    /// # Safety
+    /// All lanes are here.
+    #[inline(always)]
+    unsafe fn load_keys(&mut self) {
         if self.first >= self.end {
             return;
         }
@@ -96,7 +113,8 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
                 let position = self.first + (16 * step + 8 * half) as u32 + g;
                 unrolled!(c in [0 1 2 3] < CHUNKS, {
                     unrolled!(j in [0 1], {
-                        self.keys[step][half][c][j] = self.row(self.k, position, 64 * c + 32 * j + 8 * t);
+                        // SAFETY: the caller's promise.
+                        self.keys[step][half][c][j] = unsafe { self.row(self.k, position, 64 * c + 32 * j + 8 * t) };
                     });
                 });
             });
@@ -104,8 +122,11 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     }
 
     /// Starts reading the values of the tile.
+    ///
+    /// # Safety
+    /// There is a tile; all lanes are here.
     #[inline(always)]
-    fn values(&self) -> Values<CHUNKS, STEPS> {
+    unsafe fn values(&self) -> Values<CHUNKS, STEPS> {
         let (g, t) = (warp::lane_id() as usize / 4, warp::lane_id() % 4);
         let mut values = [[[[[0; 4]; 2]; 2]; STEPS]; CHUNKS];
         unrolled!(step in [0 1] < STEPS, {
@@ -113,7 +134,8 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
                 unrolled!(i in [0 1], {
                     let position = self.first + 2 * t + (16 * step + 8 * half + i) as u32;
                     unrolled!(c in [0 1 2 3] < CHUNKS, {
-                        values[c][step][half][i] = self.row(self.v, position, 64 * c + 8 * g);
+                        // SAFETY: the caller's promise.
+                        values[c][step][half][i] = unsafe { self.row(self.v, position, 64 * c + 8 * g) };
                     });
                 });
             });
@@ -128,24 +150,29 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     #[inline(always)]
     pub(super) unsafe fn attend(&mut self, args: &Decode, shared: &Shared<CHUNKS>) {
         while self.first < self.end {
-            let values = self.values();
             // SAFETY: `first` and `end` are the warp's, so that all lanes are here. The barriers keep the compiler from moving reads
             // of the cache down to where they are used.
             unsafe {
-                warp::sync_warp(warp::FULL_MASK);
-                let scores = self.scores(shared);
-                let weights = self.weigh(args, scores);
-                self.first += WARPS as u32 * Self::TILE;
-                // Registers are short where a head is long: the next keys wait for half of the values to be used.
-                if CHUNKS > 2 {
+                if Self::PREFETCH {
+                    let values = self.values();
+                    warp::sync_warp(warp::FULL_MASK);
+                    let scores = self.scores(shared);
+                    let weights = self.weigh(args, scores);
+                    self.first += WARPS as u32 * Self::TILE;
+                    self.load_keys();
+                    warp::sync_warp(warp::FULL_MASK);
                     unrolled!(c in [0 1] < CHUNKS, { self.add(c, &values, &weights) });
-                }
-                self.load_keys();
-                warp::sync_warp(warp::FULL_MASK);
-                if CHUNKS > 2 {
-                    unrolled!(c in [2 3] < CHUNKS, { self.add(c, &values, &weights) });
                 } else {
-                    unrolled!(c in [0 1] < CHUNKS, { self.add(c, &values, &weights) });
+                    // Registers are short: either keys or values are on their way.
+                    self.load_keys();
+                    warp::sync_warp(warp::FULL_MASK);
+                    let scores = self.scores(shared);
+                    warp::sync_warp(warp::FULL_MASK);
+                    let values = self.values();
+                    warp::sync_warp(warp::FULL_MASK);
+                    let weights = self.weigh(args, scores);
+                    self.first += WARPS as u32 * Self::TILE;
+                    unrolled!(c in [0 1 2 3], { self.add(c, &values, &weights) });
                 }
             }
         }
@@ -162,6 +189,10 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
         // Query g's row; one that the block does not have gives what nobody reads.
         let row = lane / 4 * query::stride(CHUNKS) + 8 * (lane % 4);
         unrolled!(c in [0 1 2 3] < CHUNKS, {
+            if !Self::PREFETCH {
+                // SAFETY: all lanes are here. Keeps the compiler from reading the whole query ahead.
+                unsafe { warp::sync_warp(warp::FULL_MASK) };
+            }
             unrolled!(j in [0 1], {
                 let mut sums = [[[0.0; 4]; 2]; STEPS];
                 unrolled!(pair in [0 1], {
@@ -241,6 +272,10 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     /// As for [`Warp::attend`].
     #[inline(always)]
     unsafe fn add(&mut self, chunk: usize, values: &Values<CHUNKS, STEPS>, (weights, correction): &Weights<STEPS>) {
+        if !Self::PREFETCH {
+            // SAFETY: all lanes are here. Keeps the compiler from converting all values ahead.
+            unsafe { warp::sync_warp(warp::FULL_MASK) };
+        }
         unrolled!(word in [0 1 2 3], {
             let mut sums = [[0.0; 4]; 2];
             unrolled!(step in [0 1] < STEPS, {

@@ -10,20 +10,20 @@ use super::{Lab, Number, assert_close, pointer};
 use crate::reference;
 
 /// Relative: `rsqrt.approx` has 2^-22, the mean of squares about as much.
-const RMS_NORM_BUDGET: f64 = 1e-6;
+pub(super) const RMS_NORM_BUDGET: f64 = 1e-6;
 /// Relative: one rounding.
 const SUM_BUDGET: f64 = 1e-7;
 /// Relative to the pair's length: two products and a sum.
-const ROPE_BUDGET: f64 = 2e-7;
+pub(super) const ROPE_BUDGET: f64 = 2e-7;
 /// Relative to sum p |v|, and to 1 + the largest sum |q| |k| of a score: e^x turns a score's absolute error into a
 /// relative one.
-const ATTENTION_BUDGET: f64 = 5e-7;
+pub(super) const ATTENTION_BUDGET: f64 = 5e-7;
 /// Relative, and to 1 + |gate|, for the same reason.
 const SWIGLU_BUDGET: f64 = 5e-7;
 /// As SwiGLU's; the exponent has a cube.
 const GEGLU_BUDGET: f64 = 1e-6;
 /// Relative: the kernels' tanh.
-const CAP_BUDGET: f64 = 2e-6;
+pub(super) const CAP_BUDGET: f64 = 2e-6;
 
 /// y = weight x / rms(x), also in place, and added to y.
 pub fn rms_norm<D: Driver>(lab: &mut Lab<D>) {
