@@ -3,21 +3,28 @@
 #
 #   scripts/gpu-check.sh [PART...]      parts: kernels models sanitizer demo speed bench (default: all)
 #
-#   SHAPES="8b"        shapes of the speed part: 1b, 8b, 70b, 32b-qwen2
-#   QUANT=Q8_0         their tensor type
+#   SHAPES="8b:Q8_0 8b:Q4_K_M 1b:Q8_0"
+#                      models of the speed part, SHAPE[:TYPE][@DEPTH]: random weights in that shape (1b, 8b, 70b, ...), of that type
+#                      (QUANT if absent); tokens are generated after none and 512 others, and after DEPTH others
+#   QUANT=Q8_0         the type of shapes that name none
 #   PEERS=FILE.tar.xz  an archive with lcp/llama-bench, which is then measured on the same files
+#   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
+#   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
 #   OUT=gpu-out        where the logs go
-#   SCRATCH=/tmp       where the bundle is unpacked and models are written (8b takes 9 GB, 70b takes 75 GB)
-#   TOTAL=480          seconds that all parts may take together
+#   SCRATCH=/tmp       where the bundle is unpacked
+#   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
+#   TOTAL=570          seconds that all parts may take together
 #
+# All bars: BARS=1 PEERS=... SHAPES="8b:Q8_0@32768 8b:Q4_K_M 1b:Q8_0" scripts/gpu-check.sh speed bench; SHAPES=70b:Q4_K_M apart.
 # A part that fails or runs out of time does not stop the others. The exit code is 1 if any did.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$(realpath -m "${OUT:-gpu-out}")
 scratch=${SCRATCH:-/tmp}
-total=${TOTAL:-480}
-export here out scratch
+models=${MODELS:-$scratch}
+total=${TOTAL:-570}
+export here out scratch models
 
 parts=("$@")
 [ $# -gt 0 ] || parts=(kernels models sanitizer demo speed bench)
@@ -83,6 +90,7 @@ machine() {
         command -v $tool >/dev/null && $tool --version 2>&1 | grep -i -m 1 -E 'release|version [0-9]|^python' | sed "s/^/$tool: /"
     done
     "$bin/ntransformer" --version
+    df --human-readable --output=target,avail "$scratch" "$models" /dev/shm
     echo "$(nproc) cores, $(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo) of memory"
 }
 
@@ -149,51 +157,53 @@ same_perplexity() {
     }'
 }
 
-# speed SHAPE: writes the model and measures the engine's decode, and the peer's where there is one.
+# speed SHAPE[:TYPE][@DEPTH]: writes the model and measures what it generates, and the peer beside it.
 speed() {
-    local shape=$1 quant=${QUANT:-Q8_0}
-    local model=$scratch/$shape-$quant.gguf
-    "$bin/ntransformer" synth --force --shape "$shape" --quant "$quant" "$model" || return
-    "$bin/ntransformer" --model "$model" --device cuda --prompt "$prompt" --n-predict 256 --temperature 0 --json >"$out/speed-$shape.json" || return
+    local entry=${1%@*} depths=0,512 deep='' shape quant name model
+    case $1 in *@*) deep=${1#*@} && depths=$depths,$deep ;; esac
+    shape=${entry%:*} quant=${QUANT:-Q8_0}
+    case $entry in *:*) quant=${entry#*:} ;; esac
+    name=$shape-$quant
+    model=$models/nt-$name.gguf
+    # Also if this is stopped: the next model needs the room.
+    trap 'rm -f "$model" "$model.tmp"' EXIT
+    "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
+    "$NT_BIN" bench --model "$model" --device cuda -p 0 -n 128 -d "$depths" -r 3 --profile -o json >"$out/speed-$name.json" || return
     if [ -n "${PEERS:-}" ]; then
-        tar -xJf "$here/$PEERS" -C "$scratch" || return
-        LD_LIBRARY_PATH=$scratch/lcp:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-} \
-            "$scratch/lcp/llama-bench" -m "$model" -ngl 99 -p 512 -n 128 -r 3 || echo "llama-bench failed"
+        peer "$model" -d 0,512 >"$out/peer-$name.json" || echo "llama-bench failed"
+        [ -z "$deep" ] || peer "$model" -d "$deep" -fa 1 >"$out/peer-$name-deep.json" || echo "llama-bench failed at depth $deep"
     fi
-    # A third of the weights' memory: most layers are streamed.
-    local budget=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["memory"]["device_weights"] // 3 + (1 << 30))' "$out/speed-$shape.json")
-    "$bin/ntransformer" --model "$model" --device cuda --streaming --vram-budget "$budget" --prompt "$prompt" --n-predict 33 \
-        --temperature 0 --json >"$out/streamed-$shape.json" || return
-    rm -f "$model"
-    python3 - "$out" "$shape" "$quant" <<'PY'
-import json, sys
-
-out, shape, quant = sys.argv[1:]
-report, streamed = (json.load(open(f"{out}/{name}-{shape}.json")) for name in ("speed", "streamed"))
-decode, read = report["decode"], report["memory"]["read_per_pass"]
-rate = decode["tokens_per_second"]
-print(f"{shape} {quant} on {report['device']}: {rate:.1f} tok/s decode over {decode['tokens']} tokens, {read * rate / 1e9:.0f} GB/s of weights")
-moved, pace = streamed["memory"]["streamed_per_pass"], streamed["decode"]["tokens_per_second"]
-print(f"{shape} {quant} streamed: {pace:.2f} tok/s, {moved / 1e9:.2f} GB a token over the link, {moved * pace / 1e9:.1f} GB/s (the bench part measures the link)")
-if streamed["tokens"] != report["tokens"][: len(streamed["tokens"])]:
-    sys.exit("streamed and resident tokens differ")
-if decode["tokens"] < 32:
-    sys.exit("too few tokens to measure")
-# The floor that the C++ original set, on the GPU that it was measured on.
-if (shape, quant) == ("8b", "Q8_0") and "H200" in report["device"] and rate < 80:
-    sys.exit("slower than 80 tok/s")
-PY
+    python3 "$NT_ROOT/scripts/gpu_report.py" profile "$out/speed-$name.json" || return
+    [ "${2:-}" != streamed ] || streamed "$model" "$name"
 }
 
+# peer MODEL ARGS...
+peer() {
+    local model=$1
+    shift
+    LD_LIBRARY_PATH=$scratch/lcp:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-} \
+        "$scratch/lcp/llama-bench" -m "$model" -ngl 99 -p 0 -n 128 -r 3 "$@" -o json
+}
+
+# streamed MODEL NAME: resident, and with a third of the weights' memory, so that most layers are streamed: the same tokens.
+streamed() {
+    local model=$1 resident=$out/resident-$2.json streamed=$out/streamed-$2.json budget
+    local generate=("$NT_BIN" --model "$model" --device cuda --prompt "$prompt" --n-predict 33 --temperature 0 --json)
+    "${generate[@]}" >"$resident" || return
+    budget=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["memory"]["device_weights"] // 3 + (1 << 30))' "$resident")
+    "${generate[@]}" --streaming --vram-budget "$budget" >"$streamed" || return
+    python3 "$NT_ROOT/scripts/gpu_report.py" streamed "$resident" "$streamed"
+}
+
+speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }
+
+# Its words are what to measure.
 benchmarks() {
-    local found=1 benchmark
-    for benchmark in "$bin"/bench-*; do
-        "$benchmark" --bench || return
-        found=0
-    done
-    return $found
+    # shellcheck disable=SC2086
+    "$bin/bench-kernels" --bench ${BENCH-gpu attention} --json "$out/bench.json" || return
+    python3 "$NT_ROOT/scripts/gpu_report.py" bench "$out/bench.json"
 }
-export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed benchmarks
+export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed peer streamed speeds benchmarks
 
 check machine 30 machine
 for part in "${parts[@]}"; do
@@ -212,11 +222,17 @@ for part in "${parts[@]}"; do
         check demo-perplexity 90 same_perplexity
         ;;
     speed)
-        for shape in ${SHAPES:-8b}; do
-            check "speed-$shape" 400 speed "$shape"
+        rm -f "$out"/speed-*.json "$out"/peer-*.json
+        [ -z "${PEERS:-}" ] || [ -d "$scratch/lcp" ] || check peers 60 tar -xJf "$here/$PEERS" -C "$scratch"
+        # One of the models is streamed, too.
+        more=streamed
+        for model in ${SHAPES:-8b:Q8_0 8b:Q4_K_M 1b:Q8_0}; do
+            lines=40 check "speed-$model" 500 speed "$model" "$more"
+            more=
         done
+        lines=40 check speeds 10 speeds
         ;;
-    bench) lines=60 check bench 90 benchmarks ;;
+    bench) lines=70 check bench 120 benchmarks ;;
     esac
 done
 

@@ -8,6 +8,10 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(feature = "attention")]
+pub mod attention;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod gated;
 #[cfg(any(
     feature = "f32",
@@ -27,6 +31,8 @@ mod gated;
     feature = "iq4_xs"
 ))]
 pub mod gemv;
+#[cfg(any(feature = "attention", feature = "ops"))]
+mod math;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

@@ -159,3 +159,18 @@ pub unsafe fn increment(x: *mut u32) {
     let x = unsafe { x.add(thread::index_1d() as usize) };
     unsafe { mem::store(x, mem::load(x) + 1) };
 }
+
+/// A load before the wait for the kernel before, and one after it: both stay on their side.
+///
+/// # Safety
+/// `weights` and `x` hold a float for each thread, and no kernel writes `weights`, which are read before the wait.
+#[kernel("probe", prefetch)]
+pub unsafe fn load_before_the_wait(weights: *const f32, x: *mut f32) {
+    let t = thread::thread_idx_x() as usize;
+    unsafe {
+        let weight = mem::load(weights.add(t));
+        grid::launch_dependents();
+        grid::wait();
+        mem::store(x.add(t), weight * mem::load(x.add(t)));
+    }
+}

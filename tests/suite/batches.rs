@@ -50,7 +50,8 @@ type Change = fn(&mut Batch);
 #[test]
 fn a_batch_out_of_range_is_refused() {
     let mut device = device();
-    device.begin(&batch()).unwrap();
+    let mut x = device.residual(TOKENS).unwrap();
+    device.begin(&batch(), None, &mut x).unwrap();
     let changes: [(&str, Change); 10] = [
         ("a token", |b| b.tokens[1] = 10),
         ("a position", |b| b.positions[2] = 20),
@@ -73,8 +74,14 @@ fn a_batch_out_of_range_is_refused() {
     for (what, change) in changes {
         let mut batch = batch();
         change(&mut batch);
-        assert!(device.begin(&batch).is_err(), "{what}");
+        assert!(device.begin(&batch, None, &mut x).is_err(), "{what}");
     }
+    for (what, embeddings) in [("too few embeddings", TOKENS * 32 - 1), ("too many embeddings", TOKENS * 32 + 1)] {
+        assert!(device.begin(&batch(), Some(&vec![1.0; embeddings]), &mut x).is_err(), "{what}");
+    }
+    let mut elsewhere = device.act(TOKENS, 32).unwrap();
+    assert!(device.begin(&batch(), None, &mut elsewhere).is_err(), "a residual stream elsewhere");
+    assert!(device.residual(TOKENS + 1).is_err(), "a residual stream of more tokens");
 }
 
 #[test]
@@ -82,7 +89,8 @@ fn a_stage_takes_the_batch_that_was_begun() {
     let mut device = device();
     let (mut kv, k, v) = (device.kv().unwrap(), device.act(TOKENS, 16).unwrap(), device.act(TOKENS, 16).unwrap());
     assert!(device.append(&batch(), &k, &v, &mut kv).is_err(), "nothing was begun");
-    device.begin(&batch()).unwrap();
+    let mut x = device.residual(TOKENS).unwrap();
+    device.begin(&batch(), None, &mut x).unwrap();
     device.append(&batch(), &k, &v, &mut kv).unwrap();
     let mut shorter = batch();
     shorter.tokens.pop();

@@ -8,6 +8,7 @@ use std::{
 
 use ntransformer::{
     demo,
+    device::Launch,
     engine::{Bench, EngineError, MemoryReport, Runner, Stage, Workload, mean_and_deviation},
     model::Config,
 };
@@ -34,6 +35,9 @@ struct Recorder {
     pass_time: fn(start: usize) -> Duration,
     argmax_time: Duration,
     best: Option<u32>,
+    /// What runs in a pass while a profile is on, and what was timed. None on devices that time nothing.
+    kernels: Option<fn() -> Vec<Launch>>,
+    timed: Option<Vec<Launch>>,
 }
 
 impl Recorder {
@@ -46,6 +50,8 @@ impl Recorder {
             pass_time: |_| Duration::ZERO,
             argmax_time: Duration::ZERO,
             best: Some(1),
+            kernels: None,
+            timed: None,
         }
     }
 }
@@ -69,6 +75,9 @@ impl Runner for Recorder {
         self.filled = start + tokens.len();
         self.tokens.extend(tokens);
         self.calls.push(Call::Pass { start, len: tokens.len(), wanted });
+        if let (Some(timed), Some(kernels)) = (&mut self.timed, self.kernels) {
+            timed.extend(kernels());
+        }
         sleep((self.pass_time)(start));
         Ok(())
     }
@@ -79,6 +88,16 @@ impl Runner for Recorder {
         self.calls.push(Call::Argmax);
         sleep(self.argmax_time);
         Ok(self.best)
+    }
+    fn profile(&mut self, on: bool) -> Result<(), EngineError> {
+        self.timed = on.then(Vec::new);
+        Ok(())
+    }
+    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError> {
+        Ok(self.timed.as_mut().map(std::mem::take).unwrap_or_default())
+    }
+    fn read_bandwidth(&mut self) -> Result<f64, EngineError> {
+        Ok(4e12)
     }
 }
 
@@ -174,6 +193,39 @@ fn damaged_weights_are_no_result() {
 }
 
 #[test]
+fn a_profile_adds_up_launches_by_kernel_and_operand() {
+    let mut runner = Recorder::new();
+    runner.kernels = Some(|| {
+        let launch = |kernel, label: &str, bytes, seconds| Launch { kernel, label: label.into(), bytes, seconds };
+        let [a, b] = [launch("gemv", "Q8_0 4x4", 100, 2.0), launch("gemv", "Q8_0 8x4", 200, 8.0)];
+        vec![a.clone(), launch("norm", "", 0, 1.0), b, a]
+    });
+    let mut bench = Bench::new(&mut runner);
+    let measured = bench.measure(workload(0, 20, 3), 2, &mut |_| ()).unwrap();
+    let mut stages = Vec::new();
+    let profile = bench.profile(&measured, &mut |stage| stages.push(stage)).unwrap();
+    assert_eq!((profile.workload, profile.tokens, profile.read_bandwidth), (workload(0, 20, 3), 8, 4e12));
+    assert_eq!(stages, [Stage::Profile]);
+    let found: Vec<_> =
+        profile.kernels.iter().map(|k| (k.kernel, k.label.as_str(), k.launches, k.bytes, k.seconds)).collect();
+    let expected =
+        [("gemv", "Q8_0 8x4", 1.0, 200.0, 8.0), ("gemv", "Q8_0 4x4", 2.0, 200.0, 4.0), ("norm", "", 1.0, 0.0, 1.0)];
+    assert_eq!(found, expected);
+    assert_eq!((profile.seconds(), profile.bytes()), (13.0, 400.0));
+    // The time of a token is that of the runs before, which were not profiled.
+    let mean = measured.samples.iter().sum::<Duration>() / 2 / 20;
+    assert_eq!(profile.token, mean);
+    // The profile is off again; its tokens came after the ones in the cache.
+    assert!(runner.timed.is_none());
+    let profiled: Vec<_> = runner.calls.iter().rev().filter(|call| **call != Call::Argmax).take(8).collect();
+    assert_eq!(*profiled[7], pass(3, 1, 1));
+
+    let prompt = Bench::new(&mut runner).measure(workload(4, 2, 0), 1, &mut |_| ()).unwrap();
+    let refused = Bench::new(&mut runner).profile(&prompt, &mut |_| ()).unwrap_err();
+    assert!(refused.to_string().contains("pp4+tg2 cannot be profiled"), "{refused}");
+}
+
+#[test]
 fn mean_and_deviation_are_those_of_statistics() {
     // Python's statistics.mean and statistics.stdev.
     for (values, mean, deviation) in [
@@ -196,8 +248,12 @@ fn tests_are_named_as_llama_bench_names_them() {
     );
 }
 
+fn run_on(device: &str, args: &[&str]) -> Output {
+    Command::new(setup::ntransformer()).args(args).args(["--device", device]).stdin(Stdio::null()).output().unwrap()
+}
+
 fn run(args: &[&str]) -> Output {
-    Command::new(setup::ntransformer()).args(args).args(["--device", "cpu"]).stdin(Stdio::null()).output().unwrap()
+    run_on("cpu", args)
 }
 
 fn stdout(args: &[&str]) -> String {
@@ -292,6 +348,37 @@ fn the_table_is_markdown_with_even_columns() {
     }
 }
 
+/// In the emulator, whose times mean nothing: that every kernel of a token is there, and reads what it must.
+#[test]
+fn a_profile_lists_the_kernels_of_a_token() {
+    let model = setup::root().join("assets/demo-small.gguf");
+    let args = ["bench", "-q", "-p0", "-n1", "-d2", "-r1", "--profile", "-m", model.to_str().unwrap(), "-o"];
+    let run = |format| {
+        let output = run_on("emulator", &[&args[..], &[format]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let results: Value = serde_json::from_str(&run("json")).unwrap();
+    let (result, profile) = (&results[0], &results[0]["profile"]);
+    let kernels = profile["kernels"].as_array().unwrap_or_else(|| panic!("{results}"));
+    let sum = |key: &str| kernels.iter().map(|kernel| kernel[key].as_f64().unwrap()).sum::<f64>();
+    approx::assert_relative_eq!(sum("us"), profile["kernels_us"].as_f64().unwrap(), max_relative = 1e-9);
+    assert!(profile["read_gbs"].as_f64().unwrap() > 0.0 && profile["token_us"].as_f64().unwrap() > 0.0);
+    // Matrices are nearly all of a model's weights; keys and values of the third token are 3 positions of each layer.
+    let (read, counted) = (result["read_per_pass"].as_f64().unwrap(), sum("bytes"));
+    assert!((0.9 * read..1.1 * read).contains(&counted), "{counted} bytes of {read} are counted: {profile:#}");
+    let config = Config::new(&ntransformer::gguf::Gguf::open(&model).unwrap(), None, usize::MAX).unwrap();
+    let cached = kernels.iter().find(|kernel| kernel["of"] == "KV cache").unwrap_or_else(|| panic!("{profile:#}"));
+    assert_eq!(cached["bytes"].as_f64().unwrap(), (config.layers * 3 * 2 * 2 * config.dims.kv_width()) as f64);
+    assert_eq!(cached["launches"].as_f64().unwrap(), config.layers as f64);
+
+    let table = run("md");
+    let lines: Vec<&str> = table.lines().filter(|line| line.starts_with('|')).skip(3).collect();
+    assert!(table.contains("| kernel ") && table.contains("Without a profile, a token takes "), "{table}");
+    assert!(lines.iter().all(|line| line.chars().count() == lines[0].chars().count()), "{table}");
+    assert!(lines.last().unwrap().starts_with("| all kernels "), "{table}");
+}
+
 #[test]
 fn a_models_text_cannot_break_the_table() {
     let dir = tempfile::tempdir().unwrap();
@@ -343,6 +430,9 @@ fn what_cannot_be_measured_is_refused() {
     refused(&["bench", "--pg", "512"], 2, "such as 512,128");
     refused(&["bench", "--pg", "0,4"], 2, "such as 512,128");
     refused(&["bench", "-o", "xml"], 2, "md, json, csv");
+    refused(&["bench", "-p", "1", "-n", "1", "--profile"], 1, "launches no kernels: a profile takes a GPU");
+    refused(&["bench", "-n", "0", "--profile"], 1, "-n asks for none");
+    refused(&["bench", "--profile", "-o", "csv"], 1, "-o md or -o json");
     refused(&["bench", "-p", "0", "-n", "0"], 1, "nothing to measure");
     refused(&["bench", "-d", "1000"], 1, "pp512 @ d1000 needs a context of 1512 tokens, the model allows 1024");
     refused(&["bench", "-p", "18446744073709551615"], 1, "the model allows 1024");

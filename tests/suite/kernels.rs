@@ -5,6 +5,7 @@
 //! between guard words and hold NaN before the launch, unless the kernel reads them; inputs fill their allocation, so
 //! that the emulator sees every read beyond them.
 
+mod bench;
 mod driver;
 mod gemv;
 mod ops;
@@ -52,6 +53,10 @@ cases! {
     gemv::gemv_vocabulary,
     gemv::glu,
     gemv::embed,
+    driver::dependent_launches,
+    driver::replays,
+    driver::failed_capture,
+    driver::profile,
     ops::rms_norm,
     ops::rope_adjacent,
     ops::rope_half,
@@ -67,6 +72,7 @@ cases! {
     ops::soft_cap,
     ops::gather_rows,
     ops::argmax,
+    bench::read,
 }
 
 /// Bytes of guard before and after an output: as many as keep its 256-byte alignment.

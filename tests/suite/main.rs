@@ -18,6 +18,7 @@ mod mutations;
 mod ptx;
 mod readme;
 mod reference;
+mod replay;
 mod sampling;
 mod setup;
 mod split;

@@ -20,6 +20,23 @@ use super::{setup::root, synth};
 /// and values rounded to F16.
 const ROUNDING: f64 = 1e-3;
 
+/// The same where activations are quantised to signed bytes in blocks of 32, which the GPU's kernels do for all weights but
+/// floats. An activation is off by d / sqrt(12) in the mean square, with d = (the largest of its block) / 127. The largest of 32
+/// normal numbers is 2.1 standard deviations, so a product's input, and with it its output, has a relative error of 2.1 / 127 /
+/// sqrt(12) = 0.5 %, and about 1 % where the input has been gated, which is further from normal. The models here have four layers or
+/// eight, so a logit takes up nine such errors or 17, independent ones: 1.5 to 4 % of what they are errors of. Measured: 1.2 to
+/// 2.4 %. The largest error
+/// among all logits is as many of its standard deviations as the largest logit is of its own, so that is also the ratio of the largest.
+const INT8: f64 = 3e-2;
+
+/// What is put down to rounding when `device` computes with these weights.
+fn tolerance(device: DeviceChoice, gguf: &Gguf) -> f64 {
+    let floats = [TensorType::F32, TensorType::F16, TensorType::BF16];
+    let matrices = gguf.tensors().iter().filter(|tensor| tensor.rows() > 1);
+    let exact = matrices.map(|tensor| gguf.supported_type(tensor).unwrap()).all(|ty| floats.contains(&ty));
+    if device == DeviceChoice::Cpu || exact { ROUNDING } else { INT8 }
+}
+
 /// Tokens of context, where the model allows as many.
 const CONTEXT: usize = 64;
 
@@ -118,7 +135,7 @@ fn devices_agree() {
             let positions: usize = passes.iter().map(|pass| pass.len()).sum();
             let apart = difference(&found, &expected[..positions * (expected.len() / TOKENS.len())]);
             println!("{shape:?} {} {device:?}: {apart:.1e}", quant.name());
-            assert!(apart < ROUNDING, "{shape:?} {} {device:?}: {apart:e}", quant.name());
+            assert!(apart < tolerance(device, &gguf), "{shape:?} {} {device:?}: {apart:e}", quant.name());
         }
     }
 }
@@ -236,8 +253,7 @@ fn small_models_match_transformers() {
     }
 }
 
-/// Largest difference of the demo model's logits over the largest logit. Measured: 3.2e-4 on the CPU and in the emulator, from
-/// keys and values rounded to F16 and from the F16 that the golden logits are stored in, which alone makes up to 4.9e-4.
+/// Largest difference of the demo model's logits over the largest logit, at least. Measured: 3.2e-4 on the CPU, from keys and values rounded to F16 and from the F16 that the golden logits are stored in, which alone makes up to 4.9e-4.
 const DEMO_BUDGET: f64 = 1e-3;
 
 fn argmax(row: &[f32]) -> usize {
@@ -256,23 +272,22 @@ fn the_demo_model_matches_transformers() {
     let (positions, vocab) = (golden.tokens.len(), golden.vocab());
     assert_eq!(positions, 64);
     let largest = golden.logits.iter().fold(0.0, |max: f32, l| max.max(l.abs()));
-    let clear: Vec<usize> = (0..positions)
-        .filter(|p| {
-            let row = &golden.logits[p * vocab..][..vocab];
-            let best = argmax(row);
-            let second = (0..vocab).filter(|&i| i != best).map(|i| row[i]).fold(f32::NEG_INFINITY, f32::max);
-            f64::from(row[best] - second) > DEMO_BUDGET * f64::from(largest)
-        })
-        .collect();
+    let lead = |p: usize| {
+        let row = &golden.logits[p * vocab..][..vocab];
+        let best = argmax(row);
+        let second = (0..vocab).filter(|&i| i != best).map(|i| row[i]).fold(f32::NEG_INFINITY, f32::max);
+        f64::from(row[best] - second) / f64::from(largest)
+    };
     for device in devices() {
+        let budget = tolerance(device, &golden.gguf).max(DEMO_BUDGET);
         let positions = if device == DeviceChoice::Emulator { DEMO_EMULATED } else { positions };
-        let clear: Vec<usize> = clear.iter().copied().filter(|&p| p < positions).collect();
+        let clear: Vec<usize> = (0..positions).filter(|&p| lead(p) > budget).collect();
         assert!(clear.len() > positions / 2, "{device:?}: only {} positions have a clear winner", clear.len());
         let mut runner = open(device, &golden.gguf, None);
         let found = logits(&mut *runner, &golden.tokens[..positions], positions);
         let apart = difference(&found, &golden.logits[..positions * vocab]);
         println!("{device:?}: {apart:.1e}, {} clear positions", clear.len());
-        assert!(apart < DEMO_BUDGET, "{device:?}: {apart:e}");
+        assert!(apart < budget, "{device:?}: {apart:e}");
         for &p in &clear {
             let row = |logits: &[f32]| argmax(&logits[p * vocab..][..vocab]);
             assert_eq!(row(&found), row(&golden.logits), "{device:?}, position {p}");

@@ -217,6 +217,12 @@ fn accesses_and_arithmetic_are_the_instructions_they_should_be() {
         assert_eq!((wide.count("ld.global.v4.b32"), wide.count("ld.")), (1, 1 + wide.count("ld.param")));
         assert_eq!((wide.count("fma.rn.f32"), wide.count("mul.rn.f32"), wide.count("st.global")), (4, 0, 1));
     }
+    // Eight reads of sixteen bytes before the first is used, and the loop of what is left.
+    for read in each::<gpu::bench::read>() {
+        let (load, fence) = ("ld.global.nc.L1::no_allocate.v4.u32", read.position("bar.warp.sync"));
+        assert_eq!(read.body[..fence].iter().filter(|line| line.starts_with(load)).count(), 8);
+        assert_eq!((read.count("ld.global"), read.count(load)), (9, 9));
+    }
     // Shared memory is accessed as such, not through generic addresses.
     for shared in each::<gpu::probe::barrier_between_equal_tests>() {
         assert_eq!((shared.count("st.shared"), shared.count("ld.shared")), (1, 1));
@@ -260,6 +266,14 @@ fn every_kernel_waits_for_the_one_before_it() {
             assert!(faults.is_empty(), "{}: {name} has {}", file(variant), faults.join(", "));
         }
     }
+}
+
+#[test]
+fn accesses_stay_on_their_side_of_the_wait() {
+    let entry = entries(module("probe", (9, 0)).unwrap()).remove(gpu::probe::load_before_the_wait::NAME).unwrap();
+    let loads: Vec<_> = entry.body.iter().enumerate().filter(|(_, line)| line.starts_with("ld.global")).collect();
+    let wait = entry.position("griddepcontrol.wait");
+    assert_eq!(loads.iter().map(|(line, _)| *line < wait).collect::<Vec<_>>(), [true, false]);
 }
 
 /// The entry of PTX that is one kernel with these lines.

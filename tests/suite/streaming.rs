@@ -196,7 +196,7 @@ impl Device for Recorder {
     }
     no_stages! {
         prepare(&Dims, usize) -> ();
-        begin(&Batch) -> ();
+        begin(&Batch, Option<&[f32]>, &mut ()) -> ();
         embed(&Weight<Self>, &Batch, &mut ()) -> ();
         load(&[f32], &mut ()) -> ();
         rms_norm(&Weight<Self>, usize, &(), &mut (), Epilogue) -> ();
@@ -239,7 +239,7 @@ impl Stage {
     fn compute(&mut self, id: usize, succeeds: bool) -> Result<(), DeviceError> {
         let Stage { gguf, dev, layers } = self;
         let mut ran = false;
-        let result = layers.with(dev, id, &mut |dev, layer: &Layer<Weight<Recorder>>| {
+        let result = layers.with(dev, id, &mut |dev, layer: &Layer<Weight<Recorder>>, _| {
             ran = true;
             dev.compute(id, &layer.attn.q.weight.buf);
             let weights: [(&str, &Tensor<_>); 3] = [

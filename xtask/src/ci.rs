@@ -56,7 +56,11 @@ pub fn run(args: &Ci) -> Result<()> {
                 steps.step("format of the fuzz targets", || sh::run(&mut build(&format)))?;
                 steps.step("fuzzing", || fuzz::run(&Fuzz::all(FUZZ_SECONDS)))?;
             }
-            Part::Bench => steps.step("benchmarks run", || sh::run(&mut build(&["bench", "--package", "host"])))?,
+            Part::Bench => {
+                steps.step("benchmarks run", || sh::run(&mut build(&["bench", "--package", "host"])))?;
+                let emulator = ["bench", "--package", "host", "--", "emulator"];
+                steps.step("the GPU's benchmarks run", || sh::run(&mut build(&emulator)))?;
+            }
         }
     }
     steps.print();

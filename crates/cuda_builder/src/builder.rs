@@ -223,6 +223,8 @@ impl CudaBuilder {
         }
 
         let text = std::fs::read_to_string(&ptx).map_err(|source| io(&ptx, source))?;
+        let text = with_launch_bounds(&text);
+        std::fs::write(&ptx, &text).map_err(|source| io(&ptx, source))?;
         let externs: Vec<String> =
             text.lines().filter(|line| line.trim_start().starts_with(".extern .func")).map(str::to_owned).collect();
         if !externs.is_empty() {
@@ -236,6 +238,33 @@ impl CudaBuilder {
             None => Ok(ptx),
         }
     }
+}
+
+/// Makes the comments that `cuda_std::thread::launch_bounds` leaves in a kernel's body into directives of the entry: rustc has no
+/// way to state them.
+fn with_launch_bounds(ptx: &str) -> String {
+    let mut out = String::with_capacity(ptx.len());
+    // Where the body of the present entry begins.
+    let mut body = None;
+    for line in ptx.lines() {
+        let text = line.trim();
+        if line.starts_with(".visible .entry") {
+            body = None;
+        }
+        if line == "{" {
+            body = Some(out.len());
+        }
+        if let Some(bounds) = text.strip_prefix("// launch_bounds ") {
+            let mut numbers = bounds.split_whitespace();
+            if let (Some(at), Some(threads), Some(blocks)) = (body.take(), numbers.next(), numbers.next()) {
+                out.insert_str(at, &format!(".maxntid {threads}, 1, 1\n.minnctapersm {blocks}\n"));
+            }
+            continue;
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
 }
 
 /// The assembly is complete before anything is linked, so the linker has nothing to do, but cargo wants its output.

@@ -185,17 +185,23 @@ impl KernelSet {
             let content = std::fs::read(&path).map_err(|source| KernelSetError::io(&path, source))?;
             files.insert(variant.to_string(), sources::text_hash(&content));
         }
-        for path in sources::files(&self.folder(), "ptx")? {
-            if !self.variants().any(|variant| path == self.kept(variant)) {
-                std::fs::remove_file(&path).map_err(|source| KernelSetError::io(&path, source))?;
-            }
-        }
+        self.remove_others()?;
         let manifest = Manifest { compiler: compiler.version().to_owned(), sources: self.hash()?, files };
         let body = toml::to_string(&manifest).expect("strings and a map of strings are TOML");
         let text =
             format!("# Written by `cargo xtask ptx`, which remakes all of this folder. See docs/ptx.md.\n{body}");
         let path = self.folder().join(MANIFEST);
         std::fs::write(&path, text).map_err(|source| KernelSetError::io(&path, source))
+    }
+
+    /// Removes PTX files that are of no variant.
+    fn remove_others(&self) -> Result<(), KernelSetError> {
+        for path in sources::files(&self.folder(), "ptx")? {
+            if !self.variants().any(|variant| path == self.kept(variant)) {
+                std::fs::remove_file(&path).map_err(|source| KernelSetError::io(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the kept PTX is what the sources would give; `None` when it is.
@@ -241,7 +247,9 @@ mod tests {
         write("Cargo.toml", "[package]\nname = \"kernels\"\n[features]\ndefault = [\"one\"]\none = []\n[workspace]\n");
         write("src/lib.rs", "// kernels\n");
         let files = ["sm_80/one.ptx", "sm_90/one.ptx"];
-        files.map(|file| write(&format!("ptx/{file}"), "// one\n"));
+        for file in files {
+            write(&format!("ptx/{file}"), "// one\n");
+        }
         let kernels = KernelSet::open(folder.path()).unwrap();
         let files = BTreeMap::from(files.map(|file| (file.to_owned(), sources::text_hash(b"// one\n"))));
         let manifest = Manifest { compiler: "rustc".to_owned(), sources: kernels.hash().unwrap(), files };
@@ -260,9 +268,26 @@ mod tests {
     }
 
     #[test]
+    fn files_of_no_variant_are_removed() {
+        let (folder, kernels) = kept();
+        for stray in ["one.ptx", "sm_90/two.ptx"] {
+            std::fs::write(folder.path().join("ptx").join(stray), "").unwrap();
+        }
+        kernels.remove_others().unwrap();
+        let mut left = sources::files(&kernels.folder(), "ptx").unwrap();
+        left.sort();
+        assert_eq!(left, kernels.variants().map(|variant| kernels.kept(variant)).collect::<Vec<_>>());
+        assert_eq!(kernels.stale().unwrap(), None);
+    }
+
+    #[test]
     fn each_kind_of_staleness_is_told() {
         let (folder, kernels) = kept();
         let write = |path: &str, text: &str| std::fs::write(folder.path().join(path), text).unwrap();
+        let manifest = std::fs::read_to_string(folder.path().join("ptx/manifest.toml")).unwrap();
+        write("ptx/manifest.toml", &manifest.replace("[files]", "[files]\n\"sm_70/one.ptx\" = \"\""));
+        assert_eq!(kernels.stale().unwrap(), Some(Stale::Unknown("sm_70/one.ptx".to_owned())));
+        write("ptx/manifest.toml", &manifest);
         write("ptx/sm_90/one.ptx", "// two\n");
         assert_eq!(kernels.stale().unwrap(), Some(Stale::File("sm_90/one.ptx".to_owned())));
         std::fs::remove_file(folder.path().join("ptx/sm_80/one.ptx")).unwrap();

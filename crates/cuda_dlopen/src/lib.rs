@@ -16,11 +16,13 @@
 //! test's stand-in.
 
 mod code;
+mod launch;
 mod library;
 mod symbols;
 
 pub use code::{Code, last_error};
 pub use cust_raw as sys;
+pub use launch::{LaunchAttribute, LaunchConfig};
 pub use symbols::raw;
 
 /// Whether the driver's library could be loaded. There may be no device all the same.

@@ -1,12 +1,43 @@
-//! The table of the driver's functions: those that cust refers to, and those that the engine calls itself.
+//! The table of the driver's functions: those that cust's headers have, and younger ones that the engine calls itself.
 
-use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ushort, c_void};
+use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 
 use cust_raw::*;
 
-/// From a list of signatures: the functions of [`raw`] and the C symbols of the same names.
+use crate::launch::LaunchConfig;
+
+/// A function of [`raw`].
+macro_rules! raw_function {
+    ($name:ident($($arg:ident: $type:ty),*)) => {
+        #[doc = concat!("`", stringify!($name), "` of the CUDA driver API.")]
+        ///
+        /// # Errors
+        /// The driver's code; [`Code::NO_DEVICE`] without a driver, [`Code::NOT_FOUND`] where it has no such function.
+        ///
+        /// # Safety
+        /// As the CUDA driver API documents it: handles alive, pointers valid for what is read and written.
+        pub unsafe fn $name($($arg: $type),*) -> Result<(), Code> {
+            type Entry = unsafe extern "C" fn($($type),*) -> c_uint;
+            static ENTRY: OnceLock<Option<Entry>> = OnceLock::new();
+            // SAFETY: `Entry` has the signature of the driver's header (of cust_raw's declaration, checked below, where it has
+            // one), apart from the result: a C `enum CUresult` is an unsigned int.
+            match ENTRY.get_or_init(|| unsafe { library::symbol(stringify!($name)) }) {
+                // SAFETY: the caller fulfils the function's contract.
+                Some(entry) => Code::check(unsafe { entry($($arg),*) }),
+                None => Err(Code::absent()),
+            }
+        }
+    };
+}
+
+/// From two lists of signatures: the functions of [`raw`], and of those that cust's headers have the C symbols of the same
+/// names.
 macro_rules! symbols {
-    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?);)*) => {
+    (
+        $(fn $name:ident($($arg:ident: $type:ty),* $(,)?);)*
+        younger:
+        $(fn $young:ident($($young_arg:ident: $young_type:ty),* $(,)?);)*
+    ) => {
         /// The CUDA driver API with the driver's own error codes. Signatures and meaning are those of NVIDIA's "CUDA
         /// Driver API" reference; a `_v2` is the function that the reference lists without the suffix.
         #[allow(non_snake_case, clippy::too_many_arguments)]
@@ -15,26 +46,8 @@ macro_rules! symbols {
             use crate::{code::Code, library};
             use std::sync::OnceLock;
 
-            $(
-                #[doc = concat!("`", stringify!($name), "` of the CUDA driver API.")]
-                ///
-                /// # Errors
-                /// The driver's code; [`Code::NO_DEVICE`] without a driver.
-                ///
-                /// # Safety
-                /// As the CUDA driver API documents it: handles alive, pointers valid for what is read and written.
-                pub unsafe fn $name($($arg: $type),*) -> Result<(), Code> {
-                    type Entry = unsafe extern "C" fn($($type),*) -> c_uint;
-                    static ENTRY: OnceLock<Option<Entry>> = OnceLock::new();
-                    // SAFETY: `Entry` has the signature of cust_raw's declaration (checked below), apart from the result:
-                    // a C `enum CUresult` is an unsigned int.
-                    match ENTRY.get_or_init(|| unsafe { library::symbol(stringify!($name)) }) {
-                        // SAFETY: the caller fulfils the function's contract.
-                        Some(entry) => Code::check(unsafe { entry($($arg),*) }),
-                        None => Err(Code::absent()),
-                    }
-                }
-            )*
+            $(raw_function! { $name($($arg: $type),*) })*
+            $(raw_function! { $young($($young_arg: $young_type),*) })*
         }
 
         #[allow(non_snake_case, clippy::too_many_arguments)]
@@ -185,6 +198,11 @@ symbols! {
         kernel_params: *mut *mut c_void,
         extra: *mut *mut c_void,
     );
+    fn cuStreamBeginCapture_v2(h_stream: CUstream, mode: CUstreamCaptureMode);
+    fn cuStreamEndCapture(h_stream: CUstream, ph_graph: *mut CUgraph);
+    fn cuGraphInstantiateWithFlags(ph_graph_exec: *mut CUgraphExec, h_graph: CUgraph, flags: c_ulonglong);
+    fn cuGraphLaunch(h_graph_exec: CUgraphExec, h_stream: CUstream);
+    fn cuGraphExecDestroy(h_graph_exec: CUgraphExec);
     fn cuLaunchHostFunc(h_stream: CUstream, function: CUhostFn, user_data: *mut c_void);
     fn cuGraphCreate(ph_graph: *mut CUgraph, flags: c_uint);
     fn cuGraphAddKernelNode(
@@ -232,4 +250,12 @@ symbols! {
     fn cuSurfObjectCreate(p_surf_object: *mut CUsurfObject, p_res_desc: *const CUDA_RESOURCE_DESC);
     fn cuSurfObjectDestroy(surf_object: CUsurfObject);
     fn cuSurfObjectGetResourceDesc(p_res_desc: *mut CUDA_RESOURCE_DESC, surf_object: CUsurfObject);
+
+    younger:
+    fn cuLaunchKernelEx(
+        config: *const LaunchConfig,
+        f: CUfunction,
+        kernel_params: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    );
 }

@@ -108,5 +108,5 @@ fn a_function_that_the_driver_lacks_is_not_found() {
         return;
     }
     // SAFETY: no such function is there to be called.
-    assert_eq!(unsafe { raw::cuGraphDestroy(ptr::null_mut()) }, Err(Code::NOT_FOUND));
+    assert_eq!(unsafe { raw::cuTexObjectDestroy(0) }, Err(Code::NOT_FOUND));
 }

@@ -7,35 +7,42 @@
 
 use crate::warp;
 
-/// The stages of one warp: `DEPTH` of them, each with room for `N` runs of bytes, which are filled and awaited in turn.
+/// The most stages of a warp.
+pub const MAX_STAGES: u32 = 4;
+
+/// The stages of one warp, each with room for `N` runs of bytes, which are filled and awaited in turn.
 #[derive(Clone, Copy)]
-pub struct Stages<const DEPTH: usize, const N: usize> {
+pub struct Stages<const N: usize> {
     ring: *mut u8,
     room: u32,
-    /// `DEPTH` barriers in shared memory, one a stage, and the ring, as addresses inside shared memory.
+    #[cfg_attr(any(not(target_arch = "nvptx64"), cuda_sm = "90"), allow(dead_code))]
+    count: u32,
+    /// A barrier for each stage, and the ring, as addresses inside shared memory.
     #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
     barriers: u32,
     #[cfg(target_arch = "nvptx64")]
     ring_address: u32,
 }
 
-impl<const DEPTH: usize, const N: usize> Stages<DEPTH, N> {
-    /// Stages in `ring`, with room for `room` bytes for each run.
+impl<const N: usize> Stages<N> {
+    /// `count` stages in `ring`, 2 to [`MAX_STAGES`], with room for `room` bytes for each run.
     ///
     /// # Safety
-    /// `ring` is `DEPTH * N * room` bytes of shared memory, 16-byte aligned, and `barriers` `DEPTH` words of it, of this warp
+    /// `ring` is `count * N * room` bytes of shared memory, 16-byte aligned, and `barriers` `count` words of it, of this warp
     /// alone; `room` is a multiple of 16; all lanes are here.
     #[inline(always)]
     #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
-    pub unsafe fn new(ring: *mut u8, room: u32, barriers: *mut u64) -> Self {
+    pub unsafe fn new(ring: *mut u8, room: u32, count: u32, barriers: *mut u64) -> Self {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         let barriers = crate::nvptx::in_shared(barriers);
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
             if warp::lane_id() == 0 {
-                for i in 0..DEPTH as u32 {
+                let mut i = 0;
+                while i < count {
                     crate::nvptx::barrier_init(barriers + 8 * i);
+                    i += 1;
                 }
                 crate::nvptx::barrier_init_fence();
             }
@@ -44,6 +51,7 @@ impl<const DEPTH: usize, const N: usize> Stages<DEPTH, N> {
         Stages {
             ring,
             room,
+            count,
             #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
             barriers,
             #[cfg(target_arch = "nvptx64")]
@@ -119,7 +127,7 @@ impl<const DEPTH: usize, const N: usize> Stages<DEPTH, N> {
     }
 
     /// Waits until stage `stage` is full for the `round`th time (from 0 on): then all lanes may read it. There have been
-    /// `DEPTH - 1` turns since it was filled.
+    /// as many turns since it was filled as there are other stages.
     ///
     /// # Safety
     /// All lanes are here with the same arguments.
@@ -135,7 +143,11 @@ impl<const DEPTH: usize, const N: usize> Stages<DEPTH, N> {
         // SAFETY: the caller's promise.
         unsafe {
             #[cfg(target_arch = "nvptx64")]
-            crate::nvptx::copy_wait::<DEPTH>();
+            match self.count {
+                2 => crate::nvptx::copy_wait::<1>(),
+                3 => crate::nvptx::copy_wait::<2>(),
+                _ => crate::nvptx::copy_wait::<3>(),
+            }
             warp::sync_warp(warp::FULL_MASK);
         }
     }

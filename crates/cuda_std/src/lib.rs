@@ -15,12 +15,14 @@
 mod nvptx;
 
 pub mod async_copy;
+pub mod atomic;
 pub mod float;
 pub mod grid;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod host;
 pub mod kernel;
 pub mod mem;
+pub mod mma;
 pub mod shared;
 pub mod simd;
 pub mod thread;
@@ -34,7 +36,10 @@ pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
-    pub use crate::{F16, async_copy, dynamic_shared, float, grid, kernel, mem, shared, shared_array, simd, thread, warp};
+    pub use crate::{
+        F16, async_copy, atomic, dynamic_shared, float, grid, kernel, mem, mma, shared, shared_array, simd, thread,
+        warp,
+    };
 }
 
 /// For [`shared_array!`] alone.

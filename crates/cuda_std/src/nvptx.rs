@@ -13,9 +13,28 @@ unsafe extern "unadjusted" {
     fn llvm_vote_ballot(mask: u32, predicate: bool) -> u32;
     #[link_name = "llvm.nvvm.isspacep.shared"]
     fn llvm_isspacep_shared(pointer: *const u8) -> bool;
+    #[link_name = "llvm.nvvm.isspacep.global"]
+    fn llvm_isspacep_global(pointer: *const u8) -> bool;
+    #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.tf32"]
+    fn llvm_mma_m16n8k8(
+        a0: u32,
+        a1: u32,
+        a2: u32,
+        a3: u32,
+        b0: u32,
+        b1: u32,
+        c0: f32,
+        c1: f32,
+        c2: f32,
+        c3: f32,
+    ) -> Fragment;
     #[link_name = "llvm.fma.f32"]
     fn llvm_fma(a: f32, b: f32, c: f32) -> f32;
 }
+
+/// A lane's part of a 16 x 8 matrix of floats.
+#[repr(C)]
+struct Fragment(f32, f32, f32, f32);
 
 /// Whole warps: no sub-warp segments, last lane 31.
 const CLAMP: u32 = 0x1f;
@@ -49,6 +68,36 @@ pub unsafe fn vote_ballot(mask: u32, predicate: bool) -> u32 {
 pub unsafe fn assume_shared(pointer: *const u8) {
     // SAFETY: the caller's promise.
     unsafe { core::hint::assert_unchecked(llvm_isspacep_shared(pointer)) }
+}
+
+/// Sixteen bytes of global memory, aligned as many, past the L1 cache.
+#[inline(always)]
+pub unsafe fn load_streaming(pointer: *const u32) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise; a generic address of global memory is its address there too.
+    unsafe {
+        asm!(
+            "ld.global.nc.L1::no_allocate.v4.u32 {{{0}, {1}, {2}, {3}}}, [{4}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) pointer,
+            options(pure, readonly, nostack),
+        )
+    };
+    [a, b, c, d]
+}
+
+/// Tells the compiler that `pointer` points into global memory, so that accesses become `ld.global` and `st.global`.
+#[inline(always)]
+pub unsafe fn assume_global(pointer: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe { core::hint::assert_unchecked(llvm_isspacep_global(pointer)) }
+}
+
+#[inline(always)]
+pub unsafe fn mma_m16n8k8(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise that all lanes are here.
+    let Fragment(d0, d1, d2, d3) =
+        unsafe { llvm_mma_m16n8k8(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]) };
+    [d0, d1, d2, d3]
 }
 
 #[inline(always)]
@@ -186,7 +235,9 @@ pub fn in_shared<T>(pointer: *const T) -> u32 {
 #[inline(always)]
 pub unsafe fn copy16(target: u32, source: *const u8) {
     // SAFETY: the caller's promise.
-    unsafe { asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack)) };
+    unsafe {
+        asm!("cp.async.cg.shared.global [{0}], [{1}], 16;", in(reg32) target, in(reg64) source, options(nostack))
+    };
 }
 
 #[cfg(not(cuda_sm = "90"))]
@@ -196,12 +247,12 @@ pub fn copy_commit() {
     unsafe { asm!("cp.async.commit_group;", options(nostack)) };
 }
 
-/// Waits for all groups of this thread's copies but the last `DEPTH - 1`.
+/// Waits for all groups of this thread's copies but the last `PENDING`.
 #[cfg(not(cuda_sm = "90"))]
 #[inline(always)]
-pub fn copy_wait<const DEPTH: usize>() {
+pub fn copy_wait<const PENDING: u32>() {
     // SAFETY: waits.
-    unsafe { asm!("cp.async.wait_group {0};", const DEPTH - 1, options(nostack)) };
+    unsafe { asm!("cp.async.wait_group {0};", const PENDING, options(nostack)) };
 }
 
 #[cfg(cuda_sm = "90")]
@@ -270,4 +321,10 @@ pub fn launch_dependents() {
 pub fn grid_wait() {
     // SAFETY: waits, each thread for itself: where the compiler puts copies of it, threads wait all the same.
     unsafe { asm!("griddepcontrol.wait;", options(nostack)) };
+}
+
+#[inline(always)]
+pub fn launch_bounds<const THREADS: u32, const BLOCKS: u32>() {
+    // SAFETY: a comment, which crates/cuda_builder makes into directives of the entry.
+    unsafe { asm!("// launch_bounds {0} {1}", const THREADS, const BLOCKS, options(nomem, nostack, preserves_flags)) };
 }

@@ -45,3 +45,11 @@ pub fn sync_threads() {
     #[cfg(not(target_arch = "nvptx64"))]
     crate::host::machine().sync_threads();
 }
+
+/// CUDA's `__launch_bounds__`, at the start of a kernel: it is launched with `THREADS` threads a block, and gets no more
+/// registers than let `BLOCKS` blocks share a multiprocessor. In the PTX: `.maxntid` and `.minnctapersm` of the entry.
+#[inline(always)]
+pub fn launch_bounds<const THREADS: u32, const BLOCKS: u32>() {
+    #[cfg(target_arch = "nvptx64")]
+    crate::nvptx::launch_bounds::<THREADS, BLOCKS>();
+}

@@ -22,6 +22,20 @@ pub(super) struct Int8 {
     sums: *mut f32,
 }
 
+/// Where the `n`th 16 bytes of a column of bytes lie, in units of 16 bytes. Lanes read such chunks 32 or 64 bytes apart, which in
+/// order would be the same four or two of the eight groups of banks for all of them: this way they are eight different ones. The
+/// first of 32 chunks is where it was, so `chunk(32 k + n)` is `32 k + chunk(n)`.
+#[inline(always)]
+fn chunk(n: usize) -> usize {
+    n ^ (n >> 3 & 1) * 3 ^ (n >> 4 & 1) * 5
+}
+
+/// The same for columns of floats, of which a lane reads two neighbouring chunks or one.
+#[inline(always)]
+pub(super) fn float_chunk(n: usize) -> usize {
+    n ^ (n >> 3 & 1)
+}
+
 impl Int8 {
     #[inline(always)]
     pub fn at(base: *mut u8, cols: usize) -> Self {
@@ -61,7 +75,7 @@ impl Int8 {
                 sum
             };
             if inside {
-                self.q.add(at / 4).write(word);
+                self.q.add(4 * chunk(at / 16) + at / 4 % 4).write(word);
                 if at % 32 == 0 {
                     self.d.add(at / 32).write(d);
                 }
@@ -72,26 +86,25 @@ impl Int8 {
         }
     }
 
-    /// The `4 W` activations from `at` on, a multiple of as many: integers, scale, sum (0 without sums).
+    /// The `4 W` activations from `start + at` on: integers, scale, sum (0 without sums). `start` is a multiple of 512, `at` of `4 W`.
+    /// They are apart because `at` is the same in every turn of a lane's loop, and what depends on it alone is computed once.
     ///
     /// # Safety
     /// They are inside the column.
     #[inline(always)]
-    pub unsafe fn run<const W: usize, const SUMS: usize>(self, at: usize) -> ([u32; 8], f32, f32) {
+    pub unsafe fn run<const W: usize, const SUMS: usize>(self, start: usize, at: usize) -> ([u32; 8], f32, f32) {
         // SAFETY: the caller's promise.
         unsafe {
-            let place = Staged::new(self.q.cast::<u8>().cast_const().add(at));
-            let mut q = [0; 8];
+            let q = self.q.cast::<u8>().cast_const().add(start);
+            let read = |n: usize| Staged::new(q.add(16 * chunk(at / 16 + n))).words::<4, 16>(0);
+            let [a, b, c, d] = read(0);
+            let mut words = [a, b, c, d, 0, 0, 0, 0];
             if W == 8 {
-                q = place.words::<8, 16>(0);
-            } else {
-                let words = place.words::<4, 16>(0);
-                for i in 0..4 {
-                    q[i] = words[i];
-                }
+                let [e, f, g, h] = read(1);
+                words = [a, b, c, d, e, f, g, h];
             }
-            let sum = if SUMS == 0 { 0.0 } else { self.sums.add(at / SUMS).read() };
-            (q, self.d.add(at / 32).read(), sum)
+            let sum = if SUMS == 0 { 0.0 } else { self.sums.add(start / SUMS).add(at / SUMS).read() };
+            (words, self.d.add(start / 32).add(at / 32).read(), sum)
         }
     }
 }

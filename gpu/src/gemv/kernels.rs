@@ -4,7 +4,7 @@ use cuda_std::{kernel::Grid, prelude::*};
 use quant::{Bytes, Format, formats};
 
 use super::{
-    Product, gemv, glu,
+    Product, THREADS, gemv, glu,
     weights::{Floats, Integers},
 };
 
@@ -124,6 +124,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv(product: Product) {
+                thread::launch_bounds::<THREADS, 2>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 1>(&product) }
             }
@@ -135,6 +136,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv4(product: Product) {
+                thread::launch_bounds::<THREADS, 1>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 4>(&product) }
             }
@@ -146,6 +148,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv8(product: Product) {
+                thread::launch_bounds::<THREADS, 1>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 8>(&product) }
             }
@@ -157,6 +160,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $glu(product: Product) {
+                thread::launch_bounds::<THREADS, 2>();
                 // SAFETY: the caller's promise.
                 unsafe { glu::<$weights<formats::$format>>(&product) }
             }

@@ -1,8 +1,8 @@
 //! The launches: how a product is cut to what a GPU has.
 
-use cuda_std::kernel::Grid;
+use cuda_std::{async_copy::MAX_STAGES, kernel::Grid};
 
-use super::{DEPTH, Matrix, ROWS, THREADS, WARPS, Weights};
+use super::{Matrix, ROWS, THREADS, WARPS, Weights};
 
 /// What a launch must know of the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Launch {
     pub piece_blocks: u32,
     /// [`super::Product::stage_bytes`]
     pub stage_bytes: u32,
+    /// [`super::Product::stages`]
+    pub stages: u32,
 }
 
 /// Groups of rows of the matrices of a `gemv`.
@@ -42,25 +44,28 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// beside this one's last. Where that is too little, a block takes what it needs.
 pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
-    let acts = columns * W::acts_bytes(cols as usize) as u32 + (8 * DEPTH * WARPS) as u32;
-    let rings = (WARPS * DEPTH * ROWS) as u32;
+    let acts = columns * W::acts_bytes(cols as usize) as u32 + 8 * MAX_STAGES * WARPS as u32;
     let step = 32 / W::LANES as u32;
     // A row may begin between two multiples of 16, and reading may look at a word more than it needs.
     let stage = |blocks: u32| (blocks * W::BYTES as u32).next_multiple_of(16) + 32;
-    let shared = |blocks: u32| STATIC + acts + rings * stage(blocks);
+    let shared = |stages: u32, blocks: u32| STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(blocks);
     let least = step.min(blocks);
-    let limit = if shared(least) <= room.half { room.half } else { room.block };
-    if shared(least) > limit {
-        return None;
-    }
+    let fits = |limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(stages, least) <= limit);
+    let (stages, limit) = match fits(room.half) {
+        Some(stages) => (stages, room.half),
+        None => (fits(room.block)?, room.block),
+    };
     let mut most = least;
-    while most < blocks && shared((most + step).min(blocks)) <= limit {
+    while most < blocks && shared(stages, (most + step).min(blocks)) <= limit {
         most = (most + step).min(blocks);
     }
     // Pieces of equal length.
     let pieces = blocks.div_ceil(most);
     let piece_blocks = blocks.div_ceil(pieces).next_multiple_of(step).min(most);
-    let width = room.multiprocessors.min(groups.div_ceil(WARPS as u32)).max(1);
-    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared(piece_blocks) - STATIC);
-    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks) })
+    // A block on each multiprocessor, even where some have nothing to do: blocks of the next kernel start beside these, and where
+    // one multiprocessor is empty, two of them would go there (measured: products of 4096 rows took up to half as long again).
+    let few = groups < room.multiprocessors;
+    let width = if few { groups.max(1) } else { room.multiprocessors };
+    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared(stages, piece_blocks) - STATIC);
+    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages })
 }

@@ -18,7 +18,7 @@ mod launch;
 mod staged;
 mod weights;
 
-use cuda_std::{async_copy::Stages, prelude::*};
+use cuda_std::{async_copy::{MAX_STAGES, Stages}, prelude::*};
 pub use dot::Dot;
 pub use kernels::*;
 #[cfg(not(target_arch = "nvptx64"))]
@@ -30,8 +30,6 @@ pub use weights::Weights;
 pub const WARPS: usize = 8;
 /// Threads of a block.
 pub const THREADS: u32 = 32 * WARPS as u32;
-/// Stages of a warp.
-pub const DEPTH: usize = 4;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
 /// Groups of four activations that a thread reads at once.
@@ -81,19 +79,23 @@ pub struct Product {
     pub piece_blocks: u32,
     /// Bytes of a stage for one row, a multiple of 16.
     pub stage_bytes: u32,
+    /// Stages of a warp.
+    pub stages: u32,
     /// Results are added to y.
     pub accumulate: u32,
     /// `glu`: the gate's function, [`SILU`] or [`GELU`].
     pub activation: u32,
     /// RMSNorm's epsilon.
     pub eps: f32,
+    /// 0
+    pub reserved: u32,
 }
 
-// SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 8 x 4 bytes.
+// SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 10 x 4 bytes.
 #[cfg(not(target_arch = "nvptx64"))]
 unsafe impl cuda_std::kernel::Param for Product {}
-const _: () = assert!(size_of::<Product>() == 152);
-const _: () = assert!(4 * ROWS * DEPTH <= 32, "the stages' skews are in a word");
+const _: () = assert!(size_of::<Product>() == 160);
+const _: () = assert!(4 * ROWS * MAX_STAGES as usize <= 32, "the stages' skews are in a word");
 
 /// x / (1 + e^-x)
 pub const SILU: u32 = 0;
@@ -313,13 +315,14 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let cols = p.cols as usize;
     let acts = dynamic_shared!(GEMV_SHARED: [u8]);
     let barriers = acts.wrapping_add(C * W::acts_bytes(cols)).cast::<u64>();
-    let rings = barriers.wrapping_add(DEPTH * WARPS).cast::<u8>();
-    let ring = rings.wrapping_add(warp as usize * DEPTH * ROWS * p.stage_bytes as usize);
+    let count = p.stages as usize;
+    let rings = barriers.wrapping_add(MAX_STAGES as usize * WARPS).cast::<u8>();
+    let ring = rings.wrapping_add(warp as usize * count * ROWS * p.stage_bytes as usize);
     // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
     let (weights, stages) = unsafe {
         let weights = mem::load(p.home) as *const u8;
-        let barriers = barriers.wrapping_add(warp as usize * DEPTH);
-        (weights, Stages::<DEPTH, ROWS>::new(ring, p.stage_bytes, barriers))
+        let barriers = barriers.wrapping_add(warp as usize * MAX_STAGES as usize);
+        (weights, Stages::<ROWS>::new(ring, p.stage_bytes, p.stages, barriers))
     };
 
     let pieces = {
@@ -348,7 +351,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             let [a, b] = sources.map(|source| source.addr() as u32 & 15);
             bytes = [(length + a).next_multiple_of(16), (length + b).next_multiple_of(16)];
             sources = sources.map(|source| source.wrapping_sub(source.addr() & 15));
-            *skews |= (a | b << 4) << (4 * ROWS * (DEPTH - 1));
+            *skews |= (a | b << 4) << (4 * ROWS as u32 * (p.stages - 1));
         }
         // SAFETY: all lanes are here. The rows are the tensor's, and memory is readable from the multiple of 16 before it to the
         // one behind it.
@@ -361,17 +364,21 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         }
     };
     grid::launch_dependents();
-    for stage in 0..DEPTH as u32 {
+    let mut stage = 0;
+    while stage < p.stages {
         fetch(stage, &mut skews);
+        stage += 1;
     }
     // SAFETY: all threads are here.
     unsafe { load_activations::<W, C>(p, weights, acts, first) };
 
     let slice = lane as usize % W::LANES;
+    // The lane's block in a step, by its first value.
+    let at = lane as usize / W::LANES * W::ELEMS;
     let (mut group, mut stage, mut round) = (start, 0, 0);
     while group < groups {
         let mut sums = [[0.0f32; C]; ROWS];
-        let mut at = lane as usize / W::LANES * W::ELEMS;
+        let mut first_value = 0;
         for piece in 0..pieces.count {
             // SAFETY: all lanes are here.
             unsafe { stages.wait(stage, round) };
@@ -385,16 +392,16 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             while offset < bytes {
                 let blocks = rows.map(|row| row.skip(offset as usize));
                 // SAFETY: the block is in the piece.
-                unsafe { W::multiply::<ROWS, C>(blocks, slice, acts, cols, at, &mut sums) };
+                unsafe { W::multiply::<ROWS, C>(blocks, slice, acts, cols, first_value, at, &mut sums) };
                 offset += (32 / W::LANES * W::BYTES) as u32;
-                at += 32 / W::LANES * W::ELEMS;
+                first_value += 32 / W::LANES * W::ELEMS;
             }
-            // All but a row's last piece are whole steps, so `at` is where the next one begins.
+            // All but a row's last piece are whole steps, so `first_value` is where the next one begins.
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
             fetch(stage, &mut skews);
             stage += 1;
-            if stage == DEPTH as u32 {
+            if stage == p.stages {
                 (stage, round) = (0, round + 1);
             }
         }

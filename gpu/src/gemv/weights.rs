@@ -6,7 +6,7 @@ use cuda_std::prelude::*;
 use quant::{Format, formats};
 
 use super::{
-    acts::{Int8, int8_bytes},
+    acts::{Int8, float_chunk, int8_bytes},
     dot::Dot,
     staged::Staged,
 };
@@ -32,7 +32,8 @@ pub trait Weights {
     unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool);
 
     /// Adds the products of a slice of `R` rows and of `C` columns to `sums`. `blocks` are the rows' blocks, `slice` the slice's
-    /// number, `at` the index of the block's first value in the row of `cols`; the columns are one after the other, [`Weights::acts_bytes`] each.
+    /// number, `start + at` the index of the block's first value in the row of `cols`, where `start` is a multiple of 512 for integers and of
+    /// 128 for floats; the columns are one after the other, [`Weights::acts_bytes`] each.
     ///
     /// # Safety
     /// The blocks are in the stage, as many values of them as the row has; the columns are in shared memory.
@@ -41,6 +42,7 @@ pub trait Weights {
         slice: usize,
         acts: *mut u8,
         cols: usize,
+        start: usize,
         at: usize,
         sums: &mut [[f32; C]; R],
     );
@@ -79,6 +81,7 @@ impl<D: Dot> Weights for Integers<D> {
         slice: usize,
         acts: *mut u8,
         cols: usize,
+        start: usize,
         at: usize,
         sums: &mut [[f32; C]; R],
     ) {
@@ -91,19 +94,21 @@ impl<D: Dot> Weights for Integers<D> {
                 // SAFETY: the caller's promise.
                 let (x, d, sum) = unsafe {
                     match (D::W, D::SUMS) {
-                        (8, 0) => column.run::<8, 0>(at),
-                        (8, _) => column.run::<8, 32>(at),
-                        (_, 0) => column.run::<4, 0>(at),
-                        _ => column.run::<4, 16>(at),
+                        (8, 0) => column.run::<8, 0>(start, at),
+                        (8, _) => column.run::<8, 32>(start, at),
+                        (_, 0) => column.run::<4, 0>(start, at),
+                        _ => column.run::<4, 16>(start, at),
                     }
                 };
                 for r in 0..R {
-                    let mut dot = 0;
-                    for i in 0..D::W {
-                        let product = if D::UNSIGNED { simd::dp4a_unsigned } else { simd::dp4a };
+                    // Two chains, since each product waits for the one before it.
+                    let (mut dot, mut other) = (0, 0);
+                    let product = if D::UNSIGNED { simd::dp4a_unsigned } else { simd::dp4a };
+                    for i in 0..D::W / 2 {
                         dot = product(runs[r].q[i], x[i], dot);
+                        other = product(runs[r].q[D::W / 2 + i], x[D::W / 2 + i], other);
                     }
-                    sums[r][c] = float::fma(runs[r].scale, d * dot as f32, sums[r][c]);
+                    sums[r][c] = float::fma(runs[r].scale, d * (dot + other) as f32, sums[r][c]);
                     if D::SUMS != 0 {
                         sums[r][c] = float::fma(runs[r].offset, sum, sums[r][c]);
                     }
@@ -131,7 +136,7 @@ impl<F: Float> Weights for Floats<F> {
     unsafe fn put(acts: *mut u8, _cols: usize, at: usize, values: [f32; 4], inside: bool) {
         if inside {
             // SAFETY: the caller's promise.
-            unsafe { acts.add(4 * at).cast::<mem::F32x4>().write(mem::F32x4(values)) }
+            unsafe { acts.cast::<mem::F32x4>().add(float_chunk(at / 4)).write(mem::F32x4(values)) }
         }
     }
 
@@ -141,17 +146,18 @@ impl<F: Float> Weights for Floats<F> {
         _slice: usize,
         acts: *mut u8,
         cols: usize,
+        start: usize,
         at: usize,
         sums: &mut [[f32; C]; R],
     ) {
         // Rows of 16 bytes' multiples all lie alike. The branch is the same for all threads.
         let aligned = cols % Self::ELEMS == 0;
         let mut bits = blocks.map(|block| if aligned { block.words::<4, 16>(0) } else { block.words::<4, 2>(0) });
-        if at + Self::ELEMS > cols {
+        if start + at + Self::ELEMS > cols {
             // What lies behind the row is no number of it.
             for r in 0..R {
                 for i in 0..4 {
-                    let kept = (cols - at.min(cols)) * F::BYTES;
+                    let kept = (cols - (start + at).min(cols)) * F::BYTES;
                     let mask = match kept.saturating_sub(4 * i) {
                         0 => 0,
                         2 => 0xffff,
@@ -162,21 +168,28 @@ impl<F: Float> Weights for Floats<F> {
             }
         }
         unrolled!(c < C, {
+            let x = acts.wrapping_add(c * Self::acts_bytes(cols) + 4 * start);
             // SAFETY: the caller's promise.
-            let x = unsafe { Staged::new(acts.add(c * Self::acts_bytes(cols) + 4 * at).cast_const()) };
+            let read = |n: usize| unsafe {
+                Staged::new(x.wrapping_add(16 * float_chunk(at / 4 + n))).words::<4, 16>(0).map(f32::from_bits)
+            };
+            let x = read(0);
             if F::BYTES == 4 {
-                let x = x.words::<4, 16>(0).map(f32::from_bits);
                 for r in 0..R {
                     for i in 0..4 {
                         sums[r][c] = float::fma(F::low(bits[r][i]), x[i], sums[r][c]);
                     }
                 }
             } else {
-                let x = x.words::<8, 16>(0).map(f32::from_bits);
+                let y = read(1);
                 for r in 0..R {
-                    for i in 0..4 {
+                    for i in 0..2 {
                         sums[r][c] = float::fma(F::low(bits[r][i]), x[2 * i], sums[r][c]);
                         sums[r][c] = float::fma(F::high(bits[r][i]), x[2 * i + 1], sums[r][c]);
+                    }
+                    for i in 0..2 {
+                        sums[r][c] = float::fma(F::low(bits[r][2 + i]), y[2 * i], sums[r][c]);
+                        sums[r][c] = float::fma(F::high(bits[r][2 + i]), y[2 * i + 1], sums[r][c]);
                     }
                 }
             }

@@ -2,8 +2,7 @@
 
 use cuda_std::{kernel::Grid, prelude::*};
 
-use super::math;
-use crate::gated;
+use crate::{gated, math};
 
 const THREADS: u32 = 256;
 /// Blocks beyond this take more than one turn: enough for any GPU of today to be full.

@@ -6,7 +6,7 @@ use core::array;
 
 use cuda_std::{kernel::Grid, prelude::*};
 
-use super::math;
+use crate::math;
 
 /// The largest head that [`attention`](fn@attention) computes: 4 pairs of dimensions in each lane of a warp.
 pub const MAX_HEAD_DIM: u32 = 256;

@@ -3,7 +3,6 @@
 mod block;
 mod elementwise;
 mod kv;
-mod math;
 mod norm;
 mod rope;
 mod sample;

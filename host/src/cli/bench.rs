@@ -1,5 +1,6 @@
 //! `ntransformer bench`: how fast a model is on a device, in the manner of llama-bench.
 
+mod profile;
 mod report;
 
 use std::io;
@@ -62,6 +63,9 @@ pub struct Plan {
     /// Tokens of context. What the longest test takes if absent.
     #[arg(short, long, value_name = "TOKENS")]
     pub context: Option<usize>,
+    /// Also prints where the time of a generated token goes, kernel by kernel. Takes a GPU.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// How results are printed.
@@ -95,6 +99,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 pub fn measure(model: &ModelArgs, plan: &Plan) -> anyhow::Result<()> {
     let workloads = plan.workloads();
     ensure!(!workloads.is_empty(), "nothing to measure: -p, -n and --pg ask for no tokens");
+    plan.check_profile()?;
     let gguf = model.gguf()?;
     let context = plan.context(&workloads, &Config::new(&gguf, None, usize::MAX)?)?;
     let subject = Subject::new(&gguf);
@@ -102,6 +107,10 @@ pub fn measure(model: &ModelArgs, plan: &Plan) -> anyhow::Result<()> {
 
     let mut engine = model.load(model.open(Some(context))?, 1)?;
     let runner = engine.runner();
+    if plan.profile {
+        // Where none can be made, that is said before anything is measured.
+        runner.profile(false)?;
+    }
     let mut report = Report::new(plan.output, subject, runner, &workloads, io::stdout());
     report.begin()?;
     let mut bench = Bench::new(runner);
@@ -113,13 +122,17 @@ pub fn measure(model: &ModelArgs, plan: &Plan) -> anyhow::Result<()> {
             bar.set_length(len as u64);
             bar.set_position(position as u64);
         };
-        let measured = bench.measure(*workload, plan.repetitions as usize, &mut |stage| match stage {
+        let mut progress = |stage| match stage {
             Stage::Fill(tokens) => show("filling the context, token", tokens, workload.depth),
             Stage::WarmUp => show("warm-up", 0, 1),
             Stage::Repetition(repetitions) => show("repetition", repetitions + 1, plan.repetitions as usize),
-        })?;
+            Stage::Profile => show("profile", 0, 1),
+        };
+        let measured = bench.measure(*workload, plan.repetitions as usize, &mut progress)?;
+        let profiled = plan.profile && workload.is_answer();
+        let profile = profiled.then(|| bench.profile(&measured, &mut progress)).transpose()?;
         bar.finish_and_clear();
-        report.row(&measured)?;
+        report.row(&measured, profile)?;
     }
     report.end()?;
     Ok(())
@@ -129,7 +142,24 @@ impl Plan {
     /// What `--benchmark` of the main command runs.
     pub fn usual(answer: Option<usize>, context: Option<usize>, output: Format) -> Self {
         let (n_prompt, n_gen) = (vec![PROMPT], vec![answer.unwrap_or(ANSWER)]);
-        Plan { n_prompt, n_gen, pg: Vec::new(), n_depth: vec![0], repetitions: REPETITIONS, output, context }
+        Plan {
+            n_prompt,
+            n_gen,
+            pg: Vec::new(),
+            n_depth: vec![0],
+            repetitions: REPETITIONS,
+            output,
+            context,
+            profile: false,
+        }
+    }
+
+    /// A profile is one of generated tokens, and no cell of a CSV file.
+    fn check_profile(&self) -> anyhow::Result<()> {
+        ensure!(!self.profile || self.output != Format::Csv, "--profile is printed with -o md or -o json");
+        let answers = self.workloads().iter().any(Workload::is_answer);
+        ensure!(!self.profile || answers, "--profile is one of generated tokens, and -n asks for none");
+        Ok(())
     }
 
     /// Every test at every depth.

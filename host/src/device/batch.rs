@@ -66,6 +66,12 @@ impl Dims {
         self.kv_heads * self.head_dim
     }
 
+    /// Bytes of keys and values that tokens at `positions` have to attend to in one layer, as far back as its window goes.
+    pub fn kv_read(&self, positions: &[u32], window: Option<u32>) -> u64 {
+        let seen = |&position: &u32| u64::from(position.saturating_add(1).min(window.unwrap_or(u32::MAX)));
+        2 * 2 * positions.iter().map(seen).sum::<u64>() * self.kv_width() as u64
+    }
+
     /// Bytes of one layer's K and V caches, F16.
     pub fn kv_bytes(&self) -> u64 {
         2 * 2 * (self.context as u64).saturating_mul(self.kv_width() as u64)

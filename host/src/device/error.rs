@@ -52,6 +52,9 @@ pub enum DeviceError {
         /// The buffer's length.
         len: usize,
     },
+    /// Something that a capture cannot record was asked for during one: a bug in the caller.
+    #[error("{0} inside of a captured pass, which would not be repeated when the pass is replayed")]
+    Captured(&'static str),
     /// The model needs something that the device's kernels do not do.
     #[error("{0}")]
     Unsupported(String),
@@ -69,5 +72,12 @@ impl DeviceError {
     /// The same error, naming the layer it happened in.
     pub fn in_layer(self, layer: usize) -> Self {
         DeviceError::Layer { layer, source: Box::new(self) }
+    }
+}
+
+impl DeviceError {
+    /// What a device without kernels answers to who asks for their times.
+    pub(crate) fn no_launches(device: &str) -> Self {
+        DeviceError::Unsupported(format!("{device} launches no kernels: a profile takes a GPU (--device cuda)"))
     }
 }

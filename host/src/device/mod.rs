@@ -4,15 +4,21 @@ mod batch;
 pub mod cpu;
 pub mod cuda;
 mod error;
+mod replay;
 mod shared;
+mod stages;
 mod weights;
 
 use std::ops::Range;
 
 pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
+pub use cuda::driver::Launch;
 pub use error::DeviceError;
 use quant::TensorType;
+pub use replay::{Owner, ReplayKey, ReplayPart};
 pub use shared::SharedBytes;
+pub use stages::Scratch;
+use stages::new_scratch;
 pub use weights::{Attn, Ffn, Head, Layer, Linear, Tensor};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -83,15 +89,6 @@ pub enum Epilogue {
     Residual,
 }
 
-/// Activations that live only inside a stage, `[max_tokens x width]` each.
-pub struct Scratch<A> {
-    norm: A,
-    k: A,
-    v: A,
-    rows: A,
-    up: A,
-}
-
 /// The stages of a forward pass, and the primitives they are made of. A device implements the primitives and gets the
 /// stages; it may implement a stage itself to fuse them.
 ///
@@ -122,11 +119,23 @@ pub trait Device: Transfer + Sized {
     /// Where the scratch is kept between stages.
     fn scratch(&mut self) -> &mut Option<Scratch<Self::Act>>;
 
-    /// Makes the batch's tokens, positions and rotations known to the device, before the first stage of a pass.
-    fn begin(&mut self, batch: &Batch) -> Result<()>;
+    /// Room for the residual stream x of passes of up to `rows` tokens, `[rows x hidden]`. A device may put it where
+    /// [`Device::begin`] brings all that a pass starts from; it then holds one pass at a time.
+    fn residual(&self, rows: usize) -> Result<Self::Act> {
+        self.act(rows, self.dims().hidden)
+    }
+    /// Makes the batch's tokens, positions and rotations known to the device, before the first stage of a pass, and x =
+    /// `embeddings`, `[n x hidden]`, where the host looked them up.
+    fn begin(&mut self, batch: &Batch, embeddings: Option<&[f32]>, x: &mut Self::Act) -> Result<()>;
+    /// Computes `f`, which is the same computation on the same memory each time that `key` is. So a device may record what
+    /// it launches, and launch the recording from then on: all that `f` takes from the host was brought by
+    /// [`Device::begin`] before.
+    fn replay(&mut self, _key: ReplayKey, f: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        f(self)
+    }
     /// x\[t\] = `embedding_scale` times row `tokens[t]` of `table`, for a table in device memory.
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut Self::Act) -> Result<()>;
-    /// x = `values`, `[n x width]`: embeddings that the host looked up.
+    /// The first elements of x = `values`.
     fn load(&mut self, values: &[f32], x: &mut Self::Act) -> Result<()>;
     /// y\[t\] = RMSNorm(x\[t\]) * w for `n` tokens (Zhang and Sennrich 2019), or added to y\[t\].
     fn rms_norm(
@@ -174,7 +183,22 @@ pub trait Device: Transfer + Sized {
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
 
-    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
+    /// Starts or ends the timing of every launch. A profile makes kernels wait for each other.
+    fn profile(&mut self, _on: bool) -> Result<()> {
+        Err(DeviceError::no_launches(self.name()))
+    }
+    /// The launches that were timed since this was last called, in their order. Waits for what was asked for before.
+    fn take_profile(&mut self) -> Result<Vec<Launch>> {
+        Err(DeviceError::no_launches(self.name()))
+    }
+    /// Bytes a second at which the device reads its memory when it does nothing else. Measured: takes a second, and some GiB of
+    /// free memory where there are as many.
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        Err(DeviceError::no_launches(self.name()))
+    }
+
+    /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`. A device may leave
+    /// the later ones to [`Device::attend`], which comes next.
     fn qkv(
         &mut self,
         w: &Attn<Weight<Self>>,
@@ -183,22 +207,7 @@ pub trait Device: Transfer + Sized {
         kv: &mut Self::Kv,
         q: &mut Self::Act,
     ) -> Result<()> {
-        let (n, heads, kv_heads) = (batch.len(), self.dims().heads, self.dims().kv_heads);
-        with_scratch(self, |dev, s| {
-            dev.rms_norm(&w.norm, n, x, &mut s.norm, Epilogue::Store)?;
-            dev.matmul(&w.q, n, &s.norm, q, Epilogue::Store)?;
-            dev.matmul(&w.k, n, &s.norm, &mut s.k, Epilogue::Store)?;
-            dev.matmul(&w.v, n, &s.norm, &mut s.v, Epilogue::Store)?;
-            if let Some(norm) = &w.q_norm {
-                dev.norm_heads(norm, n * heads, q)?;
-            }
-            if let Some(norm) = &w.k_norm {
-                dev.norm_heads(norm, n * kv_heads, &mut s.k)?;
-            }
-            dev.rope(batch, w.q_rotation, heads, q)?;
-            dev.rope(batch, w.k_rotation, kv_heads, &mut s.k)?;
-            dev.append(batch, &s.k, &s.v, kv)
-        })
+        stages::qkv(self, w, x, batch, kv, q)
     }
 
     /// Attention of q over the cache: y `[n x heads * head_dim]`.
@@ -222,53 +231,16 @@ pub trait Device: Transfer + Sized {
         y: &Self::Act,
         x: &mut Self::Act,
     ) -> Result<()> {
-        let (n, Some(norm)) = (batch.len(), norm) else {
-            return self.matmul(w, batch.len(), y, x, Epilogue::Residual);
-        };
-        with_scratch(self, |dev, s| {
-            dev.matmul(w, n, y, &mut s.norm, Epilogue::Store)?;
-            dev.rms_norm(norm, n, &s.norm, x, Epilogue::Residual)
-        })
+        stages::linear(self, w, norm, batch, y, x)
     }
 
     /// Norm, gate and up projections, gated activation: x `[n x hidden]` to h `[n x ffn]`.
     fn gate_up(&mut self, w: &Ffn<Weight<Self>>, x: &Self::Act, batch: &Batch, h: &mut Self::Act) -> Result<()> {
-        let n = batch.len();
-        with_scratch(self, |dev, s| {
-            dev.rms_norm(&w.norm, n, x, &mut s.norm, Epilogue::Store)?;
-            dev.matmul(&w.gate, n, &s.norm, h, Epilogue::Store)?;
-            dev.matmul(&w.up, n, &s.norm, &mut s.up, Epilogue::Store)?;
-            dev.glu(n, h, &s.up)
-        })
+        stages::gate_up(self, w, x, batch, h)
     }
 
     /// Norm, output projection and cap of the wanted rows: x `[n x hidden]` to logits `[want x vocab]`.
     fn head(&mut self, w: &Head<Weight<Self>>, x: &Self::Act, batch: &Batch, logits: &mut Self::Act) -> Result<()> {
-        let rows = batch.want.len();
-        with_scratch(self, |dev, s| {
-            dev.gather(batch, x, &mut s.rows)?;
-            dev.rms_norm(&w.norm, rows, &s.rows, &mut s.norm, Epilogue::Store)?;
-            dev.matmul(&w.output, rows, &s.norm, logits, Epilogue::Store)?;
-            dev.dims().logit_cap.map_or(Ok(()), |cap| dev.cap_logits(rows, cap, logits))
-        })
+        stages::head(self, w, x, batch, logits)
     }
-}
-
-/// Lends the scratch to a stage's body, which also needs the device.
-fn with_scratch<D: Device>(dev: &mut D, f: impl FnOnce(&mut D, &mut Scratch<D::Act>) -> Result<()>) -> Result<()> {
-    let mut scratch = dev.scratch().take().expect("prepare() makes the scratch before the first stage");
-    let result = f(dev, &mut scratch);
-    *dev.scratch() = Some(scratch);
-    result
-}
-
-/// Scratch for passes of up to `max_tokens` tokens.
-fn new_scratch<D: Device>(dev: &D, dims: &Dims, max_tokens: usize) -> Result<Scratch<D::Act>> {
-    Ok(Scratch {
-        norm: dev.act(max_tokens, dims.hidden)?,
-        k: dev.act(max_tokens, dims.kv_width())?,
-        v: dev.act(max_tokens, dims.kv_width())?,
-        rows: dev.act(max_tokens, dims.hidden)?,
-        up: dev.act(max_tokens, dims.ffn)?,
-    })
 }

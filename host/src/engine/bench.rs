@@ -28,6 +28,11 @@ impl Workload {
         self.prompt.saturating_add(self.generate)
     }
 
+    /// Tokens are generated, and nothing else is measured.
+    pub fn is_answer(&self) -> bool {
+        self.prompt == 0 && self.generate > 0
+    }
+
     /// Positions that it takes in the KV cache.
     pub fn context(&self) -> usize {
         self.depth.saturating_add(self.tokens())
@@ -58,6 +63,8 @@ pub enum Stage {
     WarmUp,
     /// So many repetitions have been measured.
     Repetition(usize),
+    /// Some tokens whose launches are timed.
+    Profile,
 }
 
 /// A workload's times.
@@ -94,7 +101,7 @@ pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 
 /// Measures one workload after the other. The tokens are random, and the same in every run.
 pub struct Bench<'a> {
-    runner: &'a mut dyn Runner,
+    pub(super) runner: &'a mut dyn Runner,
     rng: ChaCha8Rng,
     /// Positions of the KV cache, from 0 on, that hold what the next workload may build on.
     filled: usize,
@@ -137,7 +144,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Puts tokens at the positions up to `depth` that have none yet. What lies behind will be overwritten.
-    fn fill(&mut self, depth: usize, progress: &mut dyn FnMut(Stage)) -> Result<(), EngineError> {
+    pub(super) fn fill(&mut self, depth: usize, progress: &mut dyn FnMut(Stage)) -> Result<(), EngineError> {
         while self.filled < depth {
             progress(Stage::Fill(self.filled));
             let chunk = self.tokens((depth - self.filled).min(self.runner.max_batch()));
@@ -149,7 +156,7 @@ impl<'a> Bench<'a> {
     }
 
     /// One run over `tokens`, its prompt and its generated tokens, and the passes that it took.
-    fn run(&mut self, workload: &Workload, tokens: &[u32]) -> Result<usize, EngineError> {
+    pub(super) fn run(&mut self, workload: &Workload, tokens: &[u32]) -> Result<usize, EngineError> {
         let (prompt, generated) = tokens.split_at(workload.prompt);
         let (mut start, mut passes) = (workload.depth, 0);
         let prompt_end = start + prompt.len();
@@ -166,7 +173,7 @@ impl<'a> Bench<'a> {
         Ok(passes)
     }
 
-    fn tokens(&mut self, count: usize) -> Vec<u32> {
+    pub(super) fn tokens(&mut self, count: usize) -> Vec<u32> {
         let ids: Range<u32> = 0..self.runner.config().dims.vocab as u32;
         (0..count).map(|_| self.rng.random_range(ids.clone())).collect()
     }

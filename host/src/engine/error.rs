@@ -105,6 +105,9 @@ pub enum EngineError {
         /// Position of the token they follow.
         position: usize,
     },
+    /// A profile of what is no series of generated tokens.
+    #[error("{0} cannot be profiled: a profile is one of generated tokens; use -n without --pg")]
+    ProfiledPrompt(String),
     /// A window too small to measure with.
     #[error("a window of {0} tokens is too small; use -c 4 or more")]
     Window(usize),

@@ -5,8 +5,8 @@ use quant::TensorType;
 
 use super::EngineError;
 use crate::{
-    device::{Device, Head, Weight},
-    model::{Config, Embedding, Layers, Model, State, forward},
+    device::{Device, DeviceError, Launch},
+    model::{Config, Embedding, Layers, Model, State, Weights, forward},
     pack::Image,
     stream::{Progress, Resident, Streamed, place_head},
 };
@@ -85,15 +85,33 @@ pub trait Runner {
     /// # Errors
     /// When the device fails.
     fn argmax(&mut self) -> Result<Option<u32>, EngineError>;
+    /// Starts or ends the timing of every launch ([`Device::profile`]).
+    ///
+    /// # Errors
+    /// Where the device times none: only GPUs do.
+    fn profile(&mut self, _on: bool) -> Result<(), EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
+    /// The launches that were timed since this was last asked for ([`Device::take_profile`]).
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
+    /// Bytes a second at which the device reads its memory when it does nothing else ([`Device::read_bandwidth`]).
+    ///
+    /// # Errors
+    /// Where that is not known: only GPUs measure it.
+    fn read_bandwidth(&mut self) -> Result<f64, EngineError> {
+        Err(DeviceError::no_launches(self.device()).into())
+    }
 }
 
 /// A model on device `D`.
 pub struct Session<D: Device> {
     model: Model,
-    embedding: Embedding<D>,
-    layers: Box<dyn Layers<D>>,
-    head: Head<Weight<D>>,
-    kv: Vec<D::Kv>,
+    weights: Weights<D>,
     state: State<D>,
     dev: D,
     memory: MemoryReport,
@@ -229,8 +247,7 @@ impl<D: Device + 'static> Session<D> {
 
         dev.load_kernels(&needs.types())?;
         dev.prepare(&dims, max_batch)?;
-        let state = State::new(&dev, &dims, max_batch, wanted)?;
-        let kv = (0..model.config.layers).map(|_| dev.kv()).collect::<Result<Vec<_>, _>>()?;
+        let state = State::new(&dev, &dims, model.config.layers, max_batch, wanted)?;
         let (head, head_bytes) = place_head(&dev, &model, &needs.head, progress)?;
         let layers: Box<dyn Layers<D>> = if resident == model.config.layers {
             Box::new(Resident::load(&dev, &model, &needs.images, progress)?)
@@ -248,7 +265,8 @@ impl<D: Device + 'static> Session<D> {
             read_per_pass: needs.weights(),
             streamed_per_pass: layers.streamed_bytes(),
         };
-        Ok(Session { model, embedding, layers, head, kv, state, dev, memory, max_batch, max_wanted: wanted, wanted: 0 })
+        let weights = Weights::new(embedding, layers, head);
+        Ok(Session { model, weights, state, dev, memory, max_batch, max_wanted: wanted, wanted: 0 })
     }
 }
 
@@ -284,18 +302,29 @@ impl<D: Device> Runner for Session<D> {
         }
         let want = (tokens.len() - wanted..tokens.len()).map(|i| i as u32).collect();
         let batch = self.model.batch(tokens, start, want);
-        let Session { model, embedding, layers, head, kv, state, dev, .. } = self;
-        forward(dev, model, embedding, &mut **layers, head, kv, state, &batch)?;
+        forward(&mut self.dev, &self.model, &mut self.weights, &mut self.state, &batch)?;
         self.wanted = wanted;
         Ok(())
     }
 
     fn logits(&mut self) -> Result<Vec<f32>, EngineError> {
-        Ok(self.dev.fetch(&self.state.logits, self.wanted, self.model.config.dims.vocab)?)
+        Ok(self.dev.fetch(self.state.logits(), self.wanted, self.model.config.dims.vocab)?)
     }
 
     fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
-        let best = self.dev.argmax(&self.state.logits, self.wanted, self.model.config.dims.vocab)?;
+        let best = self.dev.argmax(self.state.logits(), self.wanted, self.model.config.dims.vocab)?;
         Ok(best.last().copied().flatten())
+    }
+
+    fn profile(&mut self, on: bool) -> Result<(), EngineError> {
+        Ok(self.dev.profile(on)?)
+    }
+
+    fn take_profile(&mut self) -> Result<Vec<Launch>, EngineError> {
+        Ok(self.dev.take_profile()?)
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64, EngineError> {
+        Ok(self.dev.read_bandwidth()?)
     }
 }

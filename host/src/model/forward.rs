@@ -2,7 +2,7 @@
 //! weights come from is the layers'.
 
 use crate::{
-    device::{Batch, Device, DeviceError, Dims, Head, Weight},
+    device::{Batch, Device, DeviceError, Dims, Head, Owner, ReplayKey, ReplayPart, Weight},
     model::{Layers, Model},
 };
 
@@ -14,66 +14,109 @@ pub enum Embedding<D: Device> {
     Device(Weight<D>),
 }
 
-/// The activations of a pass.
+/// A model's weights, placed.
+pub struct Weights<D: Device> {
+    embedding: Embedding<D>,
+    layers: Box<dyn Layers<D>>,
+    head: Head<Weight<D>>,
+    owner: Owner,
+}
+
+impl<D: Device> Weights<D> {
+    /// The parts of a model.
+    pub fn new(embedding: Embedding<D>, layers: Box<dyn Layers<D>>, head: Head<Weight<D>>) -> Self {
+        Weights { embedding, layers, head, owner: Owner::default() }
+    }
+}
+
+/// What passes compute in: the KV cache of a text, and a pass's activations.
 pub struct State<D: Device> {
     /// The residual stream, `[tokens x hidden]`.
-    pub x: D::Act,
+    x: D::Act,
     /// Queries, `[tokens x heads * head_dim]`.
-    pub q: D::Act,
+    q: D::Act,
     /// Attention's result, `[tokens x heads * head_dim]`.
-    pub y: D::Act,
+    y: D::Act,
     /// The feed-forward's inner activations, `[tokens x ffn]`.
-    pub h: D::Act,
+    h: D::Act,
     /// `[wanted x vocab]`
-    pub logits: D::Act,
+    logits: D::Act,
+    /// The layers' caches.
+    kv: Vec<D::Kv>,
+    owner: Owner,
 }
 
 impl<D: Device> State<D> {
-    /// Room for passes of up to `tokens` tokens, `wanted` of them with logits.
+    /// Room for passes of up to `tokens` tokens through `layers` layers, with logits of up to `wanted` tokens.
     ///
     /// # Errors
     /// When the device's memory does not suffice.
-    pub fn new(dev: &D, dims: &Dims, tokens: usize, wanted: usize) -> Result<Self, DeviceError> {
+    pub fn new(dev: &D, dims: &Dims, layers: usize, tokens: usize, wanted: usize) -> Result<Self, DeviceError> {
         Ok(State {
-            x: dev.act(tokens, dims.hidden)?,
+            x: dev.residual(tokens)?,
             q: dev.act(tokens, dims.q_width())?,
             y: dev.act(tokens, dims.q_width())?,
             h: dev.act(tokens, dims.ffn)?,
             logits: dev.act(wanted, dims.vocab)?,
+            kv: (0..layers).map(|_| dev.kv()).collect::<Result<_, _>>()?,
+            owner: Owner::default(),
         })
+    }
+
+    /// The logits that the last pass left, `[wanted x vocab]`.
+    pub fn logits(&self) -> &D::Act {
+        &self.logits
     }
 }
 
-/// One pass: all layers over all tokens of `batch`. Leaves the wanted logits in `s.logits`.
+/// One pass: all layers over all tokens of `batch`. Leaves the wanted logits in `s.logits()`.
 ///
 /// # Errors
 /// The device's, with the layer they happened in.
-#[allow(clippy::too_many_arguments, reason = "these are the parts of a transformer, each with its own owner")]
 pub fn forward<D: Device>(
     dev: &mut D,
     model: &Model,
-    embedding: &Embedding<D>,
-    layers: &mut dyn Layers<D>,
-    head: &Head<Weight<D>>,
-    kv: &mut [D::Kv],
+    w: &mut Weights<D>,
     s: &mut State<D>,
     batch: &Batch,
 ) -> Result<(), DeviceError> {
-    dev.begin(batch)?;
-    match embedding {
-        Embedding::Host => dev.load(&model.embed(&batch.tokens), &mut s.x)?,
-        Embedding::Device(table) => dev.embed(table, batch, &mut s.x)?,
+    let embeddings = match w.embedding {
+        Embedding::Host => Some(model.embed(&batch.tokens)),
+        Embedding::Device(_) => None,
+    };
+    dev.begin(batch, embeddings.as_deref(), &mut s.x)?;
+    // From here on, passes over one token differ in nothing but what `begin` brought. If no layer has to be waited for, all
+    // of it is one computation.
+    if batch.len() == 1 && w.layers.resident() {
+        let key = ReplayKey::new(&w.owner, &s.owner, ReplayPart::Pass { wanted: !batch.want.is_empty() });
+        return dev.replay(key, &mut |dev| compute(dev, w, s, batch));
     }
-    for (i, kv) in kv.iter_mut().enumerate() {
-        layers
-            .with(dev, i, &mut |dev, layer| {
-                dev.qkv(&layer.attn, &s.x, batch, kv, &mut s.q)?;
-                dev.attend(&layer.attn, &s.q, kv, batch, &mut s.y)?;
-                dev.linear(&layer.attn.out, layer.attn.post_norm.as_ref(), batch, &s.y, &mut s.x)?;
-                dev.gate_up(&layer.ffn, &s.x, batch, &mut s.h)?;
-                dev.linear(&layer.ffn.down, layer.ffn.post_norm.as_ref(), batch, &s.h, &mut s.x)
+    compute(dev, w, s, batch)
+}
+
+fn compute<D: Device>(dev: &mut D, w: &mut Weights<D>, s: &mut State<D>, batch: &Batch) -> Result<(), DeviceError> {
+    if let Embedding::Device(table) = &w.embedding {
+        dev.embed(table, batch, &mut s.x)?;
+    }
+    for (id, kv) in s.kv.iter_mut().enumerate() {
+        let (weights, state) = (&w.owner, &s.owner);
+        let (x, q, y, h) = (&mut s.x, &mut s.q, &mut s.y, &mut s.h);
+        w.layers
+            .with(dev, id, &mut |dev, layer, place| {
+                let mut compute = |dev: &mut D| {
+                    dev.qkv(&layer.attn, x, batch, kv, q)?;
+                    dev.attend(&layer.attn, q, kv, batch, y)?;
+                    dev.linear(&layer.attn.out, layer.attn.post_norm.as_ref(), batch, y, x)?;
+                    dev.gate_up(&layer.ffn, x, batch, h)?;
+                    dev.linear(&layer.ffn.down, layer.ffn.post_norm.as_ref(), batch, h, x)
+                };
+                if batch.len() == 1 {
+                    dev.replay(ReplayKey::new(weights, state, ReplayPart::Layer { id, place }), &mut compute)
+                } else {
+                    compute(dev)
+                }
             })
-            .map_err(|e| e.in_layer(i))?;
+            .map_err(|e| e.in_layer(id))?;
     }
-    if batch.want.is_empty() { Ok(()) } else { dev.head(head, &s.x, batch, &mut s.logits) }
+    if batch.want.is_empty() { Ok(()) } else { dev.head(&w.head, &s.x, batch, &mut s.logits) }
 }

@@ -2,8 +2,9 @@
 
 use crate::device::{Device, DeviceError, Layer, Weight};
 
-/// What a layer's computation looks like to whoever provides the layer.
-pub type Compute<'a, D> = &'a mut dyn FnMut(&mut D, &Layer<Weight<D>>) -> Result<(), DeviceError>;
+/// What a layer's computation looks like to whoever provides the layer. The number says in which of the places where the
+/// layer can be it is.
+pub type Compute<'a, D> = &'a mut dyn FnMut(&mut D, &Layer<Weight<D>>, usize) -> Result<(), DeviceError>;
 
 /// Provides layers, in any order, pass after pass.
 pub trait Layers<D: Device> {
@@ -13,6 +14,8 @@ pub trait Layers<D: Device> {
     /// Those of the device and of `f`.
     fn with(&mut self, dev: &mut D, id: usize, f: Compute<'_, D>) -> Result<(), DeviceError>;
 
+    /// Whether every layer is always available, each in one place: nobody waits for anything in [`Layers::with`].
+    fn resident(&self) -> bool;
     /// Bytes that every pass copies to the device.
     fn streamed_bytes(&self) -> u64;
     /// Bytes of weights that stay in device memory, slots included.

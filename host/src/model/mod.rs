@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub use arch::{Architecture, Traits};
 pub use config::{Config, LayerKind};
 pub use error::ModelError;
-pub use forward::{Embedding, State, forward};
+pub use forward::{Embedding, State, Weights, forward};
 pub use layers::{Compute, Layers};
 pub use rope::Rope;
 pub use weights::Tensors;

@@ -31,7 +31,11 @@ impl<D: Device> Resident<D> {
 
 impl<D: Device> Layers<D> for Resident<D> {
     fn with(&mut self, dev: &mut D, id: usize, f: Compute<'_, D>) -> Result<(), DeviceError> {
-        f(dev, &self.layers[id])
+        f(dev, &self.layers[id], 0)
+    }
+
+    fn resident(&self) -> bool {
+        true
     }
 
     fn streamed_bytes(&self) -> u64 {

@@ -105,7 +105,7 @@ impl<D: Device> Streamed<D> {
 impl<D: Device> Layers<D> for Streamed<D> {
     fn with(&mut self, dev: &mut D, id: usize, f: Compute<'_, D>) -> Result<(), DeviceError> {
         if let Place::Resident(layer) = &self.places[id] {
-            return f(dev, layer);
+            return f(dev, layer, 0);
         }
         let index = self.fetch(dev, id, None)?;
         // The next streamed layer starts moving before this one is computed. After the last comes the first: the next
@@ -120,7 +120,7 @@ impl<D: Device> Layers<D> for Streamed<D> {
         if let Some((_, copied)) = &slot.holds {
             dev.compute_waits(copied)?;
         }
-        let result = f(dev, &views[index]);
+        let result = f(dev, &views[index], index);
         match dev.mark() {
             Ok(end) => {
                 // The queue's end now is also behind what an earlier mark should have fenced.
@@ -132,6 +132,10 @@ impl<D: Device> Layers<D> for Streamed<D> {
                 result.and(Err(e))
             }
         }
+    }
+
+    fn resident(&self) -> bool {
+        self.order.is_empty()
     }
 
     fn streamed_bytes(&self) -> u64 {

@@ -9,6 +9,7 @@
  *   FAKE_CUDA_MEMORY      bytes of device memory (1 GiB)
  *   FAKE_CUDA_JIT_MS      how long a module takes to compile (0)
  *   FAKE_CUDA_FAIL        NAME=CODE: the function NAME answers CODE
+ *   FAKE_CUDA_TRACE       anything: launches are told to stderr
  * Modules are text; a line ".entry NAME" is a kernel. Known kernels: fill(dst, value, count) stores bytes, crash() faults. */
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@
 
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
        INVALID_CONTEXT = 201, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
-       ALREADY_REGISTERED = 712, NOT_REGISTERED = 713 };
+       ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 
 typedef unsigned result;
 typedef uint64_t address;
@@ -39,6 +40,7 @@ static int context;                 /* the one context; its address is the handl
 static _Thread_local void *current; /* cuCtxSetCurrent */
 static result fault;                /* once a kernel has crashed, everything fails */
 static size_t used;
+static int graphs;
 enum { SHARED = 227 << 10 };        /* shared memory that a block can have */
 
 static result entered(const char *name) {
@@ -82,7 +84,8 @@ struct queue;
 struct event { struct queue *queue; size_t position; };
 struct work { int kind; char *dst; const char *src; size_t length; unsigned value; struct event after; };
 enum { COPY, FILL, CRASH, WAIT };
-struct queue { struct work items[4096]; size_t done, count; };
+struct graph { struct work items[64]; size_t count; int invalid; };
+struct queue { struct work items[4096]; size_t done, count; struct graph *capture; };
 
 static result run(struct queue *q, size_t until) {
     while (q->done < until) {
@@ -98,7 +101,19 @@ static result run(struct queue *q, size_t until) {
     return 0;
 }
 
+/* What a queue that is being captured cannot do. */
+static result capturing(struct queue *q) {
+    if (q->capture) q->capture->invalid = 1;
+    return q->capture ? CAPTURE_UNSUPPORTED : 0;
+}
+#define NOT_CAPTURED(q) { result r = capturing(q); if (r) return r; }
+
 static result queued(struct queue *q, struct work w) {
+    if (q->capture) {
+        if (q->capture->count == 64) abort();
+        q->capture->items[q->capture->count++] = w;
+        return 0;
+    }
     if (q->count - q->done == 4096) abort();
     q->items[q->count++ % 4096] = w;
     return 0;
@@ -156,7 +171,7 @@ result cuDevicePrimaryCtxRetain(void **handle, int device) { BEGIN_ANYWHERE (voi
 
 result cuDevicePrimaryCtxRelease_v2(int device) {
     (void)device;
-    if (allocated.count || registered.count) { fprintf(stderr, "fake driver: memory leaked\n"); abort(); }
+    if (allocated.count || registered.count || graphs) { fprintf(stderr, "fake driver: memory leaked\n"); abort(); }
     return 0;
 }
 
@@ -170,10 +185,10 @@ result cuStreamCreateWithPriority(struct queue **q, unsigned flags, int priority
 
 result cuStreamDestroy_v2(struct queue *q) { run(q, q->count); free(q); return 0; }
 
-result cuStreamSynchronize(struct queue *q) { BEGIN return run(q, q->count); }
+result cuStreamSynchronize(struct queue *q) { BEGIN NOT_CAPTURED(q) return run(q, q->count); }
 
 result cuStreamWaitEvent(struct queue *q, struct event *e, unsigned flags) {
-    BEGIN if (flags) return INVALID_VALUE;
+    BEGIN NOT_CAPTURED(q) if (flags) return INVALID_VALUE;
     return e->queue ? queued(q, (struct work){.kind = WAIT, .after = *e}) : 0;
 }
 
@@ -181,7 +196,7 @@ result cuEventCreate(struct event **e, unsigned flags) { BEGIN (void)flags; *e =
 
 result cuEventDestroy_v2(struct event *e) { free(e); return 0; }
 
-result cuEventRecord(struct event *e, struct queue *q) { BEGIN *e = (struct event){q, q->count}; return 0; }
+result cuEventRecord(struct event *e, struct queue *q) { BEGIN NOT_CAPTURED(q) *e = (struct event){q, q->count}; return 0; }
 
 result cuEventSynchronize(struct event *e) { BEGIN return e->queue ? run(e->queue, e->position) : 0; }
 
@@ -235,11 +250,12 @@ result cuMemHostUnregister(void *start) {
     return removed(&registered, start, &length) ? 0 : NOT_REGISTERED;
 }
 
-/* Page-locked memory is read when the queue gets there, pageable memory at once. */
+/* Page-locked memory is read and written when the queue gets there, pageable memory at once. */
 result cuMemcpyHtoDAsync_v2(address dst, const void *src, size_t length, struct queue *q) {
     BEGIN
     struct work copy = {.kind = COPY, .dst = (char *)(uintptr_t)dst, .src = src, .length = length};
     if (inside(&registered, src, length)) return queued(q, copy);
+    NOT_CAPTURED(q)
     result r = run(q, q->count);
     if (r) return r;
     if (!inside(&allocated, copy.dst, length)) return INVALID_VALUE;
@@ -249,6 +265,9 @@ result cuMemcpyHtoDAsync_v2(address dst, const void *src, size_t length, struct 
 
 result cuMemcpyDtoHAsync_v2(void *dst, address src, size_t length, struct queue *q) {
     BEGIN
+    if (inside(&registered, dst, length))
+        return queued(q, (struct work){.kind = COPY, .dst = dst, .src = (char *)(uintptr_t)src, .length = length});
+    NOT_CAPTURED(q)
     result r = run(q, q->count);
     if (r) return r;
     if (!inside(&allocated, (void *)(uintptr_t)src, length)) return INVALID_VALUE;
@@ -300,10 +319,10 @@ result cuFuncSetAttribute(struct kernel *kernel, int attribute, int value) {
     return 0;
 }
 
-result cuLaunchKernel(struct kernel *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
-                      unsigned shared, struct queue *q, void **parameters, void **extra) {
-    BEGIN
-    if (!x || !y || !z || !tx || !ty || !tz || tx * ty * tz > 1024 || extra) return INVALID_VALUE;
+static result launched(struct kernel *kernel, const unsigned *blocks, const unsigned *threads, unsigned shared,
+                       struct queue *q, void **parameters, void **extra) {
+    for (int i = 0; i < 3; i++) if (!blocks[i] || !threads[i]) return INVALID_VALUE;
+    if (threads[0] * threads[1] * threads[2] > 1024 || extra) return INVALID_VALUE;
     if (shared > (unsigned)(kernel->shared ? kernel->shared : 48 << 10) || (shared && kernel->carveout != 100))
         return INVALID_VALUE;
     if (!strcmp(kernel->name, "crash")) return queued(q, (struct work){.kind = CRASH});
@@ -311,3 +330,69 @@ result cuLaunchKernel(struct kernel *kernel, unsigned x, unsigned y, unsigned z,
     return queued(q, (struct work){.kind = FILL, .dst = *(char **)parameters[0], .value = *(unsigned *)parameters[1],
                                    .length = *(unsigned *)parameters[2]});
 }
+
+result cuLaunchKernel(struct kernel *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
+                      unsigned shared, struct queue *q, void **parameters, void **extra) {
+    BEGIN
+    if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "launch %s\n", kernel->name);
+    return launched(kernel, (unsigned[]){x, y, z}, (unsigned[]){tx, ty, tz}, shared, q, parameters, extra);
+}
+
+struct attribute { unsigned id; char pad[4]; int value; char rest[60]; };
+struct config { unsigned blocks[3], threads[3], shared; struct queue *q; struct attribute *attributes; unsigned count; };
+
+result cuLaunchKernelEx(const struct config *c, struct kernel *kernel, void **parameters, void **extra) {
+    BEGIN
+    for (unsigned i = 0; i < c->count; i++) {
+        if (c->attributes[i].id != 6 || c->attributes[i].value != 1) return INVALID_VALUE;
+        if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "launch %s, programmatic\n", kernel->name);
+    }
+    return launched(kernel, c->blocks, c->threads, c->shared, c->q, parameters, extra);
+}
+
+/* Graphs. An executable graph is a copy. */
+
+static struct graph *copied(const struct graph *from) {
+    struct graph *g = calloc(1, sizeof *g);
+    if (from) *g = *from;
+    graphs++;
+    return g;
+}
+
+static result destroyed(struct graph *g) { graphs--; free(g); return 0; }
+
+result cuStreamBeginCapture_v2(struct queue *q, int mode) {
+    BEGIN
+    if (q->capture || mode != 2) return INVALID_VALUE;
+    q->capture = copied(NULL);
+    return 0;
+}
+
+result cuStreamEndCapture(struct queue *q, struct graph **g) {
+    BEGIN
+    if (!q->capture) return INVALID_VALUE;
+    *g = q->capture;
+    q->capture = NULL;
+    if (!(*g)->invalid) return 0;
+    destroyed(*g);
+    *g = NULL;
+    return CAPTURE_INVALIDATED;
+}
+
+result cuGraphInstantiateWithFlags(struct graph **executable, struct graph *g, unsigned long long flags) {
+    BEGIN
+    if (flags) return INVALID_VALUE;
+    *executable = copied(g);
+    return 0;
+}
+
+result cuGraphLaunch(struct graph *executable, struct queue *q) {
+    BEGIN
+    if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "launch a graph of %zu\n", executable->count);
+    for (size_t i = 0; i < executable->count; i++) queued(q, executable->items[i]);
+    return 0;
+}
+
+result cuGraphDestroy(struct graph *g) { return destroyed(g); }
+
+result cuGraphExecDestroy(struct graph *g) { return destroyed(g); }

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
-use super::Format;
+use super::{Format, profile};
 use crate::{
-    engine::{Measured, MemoryReport, Runner, Workload, mean_and_deviation},
+    engine::{Measured, MemoryReport, Profile, Runner, Workload, mean_and_deviation},
     gguf::Gguf,
 };
 
@@ -71,6 +71,8 @@ pub struct Report<W> {
     /// Widths of the table's columns, in characters.
     widths: Vec<usize>,
     rows: usize,
+    /// They come after the table.
+    profiles: Vec<Profile>,
 }
 
 impl<W: Write> Report<W> {
@@ -86,6 +88,7 @@ impl<W: Write> Report<W> {
             memory: runner.memory(),
             widths: Vec::new(),
             rows: 0,
+            profiles: Vec::new(),
         };
         let usual = "12345.67 ± 123.45";
         let cells = workloads.iter().map(|workload| report.cells(&workload.to_string(), usual, "1234.5"));
@@ -114,8 +117,8 @@ impl<W: Write> Report<W> {
         }
     }
 
-    /// One result.
-    pub fn row(&mut self, measured: &Measured) -> io::Result<()> {
+    /// One result, and where its tokens' time goes.
+    pub fn row(&mut self, measured: &Measured, profile: Option<Profile>) -> io::Result<()> {
         let first = self.rows == 0;
         self.rows += 1;
         match self.format {
@@ -128,10 +131,13 @@ impl<W: Write> Report<W> {
                     &format!("{gbs:.1}"),
                 );
                 self.line(&cells)?;
+                self.profiles.extend(profile);
             }
             Format::Json => {
                 let separator = if first { "" } else { "," };
-                write!(self.out, "{separator}\n{:#}", Value::Object(self.fields(measured)))?;
+                let mut fields = self.fields(measured);
+                fields.extend(profile.map(|profile| ("profile".to_owned(), profile::json(&profile))));
+                write!(self.out, "{separator}\n{:#}", Value::Object(fields))?;
             }
             Format::Csv => {
                 let fields = self.fields(measured);
@@ -149,7 +155,8 @@ impl<W: Write> Report<W> {
     pub fn end(&mut self) -> io::Result<()> {
         match self.format {
             Format::Json => writeln!(self.out, "\n]"),
-            Format::Md | Format::Csv => Ok(()),
+            Format::Md => self.profiles.iter().try_for_each(|profile| profile::print(profile, &mut self.out)),
+            Format::Csv => Ok(()),
         }
     }
 

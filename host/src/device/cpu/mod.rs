@@ -240,8 +240,8 @@ impl Device for CpuDevice {
         &mut self.scratch
     }
 
-    fn begin(&mut self, _batch: &Batch) -> Result<()> {
-        Ok(())
+    fn begin(&mut self, _batch: &Batch, embeddings: Option<&[f32]>, x: &mut CpuAct) -> Result<()> {
+        embeddings.map_or(Ok(()), |values| self.load(values, x))
     }
 
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CpuAct) -> Result<()> {

@@ -3,29 +3,29 @@
 //! A `CustDriver` and its handles stay on the thread that opened it (they are not `Send`), and each call first makes the
 //! GPU's context the thread's current one, so several GPUs can be open at once.
 
+mod event;
 mod gpu;
+mod graph;
 mod memory;
 mod modules;
 
-use std::{
-    cell::OnceCell,
-    ffi::{c_uint, c_void},
-    ops::Range,
-    ptr,
-    rc::Rc,
-};
+use std::{cell::OnceCell, ffi::c_void, ops::Range, ptr, rc::Rc};
 
-use cuda_dlopen::raw;
+use cuda_dlopen::{Code, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
-use cust::{event::EventFlags, stream::Stream, sys::CUevent};
 
-pub use self::memory::{Mem, Pinned};
-use self::{
-    gpu::Gpu,
-    memory::Staging,
-    modules::{Modules, Source},
+pub use self::{
+    event::Event,
+    graph::Graph,
+    memory::{Mem, Pinned},
 };
-use super::driver::{Driver, Grid, Properties};
+use self::{
+    event::Timers,
+    gpu::Gpu,
+    memory::{Landing, Staging},
+    modules::{Entry, Modules, Source},
+};
+use super::driver::{Driver, Grid, Launch, Profile, Properties};
 use crate::{
     device::{DeviceError, MemoryInfo},
     ptx,
@@ -38,8 +38,11 @@ const MAX_PARAMETERS: usize = 16;
 
 /// One GPU, driven by NVIDIA's driver.
 pub struct CustDriver {
-    modules: Modules,
+    modules: Rc<Modules>,
     staging: OnceCell<Staging>,
+    landing: OnceCell<Landing>,
+    profile: Profile<Event>,
+    timers: Timers,
     gpu: Rc<Gpu>,
 }
 
@@ -63,17 +66,68 @@ impl CustDriver {
 
     fn with_modules(index: usize, source: Source, announce: fn(&str)) -> Result<CustDriver> {
         let gpu = Rc::new(Gpu::open(index)?);
-        Ok(CustDriver { modules: Modules::new(gpu.clone(), source, announce), staging: OnceCell::new(), gpu })
+        Ok(CustDriver {
+            modules: Rc::new(Modules::new(gpu.clone(), source, announce)),
+            staging: OnceCell::new(),
+            landing: OnceCell::new(),
+            profile: Profile::default(),
+            timers: Timers::default(),
+            gpu,
+        })
     }
 
     /// The staging buffers, page-locked at the first write (some 10 ms).
     fn staging(&self) -> Result<&Staging> {
-        match self.staging.get() {
-            Some(staging) => Ok(staging),
-            None => {
-                let staging = Staging::new(&self.gpu)?;
-                Ok(self.staging.get_or_init(|| staging))
-            }
+        made(&self.staging, || Staging::new(&self.gpu))
+    }
+
+    /// Where small reads arrive, page-locked at the first.
+    fn landing(&self) -> Result<&Landing> {
+        made(&self.landing, || Landing::new(&self.gpu))
+    }
+
+    /// Puts a launch into the compute queue.
+    ///
+    /// # Safety
+    /// `parameters` are the addresses of as many arguments as the kernel has parameters, of their types; and the kernel's own
+    /// contract.
+    unsafe fn start(
+        &self,
+        kernel: Entry,
+        grid: Grid,
+        parameters: &mut [*mut c_void],
+    ) -> std::result::Result<(), (&'static str, Code)> {
+        let (queue, none) = (self.gpu.compute.as_inner(), ptr::null_mut());
+        if kernel.programmatic && !self.profile.on() {
+            let mut attribute = LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION;
+            let config = LaunchConfig {
+                blocks: grid.blocks,
+                threads: grid.threads,
+                shared_bytes: grid.shared,
+                stream: queue,
+                attributes: &mut attribute,
+                attribute_count: 1,
+            };
+            // SAFETY: the kernel belongs to a loaded module of this context, and waits by itself for what came before. The
+            // driver copies configuration and arguments before it returns.
+            let launched = unsafe { raw::cuLaunchKernelEx(&config, kernel.function, parameters.as_mut_ptr(), none) };
+            return launched.map_err(|code| ("cuLaunchKernelEx", code));
+        }
+        let ([x, y, z], [tx, ty, tz]) = (grid.blocks, grid.threads);
+        let (function, parameters) = (kernel.function, parameters.as_mut_ptr());
+        // SAFETY: as above, and the queue's order makes it wait.
+        unsafe { raw::cuLaunchKernel(function, x, y, z, tx, ty, tz, grid.shared, queue, parameters, none) }
+            .map_err(|code| ("cuLaunchKernel", code))
+    }
+}
+
+/// What is in `cell`, after making it if nothing is.
+fn made<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
         }
     }
 }
@@ -82,6 +136,7 @@ impl Driver for CustDriver {
     type Mem = Mem;
     type Pinned = Pinned;
     type Event = Event;
+    type Graph = Graph;
 
     fn name(&self) -> &str {
         &self.gpu.name
@@ -96,6 +151,7 @@ impl Driver for CustDriver {
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<Mem> {
+        self.gpu.capturing.refuse("an allocation")?;
         Mem::new(&self.gpu, what, bytes)
     }
 
@@ -108,18 +164,24 @@ impl Driver for CustDriver {
     }
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<Pinned> {
+        self.gpu.capturing.refuse("an allocation")?;
         Pinned::new(&self.gpu, what, bytes)
     }
 
     fn write(&self, dst: &Mem, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.gpu.capturing.refuse("a write")?;
         let dst = dst.range("write", offset, bytes.len())?;
         self.gpu.activate()?;
         self.staging()?.write(&self.gpu, dst, bytes)
     }
 
     fn read(&self, src: &Mem, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.gpu.capturing.refuse("a read")?;
         let src = src.range("read", offset, bytes.len())?;
         self.gpu.activate()?;
+        if (1..=memory::LANDING).contains(&bytes.len()) {
+            return self.landing()?.read(&self.gpu, src, bytes);
+        }
         if !bytes.is_empty() {
             // SAFETY: the source range lies in its allocation, and `bytes` stays borrowed until the queue has been waited
             // for. Where that fails the context is dead, and writes nothing any more.
@@ -151,6 +213,7 @@ impl Driver for CustDriver {
         offset: usize,
         after: Option<&Event>,
     ) -> Result<Event> {
+        self.gpu.capturing.refuse("an upload")?;
         let bytes = src.range("upload's source", range.start, range.end)?;
         let dst = dst.range("upload", offset, bytes.len())?;
         self.gpu.activate()?;
@@ -166,9 +229,9 @@ impl Driver for CustDriver {
         Event::record(&self.gpu, &self.gpu.copy, false)
     }
 
-    fn load<K: Kernel>(&self) -> Result<()> {
+    fn load_modules(&self, modules: &[&'static str]) -> Result<()> {
         self.gpu.activate()?;
-        self.modules.kernel(K::MODULE, K::NAME, 0).map(drop)
+        self.modules.load(modules, None)
     }
 
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
@@ -186,100 +249,78 @@ impl Driver for CustDriver {
             let message = format!("it has {count} parameters, and a launch passes at most {MAX_PARAMETERS}");
             return Err(DeviceError::Kernel { kernel: K::NAME, message });
         }
-        let ([x, y, z], [tx, ty, tz]) = (grid.blocks, grid.threads);
-        // SAFETY: the kernel belongs to a loaded module of this context. `parameters` holds the address of each argument in
-        // the order and with the types that the kernel was compiled from, and the driver copies them before it returns.
-        // What the kernel does with them is the caller's promise.
-        let launched = unsafe {
-            let queue = self.gpu.compute.as_inner();
-            raw::cuLaunchKernel(
-                kernel,
-                x,
-                y,
-                z,
-                tx,
-                ty,
-                tz,
-                grid.shared,
-                queue,
-                parameters.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        launched.map_err(|code| {
+        let timer = || self.timers.record(&self.gpu, &self.gpu.compute);
+        let from = if self.profile.on() { Some(timer()?) } else { None };
+        // SAFETY: `parameters` holds the address of each argument in the order and with the types that the kernel was compiled
+        // from. What the kernel does with them is the caller's promise.
+        unsafe { self.start(kernel, grid, &mut parameters) }.map_err(|(call, code)| {
+            let ([x, y, z], [tx, ty, tz]) = (grid.blocks, grid.threads);
             let message = format!("{x}x{y}x{z} blocks of {tx}x{ty}x{tz} threads cannot start");
-            self.gpu.kernel_error("cuLaunchKernel", code, K::NAME, message)
+            self.gpu.kernel_error(call, code, K::NAME, message)
         })?;
+        if let Some(from) = from {
+            self.profile.add(K::NAME, from, timer()?);
+        }
         self.gpu.last_kernel.set(Some(K::NAME));
         Ok(())
     }
 
+    fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
+        self.gpu.capturing.refuse("a capture")?;
+        if self.profile.on() || !self.gpu.graphs {
+            return self.gpu.capturing.during(f).map(|()| None);
+        }
+        self.gpu.activate()?;
+        Graph::capture(&self.gpu, &self.modules, f).map(Some)
+    }
+
+    unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        self.gpu.capturing.refuse("a replay")?;
+        self.gpu.activate()?;
+        // SAFETY: the caller's promise.
+        unsafe { graph.replay(&self.gpu) }
+    }
+
+    fn dependent_launch(&self) -> bool {
+        self.gpu.programmatic
+    }
+
+    fn profile(&self, on: bool) {
+        self.profile.set(on);
+    }
+
+    fn label(&self, what: &str, bytes: u64) {
+        self.profile.label(what, bytes);
+    }
+
+    fn take_profile(&self) -> Result<Vec<Launch>> {
+        self.gpu.capturing.refuse("a profile")?;
+        self.gpu.activate()?;
+        self.gpu.wait(&self.gpu.compute)?;
+        self.profile.take(Event::seconds_to)
+    }
+
     fn mark(&self) -> Result<Event> {
+        self.gpu.capturing.refuse("a mark")?;
         self.gpu.activate()?;
         Event::record(&self.gpu, &self.gpu.compute, true)
     }
 
     fn compute_waits(&self, event: &Event) -> Result<()> {
+        self.gpu.capturing.refuse("a wait")?;
         self.gpu.activate()?;
         event.delay(&self.gpu, &self.gpu.compute)
     }
 
     fn host_waits(&self, event: &Event) -> Result<()> {
+        self.gpu.capturing.refuse("a wait")?;
         self.gpu.activate()?;
         event.wait(&self.gpu)
     }
 
     fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
         self.gpu.activate()?;
-        let mut milliseconds = 0f32;
-        // SAFETY: both events are alive; the driver checks the rest.
-        let read = unsafe { raw::cuEventElapsedTime(&mut milliseconds, from.0.raw, to.0.raw) };
-        self.gpu.check("cuEventElapsedTime", read)?;
-        Ok(f64::from(milliseconds) / 1e3)
-    }
-}
-
-/// A point in one of a driver's queues.
-// cust's own event can make a stream wait only by giving the event up, and a point may be waited for more than once.
-#[derive(Clone)]
-pub struct Event(Rc<RawEvent>);
-
-struct RawEvent {
-    gpu: Rc<Gpu>,
-    raw: CUevent,
-}
-
-impl Event {
-    /// The present end of `queue`. With `timed`, it can be given to `seconds`.
-    fn record(gpu: &Rc<Gpu>, queue: &Stream, timed: bool) -> Result<Event> {
-        let flags = if timed { EventFlags::DEFAULT } else { EventFlags::DISABLE_TIMING };
-        let mut raw = ptr::null_mut();
-        // SAFETY: the driver writes the handle to a local.
-        gpu.check("cuEventCreate", unsafe { raw::cuEventCreate(&mut raw, flags.bits() as c_uint) })?;
-        let event = Event(Rc::new(RawEvent { gpu: gpu.clone(), raw }));
-        // SAFETY: event and queue are alive.
-        gpu.check("cuEventRecord", unsafe { raw::cuEventRecord(raw, queue.as_inner()) })?;
-        Ok(event)
-    }
-
-    /// Lets `queue` wait for this point.
-    fn delay(&self, gpu: &Gpu, queue: &Stream) -> Result<()> {
-        // SAFETY: event and queue are alive now; the driver keeps what it needs of the event.
-        gpu.check("cuStreamWaitEvent", unsafe { raw::cuStreamWaitEvent(queue.as_inner(), self.0.raw, 0) })
-    }
-
-    /// Lets the calling thread wait for this point.
-    fn wait(&self, gpu: &Gpu) -> Result<()> {
-        // SAFETY: the event is alive.
-        gpu.check("cuEventSynchronize", unsafe { raw::cuEventSynchronize(self.0.raw) })
-    }
-}
-
-impl Drop for RawEvent {
-    fn drop(&mut self) {
-        let _ = self.gpu.activate();
-        // SAFETY: created by `record`, destroyed once; an event still pending is released when it completes.
-        let _ = unsafe { raw::cuEventDestroy_v2(self.raw) };
+        from.seconds_to(to)
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the CUDA device needs of whoever runs its kernels: the real driver (`cust`) or the emulator.
 
-use std::ops::Range;
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+};
 
 pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
@@ -26,6 +29,19 @@ pub struct Properties {
     pub l2_bytes: u32,
 }
 
+/// A launch that was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// [`Kernel::NAME`].
+    pub kernel: &'static str,
+    /// What [`Driver::label`] said last.
+    pub label: String,
+    /// The bytes of weights that the label gave this launch.
+    pub bytes: u64,
+    /// From the moment at which the queue reached the launch to the end of the kernel.
+    pub seconds: f64,
+}
+
 /// A driver of one GPU with two queues: kernels, `write` and `read` are ordered on the compute queue; `upload` runs beside
 /// them on the copy queue, ordered by events alone.
 pub trait Driver: Sized + 'static {
@@ -35,6 +51,8 @@ pub trait Driver: Sized + 'static {
     type Pinned: AsRef<[u8]> + AsMut<[u8]> + 'static;
     /// A point in one of the queues.
     type Event: Clone + 'static;
+    /// What [`Driver::capture`] recorded.
+    type Graph: 'static;
 
     /// The device's name for messages, e.g. `cuda:0 NVIDIA H200`.
     fn name(&self) -> &str;
@@ -67,14 +85,41 @@ pub trait Driver: Sized + 'static {
         after: Option<&Self::Event>,
     ) -> Result<Self::Event>;
 
-    /// Loads the module that kernel `K` is in, which otherwise happens at its first launch.
-    fn load<K: Kernel>(&self) -> Result<()>;
+    /// Loads modules ([`Kernel::MODULE`]), all at once; otherwise, each is loaded when a kernel in it is first launched.
+    fn load_modules(&self, modules: &[&'static str]) -> Result<()>;
 
     /// Starts kernel `K` on the compute queue.
     ///
     /// # Safety
     /// `args` must satisfy the kernel's own contract: device addresses inside live allocations, extents as it documents.
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()>;
+
+    /// Records what `f` launches and copies on the device, which is then not executed but repeated by each [`Driver::replay`];
+    /// or, where the driver cannot record or a profile is on, just runs `f` and returns none.
+    ///
+    /// In `f`, everything that a replay would not repeat is [`DeviceError::Captured`]: to allocate, to move bytes between host
+    /// and device, to mark, and to wait; in a driver that cannot record, too. An error of `f` is returned, and the recording
+    /// discarded.
+    fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
+    /// Starts what `graph` recorded, on the compute queue.
+    ///
+    /// # Safety
+    /// This driver recorded `graph`, and what its launches were promised when they were recorded holds now: the same
+    /// allocations are alive, and what they hold is in range.
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
+
+    /// Kernels that say when the next one may start are followed by it before their end (programmatic dependent launch).
+    fn dependent_launch(&self) -> bool {
+        false
+    }
+
+    /// Starts or ends the measuring of launches. A profile makes kernels wait for each other, and is not for measuring a pass.
+    fn profile(&self, on: bool);
+    /// Says what is launched from now on, until the next label; the next launch reads `bytes` bytes of weights. Without a profile
+    /// this does nothing.
+    fn label(&self, what: &str, bytes: u64);
+    /// The launches that were measured since this was last called, in their order. Waits for the compute queue.
+    fn take_profile(&self) -> Result<Vec<Launch>>;
 
     /// The present end of the compute queue.
     fn mark(&self) -> Result<Self::Event>;
@@ -84,4 +129,84 @@ pub trait Driver: Sized + 'static {
     fn host_waits(&self, event: &Self::Event) -> Result<()>;
     /// Seconds between two points of the compute queue, both reached.
     fn seconds(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
+}
+
+/// Whether a capture is under way, and with it what is refused.
+#[derive(Default)]
+pub(super) struct Capturing(Cell<bool>);
+
+impl Capturing {
+    /// Runs `f` as the body of a capture.
+    pub fn during(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        struct End<'a>(&'a Cell<bool>);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.set(false);
+            }
+        }
+        self.0.set(true);
+        let _end = End(&self.0);
+        f()
+    }
+
+    /// An error if a capture is under way; `what` begins its message.
+    pub fn refuse(&self, what: &'static str) -> Result<()> {
+        if self.0.get() { Err(DeviceError::Captured(what)) } else { Ok(()) }
+    }
+}
+
+/// A profile in the making: launches between two events each.
+pub(super) struct Profile<E> {
+    on: Cell<bool>,
+    label: RefCell<String>,
+    bytes: Cell<u64>,
+    launches: RefCell<Vec<Measured<E>>>,
+}
+
+/// A launch and the events around it.
+pub(super) struct Measured<E> {
+    launch: Launch,
+    from: E,
+    to: E,
+}
+
+impl<E> Default for Profile<E> {
+    fn default() -> Self {
+        Profile { on: Cell::new(false), label: RefCell::default(), bytes: Cell::new(0), launches: RefCell::default() }
+    }
+}
+
+impl<E> Profile<E> {
+    pub fn on(&self) -> bool {
+        self.on.get()
+    }
+
+    /// Starts or ends it. What was measured before stays until it is taken.
+    pub fn set(&self, on: bool) {
+        self.on.set(on);
+        self.label.borrow_mut().clear();
+        self.bytes.set(0);
+    }
+
+    pub fn label(&self, what: &str, bytes: u64) {
+        if self.on() {
+            let mut label = self.label.borrow_mut();
+            label.clear();
+            label.push_str(what);
+            self.bytes.set(bytes);
+        }
+    }
+
+    /// Adds a launch of `kernel`.
+    pub fn add(&self, kernel: &'static str, from: E, to: E) {
+        let launch = Launch { kernel, label: self.label.borrow().clone(), bytes: self.bytes.take(), seconds: 0.0 };
+        self.launches.borrow_mut().push(Measured { launch, from, to });
+    }
+
+    /// What was measured, with the seconds that `time` finds between two events.
+    pub fn take(&self, time: impl Fn(&E, &E) -> Result<f64>) -> Result<Vec<Launch>> {
+        let measured = self.launches.take();
+        let timed = |Measured { launch, from, to }| Ok(Launch { seconds: time(&from, &to)?, ..launch });
+        measured.into_iter().map(timed).collect()
+    }
 }

@@ -1,12 +1,12 @@
 //! The driver that runs kernels on the host (`crates/cuda_emu`): the same kernels and the same device code as on a GPU,
 //! on machines without one. Slow; for tests. Every call completes before it returns.
 
-use std::{ops::Range, time::Instant};
+use std::{convert::Infallible, ops::Range, time::Instant};
 
 use cuda_emu::{Allocation, Emulator, MemoryError};
 use cuda_std::kernel::Kernel;
 
-use super::driver::{Driver, Grid, Properties};
+use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
 use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -25,6 +25,8 @@ const SMALL: Properties = Properties {
 pub struct EmulatorDriver {
     emulator: Emulator,
     properties: Properties,
+    capturing: Capturing,
+    profile: Profile<Instant>,
 }
 
 impl EmulatorDriver {
@@ -36,7 +38,7 @@ impl EmulatorDriver {
     /// The same as a GPU that has `properties`; a launch that asks for more shared memory than they say is an error.
     pub fn with_properties(seed: u64, properties: Properties) -> Self {
         let emulator = Emulator::new(seed).with_shared_limit(properties.shared_per_block as usize);
-        EmulatorDriver { emulator, properties }
+        EmulatorDriver { emulator, properties, capturing: Capturing::default(), profile: Profile::default() }
     }
 }
 
@@ -48,6 +50,7 @@ impl Driver for EmulatorDriver {
     type Mem = Allocation;
     type Pinned = Vec<u8>;
     type Event = Instant;
+    type Graph = Infallible;
 
     fn name(&self) -> &str {
         "emulator"
@@ -63,6 +66,7 @@ impl Driver for EmulatorDriver {
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<Allocation> {
+        self.capturing.refuse("an allocation")?;
         let free = self.memory()?.free;
         let out_of_memory = || DeviceError::OutOfMemory {
             device: self.name().to_owned(),
@@ -86,21 +90,24 @@ impl Driver for EmulatorDriver {
     }
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
+        self.capturing.refuse("an allocation")?;
         crate::platform::zeroed(what, bytes)
     }
 
     fn write(&self, dst: &Allocation, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.capturing.refuse("a write")?;
         dst.write(offset, bytes).map_err(memory_error("write"))
     }
 
     fn read(&self, src: &Allocation, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.capturing.refuse("a read")?;
         src.read(offset, bytes).map_err(memory_error("read"))
     }
 
     fn copy(&self, src: &Allocation, dst: &Allocation, len: usize) -> Result<()> {
         let mut bytes = vec![0; len];
-        self.read(src, 0, &mut bytes)?;
-        self.write(dst, 0, &bytes)
+        src.read(0, &mut bytes).map_err(memory_error("copy"))?;
+        dst.write(0, &bytes).map_err(memory_error("copy"))
     }
 
     fn upload(
@@ -111,32 +118,61 @@ impl Driver for EmulatorDriver {
         offset: usize,
         _after: Option<&Instant>,
     ) -> Result<Instant> {
+        self.capturing.refuse("an upload")?;
         let (Range { start, end }, len) = (range.clone(), src.len());
         let bytes = src.get(range).ok_or(DeviceError::OutOfRange { what: "upload", start, end, len })?;
         self.write(dst, offset, bytes)?;
         self.mark()
     }
 
-    fn load<K: Kernel>(&self) -> Result<()> {
+    fn load_modules(&self, _modules: &[&'static str]) -> Result<()> {
         Ok(())
     }
 
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
+        let started = self.profile.on().then(Instant::now);
         // SAFETY: the caller's promise; this driver is used from one thread, and every call waits for its end.
         let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, grid.shared as usize, args) };
-        result.map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })
+        result.map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })?;
+        if let Some(started) = started {
+            self.profile.add(K::NAME, started, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Infallible>> {
+        self.capturing.refuse("a capture")?;
+        self.capturing.during(f).map(|()| None)
+    }
+
+    unsafe fn replay(&self, graph: &Infallible) -> Result<()> {
+        match *graph {}
+    }
+
+    fn profile(&self, on: bool) {
+        self.profile.set(on);
+    }
+
+    fn label(&self, what: &str, bytes: u64) {
+        self.profile.label(what, bytes);
+    }
+
+    fn take_profile(&self) -> Result<Vec<Launch>> {
+        self.capturing.refuse("a profile")?;
+        self.profile.take(|from, to| self.seconds(from, to))
     }
 
     fn mark(&self) -> Result<Instant> {
+        self.capturing.refuse("a mark")?;
         Ok(Instant::now())
     }
 
     fn compute_waits(&self, _event: &Instant) -> Result<()> {
-        Ok(())
+        self.capturing.refuse("a wait")
     }
 
     fn host_waits(&self, _event: &Instant) -> Result<()> {
-        Ok(())
+        self.capturing.refuse("a wait")
     }
 
     fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64> {

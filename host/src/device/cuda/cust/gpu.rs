@@ -1,6 +1,6 @@
 //! Finding and opening a GPU, and what the driver's errors mean.
 
-use std::cell::Cell;
+use std::{cell::Cell, env};
 
 use cuda_dlopen::{Code, raw};
 use cust::{
@@ -8,10 +8,10 @@ use cust::{
     device::Device,
     error::CudaError,
     stream::{Stream, StreamFlags},
-    sys::CUdevice_attribute,
+    sys::{CUcontext, CUdevice_attribute},
 };
 
-use super::super::driver::Properties;
+use super::super::driver::{Capturing, Properties};
 use crate::device::{DeviceError, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -21,6 +21,12 @@ type Result<T> = std::result::Result<T, DeviceError>;
 const MIN_DRIVER: i32 = 11040;
 /// The least compute capability: the kernels are compiled for sm_80.
 const MIN_CAPABILITY: (u32, u32) = (8, 0);
+
+/// Where programmatic dependent launch begins (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
+const PROGRAMMATIC_CAPABILITY: (u32, u32) = (9, 0);
+/// The least driver that keeps it in graphs: CUDA 12.3 brought their edges a type (release notes; `CUgraphEdgeData`), and
+/// a capture gives programmatic ones to the launches that ask for it ("Use in CUDA Graphs", same chapter).
+const PROGRAMMATIC_DRIVER: i32 = 12030;
 
 /// An open GPU: its primary context and the two queues. Every handle holds it through an `Rc`, so the context outlives
 /// them all; that also keeps them on the thread that opened it.
@@ -33,6 +39,11 @@ pub(super) struct Gpu {
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
     pub properties: Properties,
+    /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
+    pub programmatic: bool,
+    /// Passes can be captured.
+    pub graphs: bool,
+    pub capturing: Capturing,
     /// The kernel launched last: a fault in it surfaces at a later call.
     pub last_kernel: Cell<Option<&'static str>>,
 }
@@ -59,12 +70,17 @@ impl Gpu {
         let opening = |call, e| unavailable(format!("{name} cannot be opened: {call} failed: {}", code(e)));
         let context = Context::new(device).map_err(|e| opening("cuDevicePrimaryCtxRetain", e))?;
         let stream = || Stream::new(StreamFlags::DEFAULT, None).map_err(|e| opening("cuStreamCreate", e));
+        let version = cuda_dlopen::driver_version().map_err(|e| refused("cuDriverGetVersion", e))?;
+        let possible = capability >= PROGRAMMATIC_CAPABILITY && version >= PROGRAMMATIC_DRIVER;
         Ok(Gpu {
             compute: stream()?,
             copy: stream()?,
             context,
             name: name.clone(),
             properties,
+            programmatic: possible && !is_set("NT_NO_PDL"),
+            graphs: !is_set("NT_NO_GRAPH"),
+            capturing: Capturing::default(),
             last_kernel: Cell::new(None),
         })
     }
@@ -75,11 +91,21 @@ impl Gpu {
         CurrentContext::set_current(&self.context).map_err(|e| self.error("cuCtxSetCurrent", code(e)))
     }
 
+    /// The context, for another thread.
+    pub fn context(&self) -> SharedContext {
+        SharedContext(self.context.as_raw())
+    }
+
     pub fn check(&self, call: &'static str, result: std::result::Result<(), Code>) -> Result<()> {
         result.map_err(|code| self.error(call, code))
     }
 
-    /// Waits until everything in `queue` is done. `call` is named in the error.
+    /// Waits until everything in `queue` is done.
+    ///
+    /// The thread spins, so it goes on as soon as the device is done, which at a thousand tokens a second matters. No flag
+    /// says so: it is what the context's default (`CU_CTX_SCHED_AUTO`) does while there are no more contexts than processors,
+    /// and beyond that spinning would take the others' time. The primary context's flags are also those of everybody else
+    /// in the process who uses it, and so not ours to change.
     pub fn wait(&self, queue: &Stream) -> Result<()> {
         queue.synchronize().map_err(|e| self.error("cuStreamSynchronize", code(e)))
     }
@@ -118,6 +144,28 @@ impl Drop for Gpu {
         // The streams are destroyed next, in their own context. There is nobody to tell of a failure.
         let _ = self.activate();
     }
+}
+
+/// A GPU's context on its way to another thread, which ends before the [`Gpu`] does.
+#[derive(Clone, Copy)]
+pub(super) struct SharedContext(CUcontext);
+
+// SAFETY: the driver lets a context be current in any number of threads.
+unsafe impl Send for SharedContext {}
+// SAFETY: as above.
+unsafe impl Sync for SharedContext {}
+
+impl SharedContext {
+    /// Makes it the calling thread's.
+    pub fn activate(self) -> std::result::Result<(), Code> {
+        // SAFETY: the context is alive, as the type's users promise.
+        unsafe { raw::cuCtxSetCurrent(self.0) }
+    }
+}
+
+/// Whether an environment variable is 1.
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| value == "1")
 }
 
 /// What `device` has.

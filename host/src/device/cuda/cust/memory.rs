@@ -209,3 +209,31 @@ fn copy(from: &[u8], to: &mut [u8]) {
         to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
     }
 }
+
+/// The longest read that is copied through [`Landing`].
+pub(super) const LANDING: usize = 64 << 10;
+
+/// A page-locked buffer in which small reads arrive: each token fetches a few bytes. The device writes there by itself, while
+/// a copy to ordinary memory costs the driver a buffer of its own and more calls; for a large one that does not matter.
+pub(super) struct Landing(RefCell<Pinned>);
+
+impl Landing {
+    pub fn new(gpu: &Rc<Gpu>) -> Result<Landing> {
+        Ok(Landing(RefCell::new(Pinned::new(gpu, "the buffer for reads", LANDING)?)))
+    }
+
+    /// Waits for the compute queue and copies from the device address `src` into `bytes`, of which there are at most
+    /// [`LANDING`].
+    pub fn read(&self, gpu: &Gpu, src: CUdeviceptr, bytes: &mut [u8]) -> Result<()> {
+        let mut buffer = self.0.borrow_mut();
+        let landed = &mut buffer.as_mut()[..bytes.len()];
+        // SAFETY: `src` has as many bytes (the caller's check). The buffer stays borrowed until the queue has been waited for, and
+        // where that fails the context is dead, and writes nothing any more.
+        let queued =
+            unsafe { raw::cuMemcpyDtoHAsync_v2(landed.as_mut_ptr().cast(), src, landed.len(), gpu.compute.as_inner()) };
+        gpu.check("cuMemcpyDtoHAsync", queued)?;
+        gpu.wait(&gpu.compute)?;
+        bytes.copy_from_slice(landed);
+        Ok(())
+    }
+}

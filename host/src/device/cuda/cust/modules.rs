@@ -1,10 +1,10 @@
-//! PTX modules and the kernels in them, compiled by the driver when they are first launched.
+//! PTX modules and the kernels in them, compiled by the driver when they are loaded, or first launched.
 
 use std::{
     cell::RefCell,
     collections::HashMap,
     ffi::{CString, c_char, c_uint, c_void},
-    ptr,
+    iter, ptr,
     rc::Rc,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -34,15 +34,31 @@ pub(super) struct Modules {
     gpu: Rc<Gpu>,
     source: Source,
     announce: fn(&str),
-    loaded: RefCell<HashMap<&'static str, CUmodule>>,
+    loaded: RefCell<HashMap<&'static str, Module>>,
     /// By module and name: looked up at every launch.
     kernels: RefCell<HashMap<(&'static str, &'static str), Entry>>,
 }
 
+/// A loaded module.
+#[derive(Clone, Copy)]
+struct Module {
+    handle: CUmodule,
+    /// As [`Entry::programmatic`].
+    programmatic: bool,
+}
+
+/// A module's handle on its way from the thread that compiled it.
+struct Handle(CUmodule);
+
+// SAFETY: a handle is no memory of ours, and belongs to the context, which any thread may make its current one.
+unsafe impl Send for Handle {}
+
 /// A kernel in a loaded module.
 #[derive(Clone, Copy)]
-struct Entry {
-    function: CUfunction,
+pub(super) struct Entry {
+    pub function: CUfunction,
+    /// It may start before the kernel before it has finished, for which it waits itself.
+    pub programmatic: bool,
     /// Bytes of dynamic shared memory that its launches may ask for.
     shared: u32,
 }
@@ -54,23 +70,24 @@ impl Modules {
 
     /// The kernel `name` of `module`, which is loaded if it isn't yet, for a launch with `shared` bytes of dynamic shared
     /// memory.
-    pub fn kernel(&self, module: &'static str, name: &'static str, shared: u32) -> Result<CUfunction> {
+    pub fn kernel(&self, module: &'static str, name: &'static str, shared: u32) -> Result<Entry> {
         let known = self.kernels.borrow().get(&(module, name)).copied();
         let mut entry = match known {
-            Some(entry) if shared <= entry.shared => return Ok(entry.function),
+            Some(entry) if shared <= entry.shared => return Ok(entry),
             Some(entry) => entry,
-            None => Entry { function: self.function(module, name)?, shared: 0 },
+            None => self.entry(module, name)?,
         };
         if shared > entry.shared {
             self.allow_shared(entry.function, name, shared)?;
             entry.shared = shared;
         }
         self.kernels.borrow_mut().insert((module, name), entry);
-        Ok(entry.function)
+        Ok(entry)
     }
 
-    fn function(&self, module: &'static str, name: &'static str) -> Result<CUfunction> {
-        let handle = self.module(module, name)?;
+    fn entry(&self, module: &'static str, name: &'static str) -> Result<Entry> {
+        self.load(&[module], Some(name))?;
+        let Module { handle, programmatic } = self.loaded.borrow()[module];
         let entry = CString::new(name).expect("the name of a Rust function, which has no NUL");
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, the name a C string, the result a local.
@@ -78,7 +95,7 @@ impl Modules {
             let message = format!("not found in the kernel module {module}");
             self.gpu.kernel_error("cuModuleGetFunction", code, name, message)
         })?;
-        Ok(function)
+        Ok(Entry { function, programmatic, shared: 0 })
     }
 
     /// Lets launches of `function` ask for `shared` bytes of dynamic shared memory; without, 48 KiB is all that a kernel's
@@ -102,22 +119,61 @@ impl Modules {
         set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32)
     }
 
-    /// The module `name`, which `kernel` is in.
-    fn module(&self, name: &'static str, kernel: &'static str) -> Result<CUmodule> {
-        if let Some(&module) = self.loaded.borrow().get(name) {
-            return Ok(module);
+    /// Loads those of the modules `names` that are not loaded yet, each in a thread of its own: compiling takes a core. An
+    /// error names `kernel`, for whose sake it is done, or else the module.
+    pub fn load(&self, names: &[&'static str], kernel: Option<&'static str>) -> Result<()> {
+        let mut missing: Vec<(&'static str, &'static str)> = Vec::new();
+        for &name in names {
+            if self.loaded.borrow().contains_key(name) || missing.iter().any(|&(other, _)| other == name) {
+                continue;
+            }
+            let absent = || DeviceError::Kernel {
+                kernel: kernel.unwrap_or(name),
+                message: format!("this program contains no kernel module {name}"),
+            };
+            missing.push((name, (self.source)(name, self.gpu.properties.compute_capability).ok_or_else(absent)?));
         }
-        let ptx = (self.source)(name, self.gpu.properties.compute_capability).ok_or_else(|| DeviceError::Kernel {
-            kernel,
-            message: format!("this program contains no kernel module {name}"),
-        })?;
-        let module = announced(self.announce, name, || compile(ptx)).map_err(|(code, log)| {
-            let message = format!("the driver refused the kernel module {name}{log}");
-            self.gpu.kernel_error("cuModuleLoadDataEx", code, kernel, message)
-        })?;
-        self.loaded.borrow_mut().insert(name, module);
-        Ok(module)
+        let Some((&(_, first), others)) = missing.split_first() else { return Ok(()) };
+
+        let (gpu, context) = (self.gpu.name.as_str(), self.gpu.context());
+        let elsewhere = |ptx| context.activate().map_err(|code| (code, String::new())).and_then(|()| compile(ptx));
+        let compiled: Vec<_> = announced(self.announce, gpu, missing.len(), || {
+            thread::scope(|scope| {
+                // One that no thread can be started for is compiled here, behind the first.
+                let start = |&(_, ptx)| (ptx, thread::Builder::new().spawn_scoped(scope, move || elsewhere(ptx)));
+                let started: Vec<_> = others.iter().map(start).collect();
+                let first = compile(first);
+                let others = started.into_iter().map(|(ptx, thread)| match thread {
+                    Ok(thread) => thread.join().expect("a thread that only compiles"),
+                    Err(_) => compile(ptx),
+                });
+                iter::once(first).chain(others).collect()
+            })
+        });
+        let mut result = Ok(());
+        for ((name, ptx), compiled) in missing.into_iter().zip(compiled) {
+            match compiled {
+                Ok(Handle(handle)) => {
+                    let programmatic = self.gpu.programmatic && waits_itself(ptx);
+                    self.loaded.borrow_mut().insert(name, Module { handle, programmatic });
+                }
+                Err((code, log)) => {
+                    let message = format!("the driver refused the kernel module {name}{log}");
+                    let kernel = kernel.unwrap_or(name);
+                    result = result.and(Err(self.gpu.kernel_error("cuModuleLoadDataEx", code, kernel, message)));
+                }
+            }
+        }
+        result
     }
+}
+
+/// Whether the kernels of a module wait for the one before them (`griddepcontrol.wait`) and may start before its end. Those
+/// compiled for compute capability 9.0 do; older ones have no such instruction.
+fn waits_itself(ptx: &str) -> bool {
+    let target = ptx.lines().find_map(|line| line.trim().strip_prefix(".target sm_"));
+    let number = target.map(|target| target.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default());
+    number.and_then(|number| number.parse().ok()).is_some_and(|number: u32| number >= 90)
 }
 
 impl Drop for Modules {
@@ -125,15 +181,15 @@ impl Drop for Modules {
         // A kernel may still run. After a fault all of this fails, and the context's end frees the modules.
         let _ = self.gpu.activate();
         let _ = self.gpu.wait(&self.gpu.compute);
-        for &module in self.loaded.borrow().values() {
+        for &Module { handle, .. } in self.loaded.borrow().values() {
             // SAFETY: loaded by this object, unloaded once, and its kernels have finished.
-            let _ = unsafe { raw::cuModuleUnload(module) };
+            let _ = unsafe { raw::cuModuleUnload(handle) };
         }
     }
 }
 
 /// Has the driver compile and load `ptx`; an error comes with the compiler's log, in parentheses where there is one.
-fn compile(ptx: &str) -> std::result::Result<CUmodule, (Code, String)> {
+fn compile(ptx: &str) -> std::result::Result<Handle, (Code, String)> {
     let image = CString::new(ptx).map_err(|_| (Code::INVALID_VALUE, " (its PTX has a NUL in it)".to_string()))?;
     let (mut errors, mut infos) = ([0u8; 8192], [0u8; 8192]);
     let mut options = [
@@ -165,7 +221,7 @@ fn compile(ptx: &str) -> std::result::Result<CUmodule, (Code, String)> {
         let lines = [text(&errors), text(&infos)].join("\n");
         if lines.trim().is_empty() { String::new() } else { format!(" ({})", lines.trim()) }
     };
-    result.map(|()| module).map_err(|code| (code, log()))
+    result.map(|()| Handle(module)).map_err(|code| (code, log()))
 }
 
 /// The log in a buffer, up to its NUL.
@@ -176,12 +232,13 @@ fn text(log: &[u8]) -> String {
 
 /// Runs `work`, and says what takes so long once it has taken a second: the first run on a machine compiles, later ones
 /// find the result in the driver's cache. Where no thread can be started for that, nothing is said.
-fn announced<T>(announce: fn(&str), module: &str, work: impl FnOnce() -> T) -> T {
+fn announced<T>(announce: fn(&str), gpu: &str, modules: usize, work: impl FnOnce() -> T) -> T {
     let (done, waiting) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let _ = thread::Builder::new().spawn_scoped(scope, move || {
             if waiting.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-                announce(&format!("compiling GPU kernels ({module}) ..."));
+                let plural = if modules == 1 { "" } else { "s" };
+                announce(&format!("compiling GPU kernels for {gpu} (first run only): {modules} module{plural} ..."));
             }
         });
         let result = work();

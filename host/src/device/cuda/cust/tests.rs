@@ -1,6 +1,10 @@
 //! The driver without a GPU: what it says where there is none, and its transfers over a stand-in for NVIDIA's library.
 
-use std::env;
+use std::{
+    env,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
 
 use cuda_std::kernel::Kernel;
 
@@ -31,6 +35,15 @@ impl Kernel for Fill {
     unsafe fn run(_: Self::Args) {}
 }
 
+/// The same kernel, compiled for compute capability 9.0.
+enum DependentFill {}
+impl Kernel for DependentFill {
+    const NAME: &'static str = "fill";
+    const MODULE: &'static str = "dependent";
+    type Args = (*mut u8, u32, u32);
+    unsafe fn run(_: Self::Args) {}
+}
+
 /// Kernels whose launch fails, each in its way.
 macro_rules! kernel {
     ($type:ident, $name:literal in $module:literal) => {
@@ -50,7 +63,9 @@ kernel!(Unknown, "fill" in "unheard_of");
 
 fn modules(name: &str, _capability: (u32, u32)) -> Option<&'static str> {
     match name {
-        "good" => Some(".version 7.4\n.entry fill\n.entry crash\n"),
+        "good" => Some(".version 7.4\n.target sm_80\n.entry fill\n.entry crash\n"),
+        "dependent" => Some(".version 8.0\n.target sm_90\n.entry fill\n"),
+        "feature" => Some(".version 8.0\n.target sm_90a\n.entry fill\n"),
         "bad" => Some("nonsense"),
         _ => None,
     }
@@ -347,7 +362,10 @@ fn a_long_compilation_is_announced() {
     for (milliseconds, announced) in [("1300", true), ("0", false)] {
         let name = format!("{HERE}a_long_compilation_is_announced");
         match fake::outer_with_driver(&name, &[("FAKE_CUDA_JIT_MS", milliseconds)]) {
-            Some(stderr) => assert_eq!(stderr.contains("compiling GPU kernels (good) ..."), announced, "{stderr}"),
+            Some(stderr) => {
+                let line = "compiling GPU kernels for cuda:0 Fake 0 (first run only): 1 module ...";
+                assert_eq!(stderr.contains(line), announced, "{stderr}");
+            }
             None => {
                 let driver = open();
                 let mem = driver.alloc("mem", 1).unwrap();
@@ -357,5 +375,224 @@ fn a_long_compilation_is_announced() {
                 return;
             }
         }
+    }
+}
+
+#[test]
+fn modules_are_compiled_at_the_same_time_and_once() {
+    let name = format!("{HERE}modules_are_compiled_at_the_same_time_and_once");
+    if let Some(stderr) = fake::outer_with_driver(&name, &[("FAKE_CUDA_JIT_MS", "1300")]) {
+        assert_eq!(stderr.matches("compiling").count(), 1, "{stderr}");
+        assert!(stderr.contains("(first run only): 3 modules ..."), "{stderr}");
+        return;
+    }
+    let driver = open();
+    let start = Instant::now();
+    driver.load_modules(&["good", "dependent", "good", "feature"]).unwrap();
+    // One after the other, they would take 3.9 s.
+    let once = start.elapsed().as_secs_f64();
+    assert!((1.3..2.6).contains(&once), "{once} s");
+    driver.load_modules(&["feature", "good"]).unwrap();
+    let mem = driver.alloc("mem", 1).unwrap();
+    // SAFETY: one byte of `mem`.
+    unsafe { driver.launch::<Fill>(Grid::new(1, 1, 1), (CustDriver::address(&mem) as *mut u8, 1, 1)) }.unwrap();
+    assert!(start.elapsed().as_secs_f64() - once < 1.0, "compiled again");
+}
+
+#[test]
+fn modules_that_cannot_be_loaded_say_why() {
+    with_driver!("modules_that_cannot_be_loaded_say_why");
+    let driver = open();
+    let error = driver.load_modules(&["good", "bad", "dependent"]).unwrap_err();
+    assert!(matches!(error, DeviceError::Kernel { kernel: "bad", .. }), "{error:?}");
+    assert!(error.to_string().contains("ptxas fatal   : Missing .version directive"), "{error}");
+    let error = driver.load_modules(&["good", "unheard_of"]).unwrap_err();
+    assert!(error.to_string().contains("contains no kernel module unheard_of"), "{error}");
+    // The others are there; all are unloaded with the driver.
+    driver.load_modules(&["good", "dependent"]).unwrap();
+}
+
+#[test]
+fn kernels_that_wait_themselves_start_early() {
+    // Settings, and whether the launch is programmatic: NVIDIA's rules, and ours for measuring.
+    let cases: &[(&[(&str, &str)], bool)] = &[
+        (&[], true),
+        (&[("FAKE_CUDA_CAPABILITY", "120")], true),
+        (&[("NT_NO_PDL", "0")], true),
+        (&[("NT_NO_PDL", "1")], false),
+        (&[("FAKE_CUDA_CAPABILITY", "89")], false),
+        (&[("FAKE_CUDA_VERSION", "12020")], false),
+    ];
+    for (settings, programmatic) in cases {
+        let name = format!("{HERE}kernels_that_wait_themselves_start_early");
+        match fake::outer_with_driver(&name, &[&[("FAKE_CUDA_TRACE", "1")], *settings].concat()) {
+            Some(stderr) => {
+                let first = if *programmatic { "launch fill, programmatic\n" } else { "launch fill\n" };
+                // The second is of a module for older GPUs, which has no instruction to wait.
+                assert!(stderr.contains(&format!("{first}launch fill\n")), "{settings:?}: {stderr}");
+            }
+            None => {
+                let driver = open();
+                let mem = driver.alloc("mem", 64).unwrap();
+                let start = CustDriver::address(&mem) as *mut u8;
+                // SAFETY: all of `mem`.
+                unsafe {
+                    driver.launch::<DependentFill>(Grid::new(1, 1, 32).with_shared(64 << 10), (start, 3, 64)).unwrap();
+                    driver.launch::<Fill>(Grid::new(1, 1, 32), (start, 4, 32)).unwrap();
+                }
+                assert_eq!(fetch(&driver, &mem), [[4; 32], [3; 32]].concat());
+                return;
+            }
+        }
+    }
+}
+
+/// Fills `mem` with `value`, and then its first half with the next.
+fn two_fills(driver: &CustDriver, mem: &Mem, value: u32) -> Result<()> {
+    let (start, len) = (CustDriver::address(mem) as *mut u8, mem.len as u32);
+    // SAFETY: all of `mem`.
+    unsafe {
+        driver.launch::<DependentFill>(Grid::new(1, 1, 32), (start, value, len))?;
+        driver.launch::<Fill>(Grid::new(1, 1, 32), (start, value + 1, len / 2))
+    }
+}
+
+#[test]
+fn a_captured_pass_is_repeated_by_each_replay() {
+    let name = format!("{HERE}a_captured_pass_is_repeated_by_each_replay");
+    if let Some(stderr) = fake::outer_with_driver(&name, &[("FAKE_CUDA_TRACE", "1")]) {
+        let expected = "launch fill, programmatic\nlaunch fill\nlaunch a graph of 2\nlaunch a graph of 2\n";
+        assert!(stderr.contains(expected), "{stderr}");
+        return;
+    }
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    driver.write(&mem, 0, &[9; 64]).unwrap();
+    let graph = driver.capture(&mut || two_fills(&driver, &mem, 1)).unwrap().unwrap();
+    assert_eq!(fetch(&driver, &mem), [9; 64], "it has run");
+    for value in [7, 8] {
+        driver.write(&mem, 0, &[value; 64]).unwrap();
+        // SAFETY: this driver's, and `mem` is alive.
+        unsafe { driver.replay(&graph) }.unwrap();
+        assert_eq!(fetch(&driver, &mem), [[2; 32], [1; 32]].concat());
+    }
+    // SAFETY: as above; it is destroyed while it is still queued, and after its driver.
+    unsafe { driver.replay(&graph) }.unwrap();
+    drop((driver, graph, mem));
+}
+
+#[test]
+fn a_pass_that_cannot_be_captured_is_run() {
+    with_driver!("a_pass_that_cannot_be_captured_is_run", "NT_NO_GRAPH" = "1");
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    assert!(driver.capture(&mut || two_fills(&driver, &mem, 1)).unwrap().is_none());
+    assert_eq!(fetch(&driver, &mem), [[2; 32], [1; 32]].concat());
+    // What a capture refuses is refused here too.
+    let error = driver.capture(&mut || driver.write(&mem, 0, &[1])).err().unwrap();
+    assert!(matches!(error, DeviceError::Captured("a write")), "{error}");
+}
+
+#[test]
+fn a_failed_capture_leaves_the_queue_usable() {
+    with_driver!("a_failed_capture_leaves_the_queue_usable");
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    driver.write(&mem, 0, &[9; 64]).unwrap();
+    let error = driver.capture(&mut || {
+        two_fills(&driver, &mem, 1)?;
+        driver.mark().map(drop)
+    });
+    assert!(matches!(error, Err(DeviceError::Captured("a mark"))));
+    // Something that the capture cannot know of ends it too.
+    let mut dropped = Some(driver.alloc("dropped", 64).unwrap());
+    let error = driver.capture(&mut || {
+        dropped = None;
+        two_fills(&driver, &mem, 1)
+    });
+    assert!(error.err().unwrap().to_string().contains("cuStreamEndCapture"));
+    // And a panic.
+    let panicked = catch_unwind(AssertUnwindSafe(|| driver.capture(&mut || panic!("in a capture")).map(drop)));
+    assert!(panicked.is_err());
+    assert_eq!(fetch(&driver, &mem), [9; 64]);
+    two_fills(&driver, &mem, 3).unwrap();
+    assert_eq!(fetch(&driver, &mem), [[4; 32], [3; 32]].concat());
+    assert!(driver.capture(&mut || two_fills(&driver, &mem, 1)).unwrap().is_some());
+}
+
+#[test]
+fn a_graph_that_cannot_be_made_says_why() {
+    with_driver!("a_graph_that_cannot_be_made_says_why", "FAKE_CUDA_FAIL" = "cuGraphInstantiateWithFlags=2");
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    let error = driver.capture(&mut || two_fills(&driver, &mem, 1)).err().unwrap().to_string();
+    assert!(error.contains("cuGraphInstantiateWithFlags failed: out of memory"), "{error}");
+}
+
+#[test]
+fn a_fault_in_a_replay_says_so() {
+    with_driver!("a_fault_in_a_replay_says_so");
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    // SAFETY: the fault is the stand-in's own doing.
+    let graph = driver.capture(&mut || unsafe { driver.launch::<Crash>(Grid::new(1, 1, 32), ()) }).unwrap().unwrap();
+    two_fills(&driver, &mem, 1).unwrap();
+    // SAFETY: as above.
+    unsafe { driver.replay(&graph) }.unwrap();
+    let error = driver.read(&mem, 0, &mut [0; 8]).unwrap_err().to_string();
+    assert!(error.starts_with("kernel of a captured pass: an illegal memory access was encountered"), "{error}");
+}
+
+#[test]
+fn a_profile_has_the_time_of_each_launch() {
+    let name = format!("{HERE}a_profile_has_the_time_of_each_launch");
+    if let Some(stderr) = fake::outer_with_driver(&name, &[("FAKE_CUDA_TRACE", "1")]) {
+        assert!(stderr.contains("launch fill\n") && !stderr.contains("programmatic"), "{stderr}");
+        return;
+    }
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    driver.profile(true);
+    driver.label("first", 64);
+    // More launches than events are made at a time.
+    for _ in 0..200 {
+        two_fills(&driver, &mem, 1).unwrap();
+        driver.label("later", 0);
+    }
+    let launches = driver.take_profile().unwrap();
+    assert_eq!(launches.len(), 400);
+    // The stand-in counts a millisecond per piece of work, and each launch is one.
+    assert!(launches.iter().all(|launch| launch.kernel == "fill" && (launch.seconds - 1e-3).abs() < 1e-9));
+    let first: Vec<_> = launches.iter().filter(|l| l.label == "first").map(|launch| launch.bytes).collect();
+    assert_eq!(first, [64, 0]);
+    assert!(launches[2..].iter().all(|launch| launch.label == "later" && launch.bytes == 0));
+}
+
+#[test]
+fn writes_wait_for_nothing_while_there_is_room() {
+    with_driver!("writes_wait_for_nothing_while_there_is_room");
+    let driver = open();
+    let mem = driver.alloc("mem", 8192).unwrap();
+    let before = driver.mark().unwrap();
+    for _ in 0..100 {
+        driver.write(&mem, 0, &[1; 8192]).unwrap();
+    }
+    let after = driver.mark().unwrap();
+    assert!(driver.seconds(&before, &after).is_err(), "it has waited");
+    driver.host_waits(&after).unwrap();
+    // One piece of work each.
+    assert!((driver.seconds(&before, &after).unwrap() - 0.1).abs() < 1e-9);
+}
+
+#[test]
+fn reads_of_every_size_arrive() {
+    with_driver!("reads_of_every_size_arrive");
+    let driver = open();
+    for size in [1, 4, memory::LANDING - 1, memory::LANDING, memory::LANDING + 1, 300_000] {
+        let mem = driver.alloc("source", size + 3).unwrap();
+        driver.write(&mem, 3, &pattern(size, size)).unwrap();
+        let mut bytes = vec![0; size];
+        driver.read(&mem, 3, &mut bytes).unwrap();
+        assert!(bytes == pattern(size, size), "{size} bytes");
     }
 }

@@ -1,0 +1,214 @@
+//! The merge of partial results: of a block's warps, and of a KV head's blocks.
+
+use core::array;
+
+use cuda_std::prelude::*;
+
+use super::{Decode, LANES, MAX_SPLITS, QUERIES, Shared, THREADS, Task, WARPS, counter_words};
+
+/// Splits whose results are read at once.
+const READS: usize = 8;
+/// Splits that a lane weighs.
+const PER_LANE: usize = MAX_SPLITS as usize / LANES;
+
+/// A block that has computed its share.
+pub(super) struct Merge<'a, const CHUNKS: usize> {
+    pub(super) args: &'a Decode,
+    pub(super) task: &'a Task,
+    pub(super) shared: &'a Shared<CHUNKS>,
+}
+
+/// The parts of the workspace. A unit's rows are `[splits][QUERIES]`.
+struct Workspace {
+    /// `[units]`: how many blocks have finished.
+    counter: *mut u32,
+    /// `[rows]`: the splits' largest scores.
+    maxima: *mut f32,
+    /// `[rows]`: their sums of weights.
+    weights: *mut f32,
+    /// `[rows][64 CHUNKS]`: their sums of weighted values.
+    sums: *mut f32,
+}
+
+impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
+    const DIMS: usize = 64 * CHUNKS;
+
+    /// This unit's part of the workspace.
+    ///
+    /// # Safety
+    /// As for the kernel.
+    #[inline(always)]
+    unsafe fn workspace(&self) -> Workspace {
+        let (units, splits) = (thread::grid_dim_x(), self.args.splits as usize);
+        let (rows, row) = (units as usize * splits * QUERIES, self.task.unit * splits * QUERIES);
+        // SAFETY: inside the workspace, as `DecodeShape::workspace_bytes` adds it up.
+        unsafe {
+            let base = mem::global(self.args.workspace).cast_mut();
+            let maxima = base.add(counter_words(units)).cast::<f32>();
+            Workspace {
+                counter: base.add(self.task.unit),
+                maxima: maxima.add(row),
+                weights: maxima.add(rows + row),
+                sums: maxima.add(2 * rows + row * Self::DIMS),
+            }
+        }
+    }
+
+    /// Calls `f` with each query and each four dimensions of it that are this thread's.
+    #[inline(always)]
+    fn each(&self, f: impl Fn(usize, usize)) {
+        let mut i = thread::thread_idx_x() as usize;
+        while i < self.task.queries * (Self::DIMS / 4) {
+            f(i / (Self::DIMS / 4), i % (Self::DIMS / 4) * 4);
+            i += THREADS as usize;
+        }
+    }
+
+    /// Writes four dimensions of the result, as many of them as there are.
+    ///
+    /// # Safety
+    /// As for the kernel.
+    #[inline(always)]
+    unsafe fn store(&self, query: usize, dim: usize, values: [f32; 4]) {
+        let dims = self.args.head_dim as usize;
+        // SAFETY: inside the head's row; `dims` is even.
+        unsafe {
+            let y = mem::global(self.args.y.add((self.task.first_query + query) * dims)).cast_mut();
+            for i in 0..4 {
+                if dim + i < dims {
+                    mem::store(y.add(dim + i), values[i]);
+                }
+            }
+        }
+    }
+
+    /// Merges the warps' results and the token's own key and value: into `y`, or into the workspace where there are other blocks.
+    ///
+    /// # Safety
+    /// As for the kernel; the warps' results and the token's scores are in shared memory, behind a barrier.
+    #[inline(always)]
+    pub(super) unsafe fn warps(&self) {
+        let (shared, token) = (self.shared, self.task.has_token());
+        self.each(|query, dim| {
+            // SAFETY: inside the arrays; the thread's own elements of the results.
+            unsafe {
+                let score = if token { shared.scores.add(query).read() } else { f32::NEG_INFINITY };
+                let mut maximum = score;
+                for warp in 0..WARPS {
+                    maximum = maximum.max(shared.maxima.add(warp * QUERIES + query).read());
+                }
+                let (mut weight, mut sums) = (0.0, [0.0; 4]);
+                if token {
+                    weight = float::exp(score - maximum);
+                    let value = shared.value.add(dim).cast::<mem::F32x4>().read().0;
+                    sums = value.map(|value| weight * value);
+                }
+                for warp in 0..WARPS {
+                    let row = warp * QUERIES + query;
+                    let factor = float::exp(shared.maxima.add(row).read() - maximum);
+                    weight = float::fma(factor, shared.weights.add(row).read(), weight);
+                    let part = shared.parts.add(row * Self::DIMS + dim).cast::<mem::F32x4>().read().0;
+                    for i in 0..4 {
+                        sums[i] = float::fma(factor, part[i], sums[i]);
+                    }
+                }
+                if self.task.active == 1 {
+                    self.store(query, dim, sums.map(|sum| sum / weight));
+                    return;
+                }
+                let workspace = self.workspace();
+                let row = self.task.split as usize * QUERIES + query;
+                mem::store4(workspace.sums.add(row * Self::DIMS + dim), sums);
+                if dim == 0 {
+                    mem::store(workspace.maxima.add(row), maximum);
+                    mem::store(workspace.weights.add(row), weight);
+                }
+            }
+        });
+    }
+
+    /// Whether all other blocks of the unit have written their results; then those can be read.
+    ///
+    /// # Safety
+    /// As for the kernel; all threads are here, once.
+    #[inline(always)]
+    pub(super) unsafe fn is_last(&self) -> bool {
+        // SAFETY: the unit's counter, which nobody accesses otherwise while blocks are counted. The last one puts it back to 0 for the
+        // next launch.
+        unsafe {
+            thread::sync_threads();
+            if thread::thread_idx_x() == 0 {
+                let counter = self.workspace().counter;
+                atomic::fence();
+                let finished = atomic::add(counter, 1);
+                atomic::fence();
+                if finished + 1 == self.task.active {
+                    mem::store(counter, 0);
+                }
+                self.shared.finished.write(finished);
+            }
+            thread::sync_threads();
+            self.shared.finished.read() + 1 == self.task.active
+        }
+    }
+
+    /// Merges the blocks' results into `y`.
+    ///
+    /// # Safety
+    /// As for the kernel, after [`Merge::is_last`]; all threads are here.
+    #[inline(always)]
+    pub(super) unsafe fn splits(&self) {
+        let (active, lane) = (self.task.active as usize, warp::lane_id() as usize);
+        let factors = self.shared.factors;
+        // SAFETY: rows of splits below `active`, which are written; factors of queries that are each one warp's, read behind a barrier.
+        unsafe {
+            let workspace = self.workspace();
+            let mut query = warp::warp_id() as usize;
+            while query < self.task.queries {
+                let of = |from: *mut f32, nothing: f32| -> [f32; PER_LANE] {
+                    array::from_fn(|i| {
+                        let split = lane + LANES * i;
+                        if split < active { mem::load(from.add(split * QUERIES + query)) } else { nothing }
+                    })
+                };
+                let (maxima, weights) = (of(workspace.maxima, f32::NEG_INFINITY), of(workspace.weights, 0.0));
+                let mut maximum = f32::NEG_INFINITY;
+                for part in &maxima {
+                    maximum = maximum.max(*part);
+                }
+                let maximum = warp::max(maximum);
+                let scales = maxima.map(|part| float::exp(part - maximum));
+                let mut weight = 0.0;
+                for i in 0..PER_LANE {
+                    weight = float::fma(scales[i], weights[i], weight);
+                }
+                let weight = warp::sum(weight);
+                for i in 0..PER_LANE {
+                    factors.add(query * MAX_SPLITS as usize + lane + LANES * i).write(scales[i] / weight);
+                }
+                query += WARPS;
+            }
+            thread::sync_threads();
+            self.each(|query, dim| {
+                let mut sums = [0.0; 4];
+                let mut split = 0;
+                while split < active {
+                    // A split that is not there has the factor 0; the last one's values stand in for its.
+                    let mut parts = [[0.0; 4]; READS];
+                    unrolled!(i in [0 1 2 3 4 5 6 7], {
+                        let row = (split + i).min(active - 1) * QUERIES + query;
+                        parts[i] = mem::load4(workspace.sums.add(row * Self::DIMS + dim));
+                    });
+                    unrolled!(i in [0 1 2 3 4 5 6 7], {
+                        let factor = factors.add(query * MAX_SPLITS as usize + split + i).read();
+                        unrolled!(k in [0 1 2 3], {
+                            sums[k] = float::fma(factor, parts[i][k], sums[k]);
+                        });
+                    });
+                    split += READS;
+                }
+                self.store(query, dim, sums);
+            });
+        }
+    }
+}

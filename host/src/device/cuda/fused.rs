@@ -1,0 +1,142 @@
+//! The stages of a pass over one token, each in as few launches as it can be: norms are computed with the product behind them,
+//! biases and residuals with the one before, and all of attention at once.
+//!
+//! `qkv` leaves queries, keys and values as they come out of their matrices; `attend` norms and rotates them, and appends.
+
+use gpu::attention::{self, Decode, DecodeShape, DecodeVisitor};
+
+use super::{CudaAct, CudaBuf, CudaDevice, CudaKv, driver::Driver, primitives::positions_seen};
+use crate::device::{Attn, Batch, Device, Dims, Epilogue, Ffn, Head, Pairing, Result, Tensor, stages::with_scratch};
+
+/// What attention over the cache needs beside its operands.
+pub(super) struct Attention<D: Driver> {
+    shape: DecodeShape,
+    workspace: D::Mem,
+}
+
+/// How attention is launched on a GPU of `multiprocessors`.
+fn shape(dims: &Dims, multiprocessors: u32) -> DecodeShape {
+    let [heads, kv_heads, head_dim, context] =
+        [dims.heads, dims.kv_heads, dims.head_dim, dims.context].map(|size| size as u32);
+    DecodeShape::new(heads, kv_heads, head_dim, context, multiprocessors)
+}
+
+impl<D: Driver> Attention<D> {
+    pub fn new(driver: &D, dims: &Dims) -> Result<Self> {
+        let shape = shape(dims, driver.properties().multiprocessors);
+        let workspace = driver.alloc("attention's partial results", shape.workspace_bytes())?;
+        driver.write(&workspace, 0, &vec![0; shape.counter_bytes()])?;
+        Ok(Attention { shape, workspace })
+    }
+
+    /// Bytes of device memory.
+    pub fn bytes(driver: &D, dims: &Dims) -> u64 {
+        shape(dims, driver.properties().multiprocessors).workspace_bytes() as u64
+    }
+}
+
+impl<D: Driver> CudaDevice<D> {
+    /// [`Device::qkv`] of one token, up to the projections: keys and values are in the scratch afterwards.
+    pub(super) fn project(&mut self, w: &Attn<Tensor<CudaBuf<D>>>, x: &CudaAct<D>, q: &CudaAct<D>) -> Result<()> {
+        with_scratch(self, |dev, s| {
+            dev.multiply(Some(&w.norm), 1, x, &[(&w.q, q), (&w.k, &s.k), (&w.v, &s.v)], Epilogue::Store)
+        })
+    }
+
+    /// [`Device::attend`] of one token, from what `project` left on.
+    pub(super) fn decode(
+        &mut self,
+        w: &Attn<Tensor<CudaBuf<D>>>,
+        q: &CudaAct<D>,
+        kv: &CudaKv<D>,
+        batch: &Batch,
+        y: &CudaAct<D>,
+    ) -> Result<()> {
+        with_scratch(self, |dev, s| {
+            let (dims, inputs, attention) = (dev.dims(), dev.pass().begun(batch)?, &dev.pass().attention);
+            let (q_rotation, k_rotation) = (inputs.rotation(w.q_rotation)?, inputs.rotation(w.k_rotation)?);
+            let norm = |w: &Option<Tensor<CudaBuf<D>>>| {
+                w.as_ref().map_or(Ok(std::ptr::null()), |w| Self::vector(w, dims.head_dim))
+            };
+            let args = Decode {
+                q: q.ptr("queries", dims.q_width())?,
+                k: s.k.ptr("keys", dims.kv_width())?,
+                v: s.v.ptr("values", dims.kv_width())?,
+                q_norm: norm(&w.q_norm)?,
+                k_norm: norm(&w.k_norm)?,
+                q_cos: q_rotation.0,
+                q_sin: q_rotation.1,
+                k_cos: k_rotation.0,
+                k_sin: k_rotation.1,
+                k_cache: D::address(&kv.k) as *mut cuda_std::F16,
+                v_cache: D::address(&kv.v) as *mut cuda_std::F16,
+                position: inputs.positions,
+                y: y.ptr("attention's output", dims.q_width())?,
+                workspace: D::address(&attention.workspace) as *mut u32,
+                heads: dims.heads as u32,
+                kv_heads: dims.kv_heads as u32,
+                head_dim: dims.head_dim as u32,
+                context: dims.context as u32,
+                rope_dims: dims.rope_dims as u32,
+                pairing: match dims.pairing {
+                    Pairing::Adjacent => attention::ADJACENT,
+                    Pairing::Half => attention::HALF,
+                },
+                window: positions_seen(w.window)?,
+                splits: attention.shape.splits(),
+                scale: dims.attention_scale,
+                cap: dims.attention_cap.unwrap_or(0.0),
+                eps: dims.eps,
+                reserved: 0,
+            };
+            let launch = || {
+                attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })
+            };
+            dev.labelled(|| ("KV cache".into(), dims.kv_read(&batch.positions, w.window)), launch)
+        })
+    }
+
+    /// [`Device::gate_up`] of one token.
+    pub(super) fn gate_up_one(
+        &mut self,
+        w: &Ffn<Tensor<CudaBuf<D>>>,
+        x: &CudaAct<D>,
+        h: &mut CudaAct<D>,
+    ) -> Result<()> {
+        if w.gate.weight.ty == w.up.weight.ty {
+            return self.gated(&w.norm, x, &w.gate, &w.up, h);
+        }
+        with_scratch(self, |dev, s| {
+            dev.multiply(Some(&w.norm), 1, x, &[(&w.gate, h), (&w.up, &s.up)], Epilogue::Store)?;
+            dev.glu(1, h, &s.up)
+        })
+    }
+
+    /// [`Device::head`] of one token whose logits are wanted.
+    pub(super) fn head_one(
+        &mut self,
+        w: &Head<Tensor<CudaBuf<D>>>,
+        x: &CudaAct<D>,
+        logits: &mut CudaAct<D>,
+    ) -> Result<()> {
+        self.multiply(Some(&w.norm), 1, x, &[(&w.output, logits)], Epilogue::Store)?;
+        self.dims().logit_cap.map_or(Ok(()), |cap| self.cap_logits(1, cap, logits))
+    }
+}
+
+/// Launches attention for a size of head.
+struct Launch<'a, D> {
+    driver: &'a D,
+    shape: DecodeShape,
+    args: Decode,
+}
+
+impl<D: Driver> DecodeVisitor for Launch<'_, D> {
+    type Out = Result<()>;
+
+    fn visit<K: cuda_std::kernel::Kernel<Args = (Decode,)>>(self) -> Result<()> {
+        // SAFETY: `decode` checked every extent against its buffer; `begin` checked that the position is below the context
+        // that the caches were made for. The workspace is of this shape, and its counters are 0 between launches.
+        unsafe { self.driver.launch::<K>(self.shape.grid(), (self.args,)) }
+    }
+}

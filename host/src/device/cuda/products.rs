@@ -1,0 +1,208 @@
+//! Products of matrices and activations: launches of `gpu::gemv`.
+
+use std::rc::Rc;
+
+use cuda_std::kernel::Kernel;
+use gpu::gemv::{self, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
+
+use super::{CudaAct, CudaBuf, CudaDevice, driver::Driver};
+use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, Tensor};
+
+/// Matrices of a launch at most.
+const MATRICES: usize = 3;
+
+/// A matrix on the device, and where its product goes.
+type Output<'a, D> = (&'a Linear<Tensor<CudaBuf<D>>>, &'a CudaAct<D>);
+
+/// No matrix.
+const NO_MATRIX: Matrix = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
+
+impl<D: Driver> CudaDevice<D> {
+    /// y\[t\] = W x\[t\] + b for each of the `outputs` and `n` tokens, or added to y\[t\]; x goes through an RMSNorm where its
+    /// weights are given. Matrices of one type share a launch.
+    pub(super) fn multiply(
+        &self,
+        norm: Option<&Tensor<CudaBuf<D>>>,
+        n: usize,
+        x: &CudaAct<D>,
+        outputs: &[Output<'_, D>],
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let mut left = outputs.to_vec();
+        while let Some((first, _)) = left.first().copied() {
+            let ty = first.weight.ty;
+            let (together, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(w, _)| w.weight.ty == ty);
+            for outputs in together.chunks(MATRICES) {
+                let mut product = self.product(norm, n, x, outputs)?;
+                product.accumulate = u32::from(epilogue == Epilogue::Residual);
+                let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product });
+                self.labelled(|| operand(outputs), launch)?;
+            }
+            left = others;
+        }
+        Ok(())
+    }
+
+    /// y = activation(gate x + b) (up x + b) of one token, with matrices of one type; x goes through an RMSNorm.
+    pub(super) fn gated(
+        &self,
+        norm: &Tensor<CudaBuf<D>>,
+        x: &CudaAct<D>,
+        gate: &Linear<Tensor<CudaBuf<D>>>,
+        up: &Linear<Tensor<CudaBuf<D>>>,
+        y: &CudaAct<D>,
+    ) -> Result<()> {
+        if (gate.weight.ty, gate.weight.rows) != (up.weight.ty, up.weight.rows) {
+            return Err(DeviceError::Unsupported("a gate and an up projection that are not alike".into()));
+        }
+        let mut product = self.product(Some(norm), 1, x, &[(gate, y), (up, y)])?;
+        product.activation = match self.dims().activation {
+            Activation::Silu => gemv::SILU,
+            Activation::GeluTanh => gemv::GELU,
+        };
+        let launch = || gemv::visit(gate.weight.ty, Gated { driver: &*self.driver, product });
+        self.labelled(|| operand(&[(gate, y), (up, y)]), launch)
+    }
+
+    /// What the kernels are told of matrices of one type, after checking that everything is inside its buffer.
+    fn product(
+        &self,
+        norm: Option<&Tensor<CudaBuf<D>>>,
+        n: usize,
+        x: &CudaAct<D>,
+        outputs: &[Output<'_, D>],
+    ) -> Result<Product> {
+        let Tensor { buf, cols, ty, .. } = &outputs[0].0.weight;
+        // Also checks that it is in the buffer that the kernels get the home of.
+        let offset = |w: &Tensor<CudaBuf<D>>| {
+            if !Rc::ptr_eq(&w.buf.home, &buf.home) {
+                return Err(DeviceError::Unsupported("weights of one product in several buffers".into()));
+            }
+            Ok(w.offset as u64)
+        };
+        let vector = |w: Option<&Tensor<CudaBuf<D>>>, len: usize| {
+            w.map_or(Ok(NONE), |w| Self::vector(w, len).and_then(|_| offset(w)))
+        };
+        let mut matrices = [NO_MATRIX; MATRICES];
+        for (matrix, (w, y)) in matrices.iter_mut().zip(outputs) {
+            Self::weight(&w.weight)?;
+            if w.weight.cols != *cols {
+                let (found, cols) = (w.weight.cols, *cols);
+                return Err(DeviceError::Unsupported(format!("matrices of {cols} and of {found} columns at once")));
+            }
+            *matrix = Matrix {
+                offset: offset(&w.weight)?,
+                bias: vector(w.bias.as_ref(), w.weight.rows)?,
+                y: y.ptr("a matrix's output", n * w.weight.rows)?,
+                rows: w.weight.rows as u32,
+                reserved: 0,
+            };
+        }
+        Ok(Product {
+            home: D::address(&buf.home) as *const u64,
+            x: x.ptr("a matrix's input", n * cols)?,
+            norm: vector(norm, *cols)?,
+            matrices,
+            cols: *cols as u32,
+            row_bytes: ty.row_bytes(*cols).expect("the weights were checked") as u32,
+            tokens: n as u32,
+            piece_blocks: 0,
+            stage_bytes: 0,
+            accumulate: 0,
+            activation: 0,
+            eps: self.dims().eps,
+        })
+    }
+}
+
+/// What the matrices of a launch are together, `Q8_0 6144x4096`, and their bytes.
+fn operand<D: Driver>(outputs: &[Output<'_, D>]) -> (String, u64) {
+    let Tensor { ty, cols, .. } = &outputs[0].0.weight;
+    let rows: usize = outputs.iter().map(|(w, _)| w.weight.rows).sum();
+    (format!("{ty} {rows}x{cols}"), ty.row_bytes(*cols).map_or(0, |bytes| (bytes * rows) as u64))
+}
+
+/// Launches `K`, `columns` columns at a time, and says whether the GPU has the shared memory for it.
+///
+/// # Safety
+/// As for the kernel.
+unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
+    driver: &impl Driver,
+    mut product: Product,
+    groups: u32,
+    columns: u32,
+) -> Result<bool> {
+    let has = driver.properties();
+    let room = Room {
+        multiprocessors: has.multiprocessors,
+        block: has.shared_per_block,
+        half: has.shared_per_multiprocessor / 2 - has.shared_reserved,
+    };
+    let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
+        return Ok(false);
+    };
+    (product.piece_blocks, product.stage_bytes) = (launch.piece_blocks, launch.stage_bytes);
+    // SAFETY: the caller's promise.
+    unsafe { driver.launch::<K>(launch.grid, (product,)) }.map(|()| true)
+}
+
+fn too_wide<F: WeightKernels>(driver: &impl Driver, product: &Product) -> DeviceError {
+    let (ty, cols, has) = (F::TYPE, product.cols, driver.properties().shared_per_block);
+    DeviceError::Unsupported(format!(
+        "{}: a {ty} matrix of {cols} columns needs more than the {has} bytes of shared memory that a block can have here; \
+         --device cpu computes it",
+        driver.name()
+    ))
+}
+
+/// Launches the products of a tensor type.
+struct Multiply<'a, D> {
+    driver: &'a D,
+    product: Product,
+}
+
+impl<D: Driver> WeightVisitor for Multiply<'_, D> {
+    type Out = Result<()>;
+
+    fn visit<F: WeightKernels>(self) -> Result<()> {
+        let Multiply { driver, product } = self;
+        let groups = gemv::row_groups(&product.matrices);
+        // SAFETY: `product` checked every extent against its buffer. Alignment: activations start where an allocation does; a
+        // buffer of weights is a multiple of 16 long (`alloc`), and a tensor in it is at a multiple of `TENSOR_ALIGN`, or
+        // rows further on. Homes are written where their buffer is made, before anything is launched.
+        unsafe {
+            let done = match product.tokens {
+                1 => launch::<F, F::Gemv>(driver, product, groups, 1)?,
+                2..=4 => launch::<F, F::Gemv4>(driver, product, groups, 4)?,
+                _ => {
+                    launch::<F, F::Gemv8>(driver, product, groups, 8)?
+                        || launch::<F, F::Gemv4>(driver, product, groups, 4)?
+                }
+            };
+            // A column alone needs the least.
+            if done || launch::<F, F::Gemv>(driver, product, groups, 1)? {
+                return Ok(());
+            }
+        }
+        Err(too_wide::<F>(driver, &product))
+    }
+}
+
+/// Launches the gated linear unit of a tensor type.
+struct Gated<'a, D> {
+    driver: &'a D,
+    product: Product,
+}
+
+impl<D: Driver> WeightVisitor for Gated<'_, D> {
+    type Out = Result<()>;
+
+    fn visit<F: WeightKernels>(self) -> Result<()> {
+        let Gated { driver, product } = self;
+        // SAFETY: as for `Multiply`; the two matrices are alike.
+        match unsafe { launch::<F, F::Glu>(driver, product, product.matrices[0].rows, 1)? } {
+            true => Ok(()),
+            false => Err(too_wide::<F>(driver, &product)),
+        }
+    }
+}
