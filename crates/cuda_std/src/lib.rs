@@ -14,6 +14,7 @@
 #[cfg(target_arch = "nvptx64")]
 mod nvptx;
 
+pub mod atomic;
 pub mod float;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod host;
@@ -31,7 +32,7 @@ pub use inventory;
 
 /// What a kernel file needs.
 pub mod prelude {
-    pub use crate::{F16, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
+    pub use crate::{F16, atomic, dynamic_shared, float, kernel, mem, shared, shared_array, thread, warp};
 }
 
 /// For [`shared_array!`] alone.
