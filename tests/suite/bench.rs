@@ -80,6 +80,9 @@ impl Runner for Recorder {
         sleep(self.argmax_time);
         Ok(self.best)
     }
+    fn top_k(&mut self, _: usize) -> Result<Vec<(u32, f32)>, EngineError> {
+        unreachable!("a bench takes the best token")
+    }
 }
 
 fn workload(prompt: usize, generate: usize, depth: usize) -> Workload {

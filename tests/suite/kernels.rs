@@ -6,6 +6,7 @@
 //! that the emulator sees every read beyond them.
 
 mod ops;
+mod sample;
 mod weights;
 
 use std::fmt::Debug;
@@ -58,7 +59,9 @@ cases! {
     ops::scale,
     ops::soft_cap,
     ops::gather_rows,
-    ops::argmax,
+    sample::argmax,
+    sample::top_k_of_rows,
+    sample::top_k_of_vocabularies,
 }
 
 /// Bytes of guard before and after an output: as many as keep its 256-byte alignment.

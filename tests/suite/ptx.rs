@@ -128,7 +128,12 @@ fn kernels_have_the_collectives_of_their_source() {
         }
     }
     assert_eq!(entry::<gpu::ops::rms_norm>().count("bar.sync"), 1);
-    assert_eq!(entry::<gpu::ops::argmax>().count("bar.sync"), 1);
+    // One of the block's warps, two around the last block's flag.
+    assert_eq!(entry::<gpu::ops::argmax>().count("bar.sync"), 3);
+    // Two around that flag, then: before sorting, between steps of two kinds, and after it.
+    for kernel in [entry::<gpu::ops::top_k_floor>(), entry::<gpu::ops::top_k>()] {
+        assert_eq!((kernel.count("bar.sync"), kernel.count("bar.warp.sync")), (5, 1));
+    }
     assert_eq!(entry::<gpu::ops::attention>().count("bar.sync"), 1);
 }
 

@@ -3,13 +3,16 @@
 mod block;
 mod elementwise;
 mod kv;
+mod largest;
 mod math;
 mod norm;
+mod rank;
 mod rope;
 mod sample;
 
 pub use elementwise::*;
 pub use kv::*;
+pub use largest::*;
 pub use norm::*;
 pub use rope::*;
 pub use sample::*;

@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod shared;
+pub mod top_k;
 mod weights;
 
 use std::ops::Range;
@@ -13,9 +14,13 @@ pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
 pub use error::DeviceError;
 use quant::TensorType;
 pub use shared::SharedBytes;
+use top_k::Candidate;
 pub use weights::{Attn, Ffn, Head, Layer, Linear, Tensor};
 
 type Result<T> = std::result::Result<T, DeviceError>;
+
+/// The largest k of [`Device::top_k`].
+pub const MAX_TOP_K: usize = gpu::ops::MAX_TOP_K as usize;
 
 /// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +178,9 @@ pub trait Device: Transfer + Sized {
     /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie. None where no element of a
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
+    /// The `k` largest elements of each of the first `rows` rows and their indices, the largest first and of equal ones the one
+    /// with the lower index, for k from 1 to [`MAX_TOP_K`]. Infinities and NaN are left out, so that there may be fewer.
+    fn top_k(&mut self, x: &Self::Act, rows: usize, width: usize, k: usize) -> Result<Vec<Vec<Candidate>>>;
 
     /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`.
     fn qkv(

@@ -18,6 +18,6 @@ pub use generate::{Event, GenerateOptions, Generated, Stop, Timing, check_length
 pub use grammar::{GbnfError, GbnfFault, Grammar, GrammarError, GrammarVocabulary, Syntax};
 pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
-pub use sampler::{SampleError, Sampler, Sampling, SamplingError};
+pub use sampler::{SampleError, Sampler, Sampling, SamplingError, Wanted};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
 pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};

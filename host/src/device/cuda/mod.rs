@@ -3,6 +3,7 @@
 pub mod cust;
 pub mod driver;
 pub mod emulator;
+mod sample;
 
 use std::{ops::Range, rc::Rc};
 
@@ -16,7 +17,7 @@ use quant::TensorType;
 use self::driver::Driver;
 use super::{
     Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Scratch, Tensor,
-    Transfer, Weight, new_scratch,
+    Transfer, Weight, new_scratch, top_k::Candidate,
 };
 
 /// A device whose kernels `D` runs.
@@ -37,8 +38,8 @@ struct Pass<M> {
     /// `[rotations x tokens x rope_dims / 2]` f32 each, one rotation after the other.
     cos: M,
     sin: M,
-    /// `[max_tokens]` u32: argmax's results.
-    best: M,
+    /// For argmax and top-k.
+    choice: sample::Choice<M>,
     /// Tokens of the batch that `begin` checked and wrote.
     tokens_begun: usize,
     /// How many of them it wants.
@@ -276,7 +277,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             want: alloc(1)?,
             cos: alloc(dims.rotations * dims.rope_dims / 2)?,
             sin: alloc(dims.rotations * dims.rope_dims / 2)?,
-            best: alloc(1)?,
+            choice: sample::Choice::new(&self.driver, dims, max_tokens)?,
             tokens_begun: 0,
             wanted_begun: 0,
         });
@@ -287,6 +288,10 @@ impl<D: Driver> Device for CudaDevice<D> {
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
         self.driver.load::<ops::rms_norm>()?;
         types.iter().try_for_each(|&ty| weights::visit(ty, Load(&self.driver)))
+    }
+
+    fn workspace(&self, dims: &Dims, tokens: usize, _wanted: usize) -> u64 {
+        sample::workspace(dims, tokens)
     }
 
     fn dims(&self) -> &Dims {
@@ -519,13 +524,10 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn argmax(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<Option<u32>>> {
-        let best = &self.pass().best;
-        in_range("argmax's output", 0, rows * 4, D::len(best))?;
-        let args = (x.ptr("logits", rows * width)?.cast_const(), D::address(best) as *mut u32, width as u32);
-        // SAFETY: both were checked.
-        unsafe { self.driver.launch::<ops::argmax>(ops::argmax_grid(rows as u32), args)? };
-        let mut out = vec![0u32; rows];
-        self.driver.read(best, 0, bytes_of_mut(&mut out))?;
-        Ok(out.into_iter().map(|index| Some(index).filter(|&index| index != u32::MAX)).collect())
+        self.best_of_rows(x, rows, width)
+    }
+
+    fn top_k(&mut self, x: &CudaAct<D>, rows: usize, width: usize, k: usize) -> Result<Vec<Vec<Candidate>>> {
+        self.top_k_of_rows(x, rows, width, k)
     }
 }
