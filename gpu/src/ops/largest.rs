@@ -58,7 +58,7 @@ pub unsafe fn top_k_floor(x: *const f32, n: u32, k: u32, list: *mut u32, state: 
         while first < row.quads() {
             let q = first + warp::lane_id();
             let best = row.best(q, Rank::of_finite).best_of(lanes);
-            if q % lanes == 0 && q < row.quads() {
+            if q & (lanes - 1) == 0 && q < row.quads() {
                 mem::store(list.add((q / lanes) as usize), best.index());
             }
             first += thread::grid_dim_x() * THREADS;
