@@ -239,6 +239,8 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 tokens: 1,
                 piece_blocks: gemv.piece_blocks,
                 stage_bytes: gemv.stage_bytes,
+                stages: gemv.stages,
+                reserved: 0,
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,

@@ -261,6 +261,8 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             tokens,
             piece_blocks: launch.piece_blocks,
             stage_bytes: launch.stage_bytes,
+                stages: launch.stages,
+                reserved: 0,
             accumulate: case.y.is_some().into(),
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,

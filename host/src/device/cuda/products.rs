@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use cuda_std::kernel::Kernel;
-use gpu::gemv::{self, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, Launch, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
 
 use super::{CudaAct, CudaBuf, CudaDevice, driver::Driver};
 use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, Tensor};
@@ -108,9 +108,11 @@ impl<D: Driver> CudaDevice<D> {
             tokens: n as u32,
             piece_blocks: 0,
             stage_bytes: 0,
+            stages: 0,
             accumulate: 0,
             activation: 0,
             eps: self.dims().eps,
+            reserved: 0,
         })
     }
 }
@@ -128,7 +130,7 @@ fn operand<D: Driver>(outputs: &[Output<'_, D>]) -> (String, u64) {
 /// As for the kernel.
 unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     driver: &impl Driver,
-    mut product: Product,
+    product: Product,
     groups: u32,
     columns: u32,
 ) -> Result<bool> {
@@ -141,9 +143,10 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
         return Ok(false);
     };
-    (product.piece_blocks, product.stage_bytes) = (launch.piece_blocks, launch.stage_bytes);
+    let Launch { grid, piece_blocks, stage_bytes, stages } = launch;
+    let product = Product { piece_blocks, stage_bytes, stages, ..product };
     // SAFETY: the caller's promise.
-    unsafe { driver.launch::<K>(launch.grid, (product,)) }.map(|()| true)
+    unsafe { driver.launch::<K>(grid, (product,)) }.map(|()| true)
 }
 
 fn too_wide<F: WeightKernels>(driver: &impl Driver, product: &Product) -> DeviceError {
