@@ -89,6 +89,9 @@ impl Runner for Recorder {
         sleep(self.argmax_time);
         Ok(self.best)
     }
+    fn top_k(&mut self, _: usize) -> Result<Vec<(u32, f32)>, EngineError> {
+        unreachable!("a bench takes the best token")
+    }
     fn profile(&mut self, on: bool) -> Result<(), EngineError> {
         self.timed = on.then(Vec::new);
         Ok(())

@@ -10,6 +10,7 @@ mod decode;
 mod driver;
 mod gemv;
 mod ops;
+mod sample;
 
 use std::fmt::Debug;
 
@@ -79,7 +80,9 @@ cases! {
     ops::scale,
     ops::soft_cap,
     ops::gather_rows,
-    ops::argmax,
+    sample::argmax,
+    sample::top_k_of_rows,
+    sample::top_k_of_vocabularies,
     bench::read,
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ntransformer::{
     cli::synth::{Quant, Shape},
+    device::MAX_TOP_K,
     engine::{self, DeviceChoice, EncodeOptions, LoadOptions, Runner, Tokenizer},
     gguf::{Gguf, Writer},
     model::{Architecture, Model},
@@ -14,7 +15,7 @@ use ntransformer::{
 use quant::TensorType;
 use serde_json::Value;
 
-use super::{setup::root, synth};
+use super::{reference, setup::root, synth};
 
 /// Largest difference of logits over the largest logit that is put down to the order of sums: F32 arithmetic, with keys
 /// and values rounded to F16.
@@ -160,6 +161,12 @@ fn streamed_is_resident_to_the_bit() {
             assert_eq!(whole.memory().streamed_per_pass, 0);
             let expected = logits_of_passes(&mut *whole, PASSES);
             let best = whole.argmax().unwrap();
+            let logits = whole.logits().unwrap();
+            let row = &logits[logits.len() - whole.config().dims.vocab..];
+            assert_eq!(best, Some(reference::argmax(row)));
+            for k in [1, 40, MAX_TOP_K] {
+                assert_eq!(whole.top_k(k).unwrap(), reference::top_k(row, k), "{device:?}");
+            }
             let [none, one] = [0, 1].map(|resident| budget(&*whole, &gguf, resident));
             let check = |budget: u64, resident: usize, streams: bool| {
                 let mut runner = open(device, &gguf, Some(budget));

@@ -193,9 +193,16 @@ fn kernels_have_the_collectives_of_their_source() {
             }
         }
     }
-    let ops = [each::<gpu::ops::rms_norm>(), each::<gpu::ops::argmax>(), each::<gpu::ops::attention>()];
-    for entry in ops.iter().flatten() {
+    for entry in [each::<gpu::ops::rms_norm>(), each::<gpu::ops::attention>()].iter().flatten() {
         assert_eq!(entry.count("bar.sync"), 1);
+    }
+    // One of the block's warps, two around the last block's flag.
+    for entry in each::<gpu::ops::argmax>() {
+        assert_eq!(entry.count("bar.sync"), 3);
+    }
+    // Two around that flag, then: before sorting, between steps of two kinds, and after it.
+    for entry in [each::<gpu::ops::top_k_floor>(), each::<gpu::ops::top_k>()].iter().flatten() {
+        assert_eq!((entry.count("bar.sync"), entry.count("bar.warp.sync")), (5, 1));
     }
 }
 

@@ -89,7 +89,7 @@ pub fn soft_cap(x: f64, cap: f64) -> f64 {
     if cap == 0.0 { x } else { cap * (x / cap).tanh() }
 }
 
-/// The index of the largest number; the lowest wins a tie; 0 if there is none.
+/// The index of the largest number; the lowest wins a tie; `u32::MAX` if there is none.
 pub fn argmax(x: &[f32]) -> u32 {
     let mut best: Option<usize> = None;
     for (i, value) in x.iter().enumerate().filter(|(_, value)| !value.is_nan()) {
@@ -98,4 +98,13 @@ pub fn argmax(x: &[f32]) -> u32 {
         }
     }
     best.map_or(u32::MAX, |best| best as u32)
+}
+
+/// The `k` largest finite numbers and their indices; of equal ones the lower index comes first.
+pub fn top_k(x: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut sorted: Vec<(u32, f32)> = (0..).zip(x.iter().copied()).filter(|(_, value)| value.is_finite()).collect();
+    // A stable sort: equal ones stay in order.
+    sorted.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap());
+    sorted.truncate(k);
+    sorted
 }

@@ -7,13 +7,13 @@ use std::{
 
 use ntransformer::{
     demo,
-    engine::{Grammar, GrammarVocabulary, Sampler, Sampling, Syntax, Tokenizer},
+    engine::{Grammar, GrammarVocabulary, SampleError, Sampler, Sampling, Syntax, Tokenizer, Wanted},
     gguf::{Gguf, Writer},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::Value;
 
-use crate::setup;
+use crate::{reference, setup};
 
 fn run(args: &[&str]) -> Output {
     Command::new(setup::ntransformer()).args(["--device", "cpu"]).args(args).stdin(Stdio::null()).output().unwrap()
@@ -106,6 +106,73 @@ fn wrong_flags_say_what_is_right() {
         assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
         assert!(message.contains(part) && message.trim_end().lines().count() == 1, "{args:?}: {message}");
     }
+}
+
+/// Settings of every kind, by case number.
+fn settings(rng: &mut SmallRng, vocab: u32) -> Sampling {
+    let pick = |rng: &mut SmallRng, values: &[f32]| values[rng.random_range(0..values.len())];
+    Sampling {
+        temperature: pick(rng, &[0.0, 0.3, 0.8, 1.5]),
+        top_k: [0, 1, 2, 5, 40, 300, 5000][rng.random_range(0..7)],
+        top_p: pick(rng, &[0.3, 0.95, 1.0]),
+        min_p: pick(rng, &[0.0, 0.05, 0.3]),
+        repeat_penalty: pick(rng, &[1.0, 1.0, 1.3, 5.0, 0.8]),
+        frequency_penalty: pick(rng, &[0.0, 0.0, 0.5, 2.0, -0.5]),
+        presence_penalty: pick(rng, &[0.0, 0.0, 1.0, f32::MAX, -1.0]),
+        repeat_last_n: [None, Some(0), Some(5), Some(64)][rng.random_range(0..4)],
+        logit_bias: (0..rng.random_range(0..4))
+            .map(|_| (rng.random_range(0..vocab), pick(rng, &[-1.0, -3.0, f32::NEG_INFINITY, 2.0])))
+            .collect(),
+        seed: rng.random(),
+    }
+}
+
+/// The `k` best by the device, where the sampler wants no more, give what all logits give.
+#[test]
+fn the_best_few_give_the_same_tokens_as_all_logits() {
+    let mut rng = SmallRng::seed_from_u64(5);
+    let mut seen = [0; 3];
+    for case in 0..4000 {
+        let vocab = [3, 60, 2000][case % 3];
+        // In every other case few different values, so that there are ties at every edge, and zeros of both signs.
+        let step = [4.0, f32::EPSILON][case / 3 % 2];
+        let mut logits: Vec<f32> = (0..vocab).map(|_| (rng.random_range(-8.0f32..8.0) / step).trunc() * step).collect();
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            logits[rng.random_range(0..vocab)] = odd;
+        }
+        // What is likely comes again, as in a text.
+        let likely = reference::top_k(&logits, 20);
+        let sampling = settings(&mut rng, vocab as u32);
+        let (mut all, mut few) = (Sampler::new(sampling.clone(), None), Sampler::new(sampling.clone(), None));
+        let mut context: Vec<u32> =
+            (0..rng.random_range(0..40)).map(|_| rng.random_range(0..vocab as u32 + 2)).collect();
+        context.extend(likely.iter().take(rng.random_range(0..20)).map(|c| c.0));
+        for _ in 0..6 {
+            let expected = all.sample(&logits, &context).map_err(|e| e.to_string());
+            let found = match few.wants(&context) {
+                Wanted::Best => {
+                    seen[0] += 1;
+                    // Of infinities the device's choice knows that they are numbers.
+                    let finite: Vec<f32> = logits.iter().map(|l| if l.is_finite() { *l } else { f32::NAN }).collect();
+                    Some(reference::argmax(&finite))
+                        .filter(|best| *best != u32::MAX)
+                        .ok_or_else(|| SampleError::NotANumber.to_string())
+                }
+                Wanted::Top(k) => {
+                    seen[1] += 1;
+                    few.sample_top(reference::top_k(&logits, k), &context).map_err(|e| e.to_string())
+                }
+                Wanted::All => {
+                    seen[2] += 1;
+                    few.sample(&logits, &context).map_err(|e| e.to_string())
+                }
+            };
+            assert_eq!(found, expected, "case {case}: {sampling}, {} of context", context.len());
+            let Ok(token) = expected else { break };
+            context.push(token);
+        }
+    }
+    assert!(seen.iter().all(|&n| n > 500), "{seen:?}");
 }
 
 /// Whether a document is as its schema says.

@@ -210,6 +210,7 @@ impl Device for Recorder {
         gather(&Batch, &(), &mut ()) -> ();
         fetch(&(), usize, usize) -> Vec<f32>;
         argmax(&(), usize, usize) -> Vec<Option<u32>>;
+        top_k(&(), usize, usize, usize) -> Vec<Vec<(u32, f32)>>;
     }
 }
 

@@ -80,9 +80,9 @@ impl Emulator {
     /// the lowest block is returned.
     ///
     /// # Safety
-    /// The kernel must reach global memory through `cuda_std::mem` alone, where every address is checked, and stay inside
-    /// its shared arrays. Its blocks must not write what other blocks access, and until the launch returns no other host
-    /// thread may copy from or to, or launch on, what it accesses.
+    /// The kernel must reach global memory through `cuda_std`'s `mem` and `atomic` alone, where every address is checked, and
+    /// stay inside its shared arrays. Its blocks must not write what other blocks access but in the order that `atomic`
+    /// gives, and until the launch returns no other host thread may copy from or to, or launch on, what it accesses.
     pub unsafe fn launch<K: Kernel>(
         &self,
         grid: [u32; 3],

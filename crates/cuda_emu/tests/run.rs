@@ -170,6 +170,48 @@ fn a_last_partial_warp_and_threads_that_exit_before_a_barrier() {
     assert_eq!(download(&out), [vec![u32::MAX; 32], vec![0xffff; 16]].concat());
 }
 
+/// Each block writes its threads' numbers, and the last one adds up what all wrote. Also counts in shared memory.
+#[kernel("test")]
+unsafe fn last_block(parts: *mut u32, arrived: *mut u32, out: *mut u32) {
+    let (threads, blocks) = (thread::block_dim_x(), thread::grid_dim_x());
+    let last = shared_array!(LAST: [u32; 2]);
+    // SAFETY: the test's arrays are as long as this takes; whoever reads `parts` comes after the fences.
+    unsafe {
+        if thread::thread_idx_x() == 0 {
+            *last.add(1) = 0;
+        }
+        mem::store(parts.add(thread::index_1d() as usize), thread::index_1d());
+        thread::sync_threads();
+        atomic::add(last.add(1), 3);
+        if thread::thread_idx_x() == 0 {
+            atomic::fence();
+            *last = atomic::add(arrived, 1);
+            atomic::fence();
+        }
+        thread::sync_threads();
+        if *last == blocks - 1 && thread::thread_idx_x() == 0 {
+            let sum = (0..blocks * threads).map(|i| mem::load(parts.add(i as usize))).sum();
+            mem::store(out, sum);
+            mem::store(out.add(1), *last.add(1));
+        }
+    }
+}
+
+#[test]
+fn the_last_block_sees_what_the_others_wrote() {
+    let (blocks, threads) = (50, 64);
+    for seed in 0..20 {
+        let emulator = Emulator::new(seed);
+        let parts = emulator.alloc(blocks as usize * threads as usize * 4).unwrap();
+        let (arrived, out) = (upload(&emulator, &[0]), emulator.alloc(8).unwrap());
+        let [p, a, o] = [&parts, &arrived, &out].map(|memory| memory.address() as *mut u32);
+        // SAFETY: `parts` has a place for each thread; one counter, two results.
+        unsafe { emulator.launch::<last_block>([blocks, 1, 1], [threads, 1, 1], 0, (p, a, o)) }.unwrap();
+        assert_eq!(download(&arrived), [blocks]);
+        assert_eq!(download(&out), [(0..blocks * threads).sum(), 3 * threads]);
+    }
+}
+
 /// Every index that a thread can ask for, and shared memory that nobody has written.
 #[kernel("test")]
 unsafe fn indices(out: *mut u32, fresh: *mut u32) {

@@ -1,50 +1,18 @@
-//! Choosing among logits: the largest one's index.
+//! Choosing among logits: the largest one's index, and the largest few.
 
 use cuda_std::{kernel::Grid, prelude::*};
 
-const THREADS: u32 = 512;
-const WARPS: usize = (THREADS / 32) as usize;
+use super::rank::{MAX_BLOCKS, Rank, Row, THREADS, WARPS, is_last_block, row_grid};
 
-/// The launch of [`argmax`](fn@argmax) for `rows` rows.
-pub const fn argmax_grid(rows: u32) -> Grid {
-    Grid::new(rows, 1, THREADS)
+/// The launch of [`argmax`](fn@argmax) for `rows` rows of `n` elements.
+pub const fn argmax_grid(rows: u32, n: u32) -> Grid {
+    // Many rows fill the GPU by themselves.
+    row_grid(rows, n, if rows < MAX_BLOCKS { MAX_BLOCKS / rows } else { 1 })
 }
 
-/// A candidate. No element yet: minus infinity at an index that any element's is below.
-#[derive(Clone, Copy)]
-struct Best {
-    value: f32,
-    index: u32,
-}
-
-impl Best {
-    const NONE: Best = Best { value: f32::NEG_INFINITY, index: u32::MAX };
-
-    /// The better of two: the larger value, or the lower index. A NaN as `other` is never better.
-    #[inline(always)]
-    fn or(self, other: Best) -> Best {
-        if other.value > self.value || (other.value == self.value && other.index < self.index) { other } else { self }
-    }
-
-    /// The best of the warp's lanes, in every lane.
-    ///
-    /// # Safety
-    /// All lanes must be here.
-    #[inline(always)]
-    unsafe fn of_warp(mut self) -> Best {
-        let mut step = 16;
-        while step > 0 {
-            // SAFETY: the caller's promise.
-            self = self.or(unsafe {
-                Best {
-                    value: warp::warp_shuffle_xor(warp::FULL_MASK, self.value, step),
-                    index: warp::warp_shuffle_xor(warp::FULL_MASK, self.index, step),
-                }
-            });
-            step /= 2;
-        }
-        self
-    }
+/// The length of `parts` that [`argmax`](fn@argmax) needs for up to `rows` rows.
+pub const fn argmax_parts(rows: usize) -> usize {
+    if rows < MAX_BLOCKS as usize { MAX_BLOCKS as usize } else { rows }
 }
 
 /// out\[r\] = the index of the largest of row r's `n` elements; the lowest wins a tie, and `u32::MAX` says that all are NaN.
@@ -52,37 +20,46 @@ impl Best {
 /// Launched with [`argmax_grid`].
 ///
 /// # Safety
-/// Device addresses: `x` of `[rows][n]`, `out` of `[rows]`.
+/// Device addresses: `x` of `[rows][n]`, `out` of `[rows]`, `parts` of [`argmax_parts`] elements, `arrived` of `[rows]`, all 0,
+/// as the kernel leaves them.
 #[kernel("ops")]
-pub unsafe fn argmax(x: *const f32, out: *mut u32, n: u32) {
-    let values = shared_array!(ARGMAX_VALUES: [f32; WARPS]);
-    let indices = shared_array!(ARGMAX_INDICES: [u32; WARPS]);
-    let row = thread::block_idx_x() as usize;
-    let (lane, warp) = (warp::lane_id() as usize, warp::warp_id() as usize);
-    // SAFETY: indices stay below `n`; all threads are at the collectives and at the barrier, before which each warp writes
-    // elements of its own.
+pub unsafe fn argmax(x: *const f32, out: *mut u32, n: u32, parts: *mut u64, arrived: *mut u32) {
+    let of_warps = shared_array!(ARGMAX_WARPS: [u64; WARPS as usize]);
+    let (t, lane, warp) = (thread::thread_idx_x(), warp::lane_id(), warp::warp_id());
+    let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
+    let row = thread::block_idx_y() as usize;
+    // SAFETY: the extents are the caller's promise. All threads are at the collectives and at the barriers, before which each
+    // warp, and each block, writes an element of its own.
     unsafe {
-        let x = x.add(row * n as usize);
-        let mut best = Best::NONE;
-        let mut index = thread::thread_idx_x();
-        while index < n {
-            best = best.or(Best { value: mem::load(x.add(index as usize)), index });
-            index += THREADS;
+        let parts = parts.add(row * blocks as usize);
+        let x = Row::new(x.add(row * n as usize), n);
+        let mut best = Rank::NONE;
+        let mut q = block * THREADS + t;
+        while q < x.quads() {
+            best = best.or(x.best(q, Rank::of_number));
+            q += blocks * THREADS;
         }
-        let best = best.of_warp();
+        let best = best.best_of(32);
         if lane == 0 {
-            values.add(warp).write(best.value);
-            indices.add(warp).write(best.index);
+            of_warps.add(warp as usize).write(best.0);
         }
         thread::sync_threads();
-        let best = if lane < WARPS {
-            Best { value: values.add(lane).read(), index: indices.add(lane).read() }
-        } else {
-            Best::NONE
-        };
-        let best = best.of_warp();
-        if thread::thread_idx_x() == 0 {
-            mem::store(out.add(row), best.index);
+        let best = if lane < WARPS { Rank(of_warps.add(lane as usize).read()) } else { Rank::NONE };
+        let best = best.best_of(32);
+        if t == 0 {
+            mem::store(parts.add(block as usize), best.0);
+        }
+        if is_last_block(arrived.add(row)) && warp == 0 {
+            let mut best = Rank::NONE;
+            let mut part = lane;
+            while part < blocks {
+                best = best.or(Rank(mem::load(parts.add(part as usize))));
+                part += 32;
+            }
+            let best = best.best_of(32);
+            if lane == 0 {
+                mem::store(out.add(row), best.index());
+            }
         }
     }
 }

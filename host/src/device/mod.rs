@@ -7,6 +7,7 @@ mod error;
 mod replay;
 mod shared;
 mod stages;
+pub mod top_k;
 mod weights;
 
 use std::ops::Range;
@@ -19,9 +20,13 @@ pub use replay::{Owner, ReplayKey, ReplayPart};
 pub use shared::SharedBytes;
 pub use stages::Scratch;
 use stages::new_scratch;
+use top_k::Candidate;
 pub use weights::{Attn, Ffn, Head, Layer, Linear, Tensor};
 
 type Result<T> = std::result::Result<T, DeviceError>;
+
+/// The largest k of [`Device::top_k`].
+pub const MAX_TOP_K: usize = gpu::ops::MAX_TOP_K as usize;
 
 /// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +187,9 @@ pub trait Device: Transfer + Sized {
     /// The index of the largest element of each of the first `rows` rows; the lowest wins a tie. None where no element of a
     /// row is a number.
     fn argmax(&mut self, x: &Self::Act, rows: usize, width: usize) -> Result<Vec<Option<u32>>>;
+    /// The `k` largest elements of each of the first `rows` rows and their indices, the largest first and of equal ones the one
+    /// with the lower index, for k from 1 to [`MAX_TOP_K`]. Infinities and NaN are left out, so that there may be fewer.
+    fn top_k(&mut self, x: &Self::Act, rows: usize, width: usize, k: usize) -> Result<Vec<Vec<Candidate>>>;
 
     /// Starts or ends the timing of every launch. A profile makes kernels wait for each other.
     fn profile(&mut self, _on: bool) -> Result<()> {

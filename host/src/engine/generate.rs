@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Engine, EngineError, Grammar, SampleError, Sampler, Sampling, Utf8Stream, stop::StopStrings};
+use super::{Engine, EngineError, Grammar, SampleError, Sampler, Sampling, Utf8Stream, Wanted, stop::StopStrings};
 use crate::model::Config;
 
 /// How a prompt is continued.
@@ -247,10 +247,10 @@ impl Engine {
     /// The token that follows what is cached.
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, EngineError> {
         let runner = &mut *self.runner;
-        let chosen = if sampler.takes_argmax() {
-            runner.argmax()?.ok_or(SampleError::NotANumber)
-        } else {
-            sampler.sample(&runner.logits()?, &self.cached)
+        let chosen = match sampler.wants(&self.cached) {
+            Wanted::Best => runner.argmax()?.ok_or(SampleError::NotANumber),
+            Wanted::Top(k) => sampler.sample_top(runner.top_k(k)?, &self.cached),
+            Wanted::All => sampler.sample(&runner.logits()?, &self.cached),
         };
         let (file, position) = (&runner.config().file, self.cached.len() - 1);
         chosen.map_err(|e| match e {
@@ -321,6 +321,10 @@ mod tests {
 
         fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
             Ok(Some(100 + self.cache.iter().fold(7, |hash: u32, token| (hash * 31 + token) % 1009)))
+        }
+
+        fn top_k(&mut self, _: usize) -> Result<Vec<(u32, f32)>, EngineError> {
+            unreachable!("greedy decoding asks for the best token only")
         }
     }
 

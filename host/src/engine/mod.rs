@@ -20,6 +20,6 @@ pub use grammar::{GbnfError, GbnfFault, Grammar, GrammarError, GrammarVocabulary
 pub use open::{DeviceChoice, Engine, EngineOptions, Loading, ModelFile, open};
 pub use perplexity::{Perplexity, check_windows, perplexity};
 pub use profile::{KernelTime, Profile};
-pub use sampler::{SampleError, Sampler, Sampling, SamplingError};
+pub use sampler::{SampleError, Sampler, Sampling, SamplingError, Wanted};
 pub use session::{LoadOptions, MemoryReport, Runner, Session, load_bytes};
 pub use tokenizer::{EncodeOptions, Tokenizer, TokenizerError, Utf8Stream};

@@ -5,7 +5,7 @@ use quant::TensorType;
 
 use super::EngineError;
 use crate::{
-    device::{Device, DeviceError, Launch},
+    device::{Device, DeviceError, Launch, top_k::Candidate},
     model::{Config, Embedding, Layers, Model, State, Weights, forward},
     pack::Image,
     stream::{Progress, Resident, Streamed, place_head},
@@ -85,6 +85,13 @@ pub trait Runner {
     /// # Errors
     /// When the device fails.
     fn argmax(&mut self) -> Result<Option<u32>, EngineError>;
+    /// The `k` most likely tokens after the last one of the last pass and their logits, the most likely first and of equal
+    /// ones the one with the lower id, for k from 1 to [`MAX_TOP_K`](crate::device::MAX_TOP_K). Found on the device: only
+    /// they travel. Logits that are no finite numbers are left out, so that there may be fewer, and none where none was wanted.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn top_k(&mut self, k: usize) -> Result<Vec<Candidate>, EngineError>;
     /// Starts or ends the timing of every launch ([`Device::profile`]).
     ///
     /// # Errors
@@ -133,8 +140,8 @@ impl Needs {
     /// `workspace` are the device's bytes beside the activations.
     fn new(model: &Model, batch: usize, wanted: usize, workspace: u64) -> Result<Self, EngineError> {
         let d = &model.config.dims;
-        // x, norm and wanted rows; q and y; k and v; gate and up; the rotations; tokens, positions, want, best.
-        let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rotations * d.rope_dims + 4;
+        // x, norm and wanted rows; q and y; k and v; gate and up; the rotations; tokens, positions, want.
+        let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rotations * d.rope_dims + 3;
         Ok(Needs {
             images: (0..model.config.layers).map(|i| model.layer_image(i)).collect::<Result<_, _>>()?,
             head: model.head_image()?,
@@ -314,6 +321,11 @@ impl<D: Device> Runner for Session<D> {
     fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
         let best = self.dev.argmax(self.state.logits(), self.wanted, self.model.config.dims.vocab)?;
         Ok(best.last().copied().flatten())
+    }
+
+    fn top_k(&mut self, k: usize) -> Result<Vec<Candidate>, EngineError> {
+        let mut best = self.dev.top_k(self.state.logits(), self.wanted, self.model.config.dims.vocab, k)?;
+        Ok(best.pop().unwrap_or_default())
     }
 
     fn profile(&mut self, on: bool) -> Result<(), EngineError> {

@@ -4,7 +4,7 @@ use cuda_std::{F16, kernel::Kernel};
 use gpu::ops;
 use half::f16;
 use ntransformer::device::cuda::driver::Driver;
-use rand::{Rng, seq::SliceRandom};
+use rand::Rng;
 
 use super::{Lab, Number, assert_close, pointer};
 use crate::reference;
@@ -351,45 +351,6 @@ pub fn gather_rows<D: Driver>(lab: &mut Lab<D>) {
             lab.launch::<ops::gather_rows>(ops::gather_rows_grid(rows.len() as u32), args);
             let expected: Vec<f32> = rows.iter().flat_map(|&row: &u32| x[row as usize * n..][..n].to_vec()).collect();
             assert_eq!(lab.read::<f32>(&y), expected, "rows {rows:?} of {n} elements");
-        }
-    }
-}
-
-/// Ties, infinities and NaN among the numbers.
-pub fn argmax<D: Driver>(lab: &mut Lab<D>) {
-    for n in [1, 2, 31, 33, 511, 513, 3000] {
-        let random = lab.floats(n);
-        let mut shuffled: Vec<f32> = (0..n).map(|i| (i / 3) as f32).collect();
-        shuffled.shuffle(&mut lab.rng);
-        let with = |at: usize, value: f32| {
-            let mut row = random.clone();
-            row[at] = value;
-            row
-        };
-        let mut mostly_nan = vec![f32::NAN; n];
-        mostly_nan[n - 1] = f32::NEG_INFINITY;
-        let rows = [
-            ("random", random.clone()),
-            ("first", with(0, 2.0)),
-            ("last", with(n - 1, 2.0)),
-            ("ties", shuffled),
-            ("equal", vec![0.5; n]),
-            ("zeros of both signs", (0..n).map(|i| if i % 2 == 0 { -0.0 } else { 0.0 }).collect()),
-            ("infinite", with(n / 2, f32::INFINITY)),
-            ("minus infinity", vec![f32::NEG_INFINITY; n]),
-            ("a NaN", with(n / 3, f32::NAN)),
-            ("a negative NaN", with(n / 3, -f32::NAN)),
-            ("NaN but one", mostly_nan),
-            ("NaN", vec![f32::NAN; n]),
-        ];
-        let x: Vec<f32> = rows.iter().flat_map(|(_, row)| row.clone()).collect();
-        let (x_mem, out) = (lab.input(&x), lab.poisoned::<u32>(rows.len()));
-        lab.launch::<ops::argmax>(
-            ops::argmax_grid(rows.len() as u32),
-            (pointer::<D, _>(&x_mem), out.pointer(), n as u32),
-        );
-        for ((name, row), found) in rows.iter().zip(lab.read::<u32>(&out)) {
-            assert_eq!(found, reference::argmax(row), "{name}, {n} elements");
         }
     }
 }

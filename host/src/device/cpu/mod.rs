@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use super::{
     Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Rotation, Scratch,
     SharedBytes, Tensor, Transfer, Weight, new_scratch,
+    top_k::{self, Candidate},
 };
 
 /// Activations that a thread computes at a time where each is computed by itself: some microseconds' work.
@@ -383,5 +384,15 @@ impl Device for CpuDevice {
 
     fn argmax(&mut self, x: &CpuAct, rows: usize, width: usize) -> Result<Vec<Option<u32>>> {
         Ok(x.data.chunks_exact(width).take(rows).map(math::argmax).collect())
+    }
+
+    fn top_k(&mut self, x: &CpuAct, rows: usize, width: usize, k: usize) -> Result<Vec<Vec<Candidate>>> {
+        top_k::check(k)?;
+        let of_row = |row| {
+            let mut kept = Vec::new();
+            top_k::top_k(row, k, &mut kept);
+            kept
+        };
+        Ok(x.data.chunks_exact(width).take(rows).map(of_row).collect())
     }
 }

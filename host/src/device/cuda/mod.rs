@@ -9,6 +9,7 @@ mod pass;
 mod primitives;
 mod products;
 mod recordings;
+mod sample;
 
 use std::{ops::Range, rc::Rc};
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Driver, bytes_of, fused::Attention};
+use super::{Driver, bytes_of, fused::Attention, sample::Choice};
 use crate::device::{Batch, DeviceError, Dims, Result};
 
 /// What the parts of the block are aligned to, in bytes: kernels may read 16 at once.
@@ -43,8 +43,7 @@ pub(super) struct Pass<D: Driver> {
     pub dims: Dims,
     pub block: Rc<D::Mem>,
     pub max_tokens: usize,
-    /// `[max_tokens]` u32: argmax's results.
-    pub best: D::Mem,
+    pub choice: Choice<D::Mem>,
     pub attention: Attention<D>,
     /// What the block becomes, before it is copied.
     host: Vec<u8>,
@@ -61,7 +60,7 @@ impl<D: Driver> Pass<D> {
             dims: dims.clone(),
             block: Rc::new(driver.alloc("what a pass starts from", bytes.max(ALIGN))?),
             max_tokens,
-            best: driver.alloc("the most likely tokens", (max_tokens * 4).max(4))?,
+            choice: Choice::new(driver, dims, max_tokens)?,
             attention: Attention::new(driver, dims)?,
             host: Vec::new(),
             layout: Layout::default(),

@@ -16,10 +16,11 @@ use super::{
     in_range,
     pass::Pass,
     recordings::{How, Recordings},
+    sample::Choice,
 };
 use crate::device::{
     Activation, Attn, Batch, Device, DeviceError, Dims, Epilogue, Ffn, Head, Launch, Linear, Pairing, ReplayKey,
-    Result, Scratch, Tensor, Weight, new_scratch, stages,
+    Result, Scratch, Tensor, Weight, new_scratch, stages, top_k::Candidate,
 };
 
 impl<D: Driver> CudaDevice<D> {
@@ -113,8 +114,8 @@ impl<D: Driver> Device for CudaDevice<D> {
         self.driver.load_modules(&modules)
     }
 
-    fn workspace(&self, dims: &Dims, _tokens: usize, _wanted: usize) -> u64 {
-        Attention::bytes(&*self.driver, dims)
+    fn workspace(&self, dims: &Dims, tokens: usize, _wanted: usize) -> u64 {
+        Attention::bytes(&*self.driver, dims) + Choice::<D::Mem>::bytes(dims, tokens)
     }
 
     fn dims(&self) -> &Dims {
@@ -347,14 +348,11 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn argmax(&mut self, x: &CudaAct<D>, rows: usize, width: usize) -> Result<Vec<Option<u32>>> {
-        let best = &self.pass().best;
-        in_range("argmax's output", 0, rows * 4, D::len(best))?;
-        let args = (x.ptr("logits", rows * width)?.cast_const(), D::address(best) as *mut u32, width as u32);
-        // SAFETY: both were checked.
-        unsafe { self.driver.launch::<ops::argmax>(ops::argmax_grid(rows as u32), args)? };
-        let mut out = vec![0u32; rows];
-        self.driver.read(best, 0, bytes_of_mut(&mut out))?;
-        Ok(out.into_iter().map(|index| Some(index).filter(|&index| index != u32::MAX)).collect())
+        self.best_of_rows(x, rows, width)
+    }
+
+    fn top_k(&mut self, x: &CudaAct<D>, rows: usize, width: usize, k: usize) -> Result<Vec<Vec<Candidate>>> {
+        self.top_k_of_rows(x, rows, width, k)
     }
 
     fn qkv(

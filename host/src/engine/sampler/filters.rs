@@ -1,42 +1,7 @@
 //! From logits to the few tokens that one is drawn from.
 
 use super::Sampling;
-
-/// A token and its logit, which is a finite number.
-pub(super) type Candidate = (u32, f32);
-
-/// The `k` most likely tokens, in no order; 0 means all. Of equal logits the one with the lower id counts as more likely.
-/// Logits that are no finite numbers are left out.
-pub(super) fn top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
-    let k = if k == 0 { logits.len() } else { k };
-    // One pass: what is not above the k-th best so far is passed over, which soon is nearly everything.
-    let room = k.saturating_mul(4).max(256);
-    let mut floor = f32::NEG_INFINITY;
-    kept.clear();
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > floor && logit < f32::INFINITY {
-            kept.push((id, logit));
-            if kept.len() == room {
-                floor = keep_best(kept, k);
-            }
-        }
-    }
-    if kept.len() > k {
-        keep_best(kept, k);
-    }
-}
-
-/// Keeps the best `k`, and returns the least logit of them.
-fn keep_best(kept: &mut Vec<Candidate>, k: usize) -> f32 {
-    let (_, &mut (_, least), _) = kept.select_nth_unstable_by(k - 1, better);
-    kept.truncate(k);
-    least
-}
-
-/// The order from the most likely token on.
-fn better(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
+use crate::device::top_k::{Candidate, better};
 
 /// Applies top-p and min-p to the tokens in `kept` and sorts those that are left, the most likely first.
 ///
@@ -66,26 +31,7 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::SmallRng};
 
     use super::*;
-
-    #[test]
-    fn top_k_is_the_start_of_the_sorted_vocabulary() {
-        let mut rng = SmallRng::seed_from_u64(2);
-        for vocab in [1, 10, 1000, 5000] {
-            // Few different values, so that there are ties at the edge.
-            let mut logits: Vec<f32> = (0..vocab).map(|_| rng.random_range(-30..30) as f32 / 4.0).collect();
-            logits[vocab / 2] = f32::NAN;
-            logits[vocab / 3] = f32::NEG_INFINITY;
-            let mut sorted: Vec<Candidate> = (0..).zip(logits.iter().copied()).filter(|c| c.1.is_finite()).collect();
-            sorted.sort_by(better);
-            for k in [0, 1, 2, 40, 300, 4999, 6000] {
-                let mut kept = vec![(9, 9.0)];
-                top_k(&logits, k, &mut kept);
-                kept.sort_by(better);
-                let expected = if k == 0 { sorted.len() } else { k.min(sorted.len()) };
-                assert_eq!(kept, sorted[..expected], "{k} of {vocab}");
-            }
-        }
-    }
+    use crate::device::top_k::top_k;
 
     /// Both filters by their definitions, one after the other.
     fn reference(logits: &[f32], top_p: f64, min_p: f64) -> Vec<u32> {

@@ -17,11 +17,13 @@ struct Constant {
     asked: Rc<Cell<Asked>>,
 }
 
-/// How often the model was asked for passes and for the best token.
+/// How often the model was asked for passes, for the best token, for the best few, and for all logits.
 #[derive(Clone, Copy, Default)]
 struct Asked {
     passes: usize,
     argmax: usize,
+    top_k: usize,
+    logits: usize,
 }
 
 /// The first of the likely tokens: those before it mean something to the tokenizer.
@@ -68,6 +70,8 @@ impl Runner for Constant {
         Ok(())
     }
     fn logits(&mut self) -> Result<Vec<f32>, EngineError> {
+        let asked = self.asked.get();
+        self.asked.set(Asked { logits: asked.logits + 1, ..asked });
         Ok(self.logits.clone())
     }
     fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
@@ -75,6 +79,14 @@ impl Runner for Constant {
         self.asked.set(Asked { argmax: asked.argmax + 1, ..asked });
         let best = self.logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
         Ok(best.map(|(id, _)| id as u32))
+    }
+    fn top_k(&mut self, k: usize) -> Result<Vec<(u32, f32)>, EngineError> {
+        let asked = self.asked.get();
+        self.asked.set(Asked { top_k: asked.top_k + 1, ..asked });
+        let mut sorted: Vec<(u32, f32)> = (0..).zip(self.logits.iter().copied()).collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+        sorted.truncate(k);
+        Ok(sorted)
     }
 }
 
@@ -102,6 +114,21 @@ fn greedy_without_penalties_is_the_devices_choice() {
     let (mut model, asked) = engine(&[3.0, 2.0]);
     assert_eq!(generated(&mut model, &[5], 4, Sampling::greedy()).unwrap(), [0; 4]);
     assert_eq!(asked.get().argmax, 4);
+}
+
+#[test]
+fn what_travels_is_what_the_settings_want() {
+    let (mut model, asked) = engine(&[3.0, 2.0, 1.0]);
+    let penalized =
+        Sampling { top_k: 2, presence_penalty: 4.0, repeat_last_n: Some(1), seed: 3, ..Sampling::default() };
+    let few = generated(&mut model, &[5], 20, penalized.clone()).unwrap();
+    assert_eq!((asked.get().argmax, asked.get().top_k, asked.get().logits), (0, 20, 0));
+    // The same, and a bias that changes nothing, because its token stays far below; but it might have.
+    let (mut model, asked) = engine(&[3.0, 2.0, 1.0]);
+    let all = Sampling { logit_bias: vec![(0, 0.5)], ..penalized };
+    assert_eq!(generated(&mut model, &[5], 20, all).unwrap(), few);
+    assert_eq!((asked.get().argmax, asked.get().top_k, asked.get().logits), (0, 0, 20));
+    assert!(few.contains(&0) && few.contains(&1) && few.contains(&2), "{few:?}");
 }
 
 #[test]

@@ -8,7 +8,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::grammar::{Grammar, GrammarError};
-use filters::Candidate;
+use crate::device::{
+    MAX_TOP_K,
+    top_k::{Candidate, sort_best, top_k},
+};
 pub use settings::{Sampling, SamplingError};
 
 /// Why no token can be chosen.
@@ -26,6 +29,38 @@ pub enum SampleError {
     /// The grammar does not go on.
     #[error(transparent)]
     Grammar(#[from] GrammarError),
+}
+
+/// What the next token can be drawn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The most likely token.
+    Best,
+    /// So many of the most likely tokens, and their logits.
+    Top(usize),
+    /// All logits.
+    All,
+}
+
+/// Logits that are changed one by one.
+trait Logits {
+    /// A token's logit, if it is among them.
+    fn of(&mut self, token: u32) -> Option<&mut f32>;
+}
+
+/// Of all tokens.
+impl Logits for [f32] {
+    fn of(&mut self, token: u32) -> Option<&mut f32> {
+        self.get_mut(token as usize)
+    }
+}
+
+/// Of some tokens, by ascending id.
+impl Logits for [Candidate] {
+    fn of(&mut self, token: u32) -> Option<&mut f32> {
+        let found = self.binary_search_by_key(&token, |c| c.0).ok()?;
+        Some(&mut self[found].1)
+    }
 }
 
 /// Draws tokens. The same seed, logits and context give the same tokens on every machine.
@@ -46,9 +81,24 @@ impl Sampler {
         Sampler { sampling, rng, grammar, logits: Vec::new(), kept: Vec::new(), window: Vec::new() }
     }
 
-    /// Whether the most likely token is the answer, so that nobody needs the logits.
-    pub fn takes_argmax(&self) -> bool {
-        self.sampling.is_greedy() && !self.sampling.changes_logits() && self.grammar.is_none()
+    /// The least that gives the token after `context` which all logits would give.
+    pub fn wants(&self, context: &[u32]) -> Wanted {
+        let (sampling, limit) = (&self.sampling, self.sampling.limit());
+        // A grammar may allow but what is unlikely, what is raised may come from anywhere, and without top-k the
+        // probabilities are those among all.
+        if self.grammar.is_some() || sampling.raises_logits() || limit == 0 {
+            return Wanted::All;
+        }
+        if limit == 1 && !sampling.changes_logits() {
+            return Wanted::Best;
+        }
+        // What is lowered can make way for others, each for one. The others stay where they were among themselves, and what
+        // was behind them stays behind them.
+        let penalized = if sampling.penalizes() { sampling.window(context).len() } else { 0 };
+        match limit.saturating_add(penalized + sampling.logit_bias.len()) {
+            k @ ..=MAX_TOP_K => Wanted::Top(k),
+            _ => Wanted::All,
+        }
     }
 
     /// Whether a grammar is at its end, and nothing can follow.
@@ -73,14 +123,8 @@ impl Sampler {
         if let Some(grammar) = &mut self.grammar {
             grammar.mask(&mut self.logits)?;
         }
-        for &(token, bias) in &self.sampling.logit_bias {
-            if let Some(logit) = self.logits.get_mut(token as usize) {
-                *logit += bias;
-            }
-        }
-        if self.sampling.penalizes() {
-            penalties::penalize(&mut self.logits, context, &self.sampling, &mut self.window);
-        }
+        change(&mut self.logits[..], context, &self.sampling, &mut self.window);
+        top_k(&self.logits, self.sampling.limit(), &mut self.kept);
         let token = self.choose().ok_or_else(|| match logits.iter().any(|logit| logit.is_finite()) {
             true => SampleError::NothingAllowed { grammar: self.grammar.is_some() },
             false => SampleError::NotANumber,
@@ -91,10 +135,26 @@ impl Sampler {
         Ok(token)
     }
 
-    /// A token by the logits as they are now. None where no logit is a finite number.
+    /// The token that [`Sampler::sample`] would draw from all logits, where [`Sampler::wants`] says [`Wanted::Top`]: drawn from
+    /// that many of the most likely tokens, or all whose logits are finite numbers.
+    ///
+    /// # Errors
+    /// When there are none, or none is allowed.
+    pub fn sample_top(&mut self, mut candidates: Vec<Candidate>, context: &[u32]) -> Result<u32, SampleError> {
+        if candidates.is_empty() {
+            return Err(SampleError::NotANumber);
+        }
+        candidates.sort_unstable_by_key(|c| c.0);
+        change(&mut candidates[..], context, &self.sampling, &mut self.window);
+        candidates.retain(|c| c.1.is_finite());
+        sort_best(&mut candidates, self.sampling.limit());
+        self.kept = candidates;
+        self.choose().ok_or(SampleError::NothingAllowed { grammar: false })
+    }
+
+    /// One of the tokens in `kept`. None where there is none.
     fn choose(&mut self) -> Option<u32> {
         let kept = &mut self.kept;
-        filters::top_k(&self.logits, if self.sampling.is_greedy() { 1 } else { self.sampling.top_k }, kept);
         if kept.len() <= 1 {
             return kept.first().map(|c| c.0);
         }
@@ -109,6 +169,18 @@ impl Sampler {
             rest < 0.0
         });
         Some(kept[drawn.unwrap_or(kept.len() - 1)].0)
+    }
+}
+
+/// Applies logit bias and penalties.
+fn change<L: Logits + ?Sized>(logits: &mut L, context: &[u32], sampling: &Sampling, window: &mut Vec<u32>) {
+    for &(token, bias) in &sampling.logit_bias {
+        if let Some(logit) = logits.of(token) {
+            *logit += bias;
+        }
+    }
+    if sampling.penalizes() {
+        penalties::penalize(logits, context, sampling, window);
     }
 }
 
@@ -244,15 +316,43 @@ mod tests {
     }
 
     #[test]
-    fn greedy_with_penalties_needs_the_logits() {
-        let argmax = |s: Sampling| Sampler::new(s, None).takes_argmax();
-        let greedy = Sampling::greedy;
-        assert!(argmax(greedy()) && argmax(Sampling { repeat_penalty: 1.1, repeat_last_n: Some(0), ..greedy() }));
-        assert!(!argmax(Sampling::default()));
-        assert!(!argmax(Sampling { repeat_penalty: 1.1, ..greedy() }));
-        assert!(!argmax(Sampling { frequency_penalty: 0.1, ..greedy() }));
-        assert!(!argmax(Sampling { presence_penalty: 0.1, ..greedy() }));
-        assert!(!argmax(Sampling { logit_bias: vec![(1, 1.0)], ..greedy() }));
+    fn settings_want_the_best_the_top_or_all() {
+        use Wanted::*;
+        let wants = |s: Sampling| Sampler::new(s, None).wants(&[1; 2000]);
+        let (greedy, usual) = (Sampling::greedy, Sampling::default);
+        let lowers = [
+            Sampling { repeat_penalty: 1.1, ..usual() },
+            Sampling { frequency_penalty: 0.1, ..usual() },
+            Sampling { presence_penalty: 0.1, ..usual() },
+        ];
+        let raises = [
+            Sampling { repeat_penalty: 0.9, ..usual() },
+            Sampling { frequency_penalty: -0.1, ..usual() },
+            Sampling { presence_penalty: -0.1, ..usual() },
+        ];
+        assert_eq!(wants(greedy()), Best);
+        assert_eq!(wants(Sampling { top_k: 1, ..usual() }), Best);
+        assert_eq!(wants(usual()), Top(40));
+        assert_eq!(wants(Sampling { top_k: MAX_TOP_K, ..usual() }), Top(MAX_TOP_K));
+        assert_eq!(wants(Sampling { top_k: MAX_TOP_K + 1, ..usual() }), All);
+        assert_eq!(wants(Sampling { top_k: usize::MAX, logit_bias: vec![(1, -1.0)], ..usual() }), All);
+        assert_eq!(wants(Sampling { top_k: 0, ..usual() }), All);
+        for lowers in lowers {
+            assert_eq!(wants(lowers.clone()), Top(104));
+            assert_eq!(
+                wants(Sampling { logit_bias: vec![(1, -1.0), (1, f32::NEG_INFINITY)], ..lowers.clone() }),
+                Top(106)
+            );
+            assert_eq!(wants(Sampling { logit_bias: vec![(1, 1.0)], ..lowers.clone() }), All);
+            assert_eq!(wants(Sampling { temperature: 0.0, ..lowers.clone() }), Top(65));
+            assert_eq!(wants(Sampling { repeat_last_n: Some(0), ..lowers.clone() }), Top(40));
+            assert_eq!(wants(Sampling { repeat_last_n: None, ..lowers.clone() }), All, "2000 and 40 are too many");
+            assert_eq!(Sampler::new(Sampling { repeat_last_n: None, ..lowers }, None).wants(&[1; 900]), Top(940));
+        }
+        for raises in raises {
+            assert_eq!(wants(raises.clone()), All);
+            assert_eq!(wants(Sampling { repeat_last_n: Some(0), temperature: 0.0, ..raises }), Best);
+        }
     }
 
     #[test]

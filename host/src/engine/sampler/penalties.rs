@@ -1,16 +1,20 @@
 //! Penalties for tokens that have occurred before.
 
-use super::Sampling;
+use super::{Logits, Sampling};
 
 /// Lowers the logits of the tokens in the window at the end of `context`. Each token in it is treated once: the repeat
 /// penalty first, then what is subtracted. To be called with what the model has computed, never with its own results.
-pub(super) fn penalize(logits: &mut [f32], context: &[u32], sampling: &Sampling, window: &mut Vec<u32>) {
-    let length = sampling.repeat_last_n.unwrap_or(usize::MAX).min(context.len());
+pub(super) fn penalize<L: Logits + ?Sized>(
+    logits: &mut L,
+    context: &[u32],
+    sampling: &Sampling,
+    window: &mut Vec<u32>,
+) {
     window.clear();
-    window.extend_from_slice(&context[context.len() - length..]);
+    window.extend_from_slice(sampling.window(context));
     window.sort_unstable();
     for same in window.chunk_by(|a, b| a == b) {
-        let Some(logit) = logits.get_mut(same[0] as usize) else { continue };
+        let Some(logit) = logits.of(same[0]) else { continue };
         // Dividing a logit below 0 would make the token more likely.
         *logit = if *logit > 0.0 { *logit / sampling.repeat_penalty } else { *logit * sampling.repeat_penalty };
         *logit -= same.len() as f32 * sampling.frequency_penalty + sampling.presence_penalty;
@@ -57,7 +61,7 @@ mod tests {
                 ..Sampling::default()
             };
             let mut found = logits.clone();
-            penalize(&mut found, &context, &sampling, &mut vec![7; 3]);
+            penalize(&mut found[..], &context, &sampling, &mut vec![7; 3]);
             for (id, (found, expected)) in found.iter().zip(reference(&logits, &context, &sampling)).enumerate() {
                 assert!((found - expected).abs() < 1e-4, "case {case}, token {id}: {found} instead of {expected}");
             }
@@ -68,7 +72,7 @@ mod tests {
     fn the_repeat_penalty_counts_once() {
         let sampling = Sampling { repeat_penalty: 2.0, ..Sampling::default() };
         let mut logits = [4.0, -4.0, 4.0];
-        penalize(&mut logits, &[0, 0, 0, 1, 1], &sampling, &mut Vec::new());
+        penalize(&mut logits[..], &[0, 0, 0, 1, 1], &sampling, &mut Vec::new());
         assert_eq!(logits, [2.0, -8.0, 4.0]);
     }
 }

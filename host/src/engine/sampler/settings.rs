@@ -92,6 +92,23 @@ impl Sampling {
         on && self.repeat_last_n != Some(0)
     }
 
+    /// Whether a token can become more likely by bias or penalties.
+    pub(super) fn raises_logits(&self) -> bool {
+        let penalties = self.repeat_penalty < 1.0 || self.frequency_penalty < 0.0 || self.presence_penalty < 0.0;
+        self.penalizes() && penalties || self.logit_bias.iter().any(|&(_, bias)| bias > 0.0)
+    }
+
+    /// What of `context` the penalties see.
+    pub(super) fn window<'a>(&self, context: &'a [u32]) -> &'a [u32] {
+        let length = self.repeat_last_n.unwrap_or(usize::MAX).min(context.len());
+        &context[context.len() - length..]
+    }
+
+    /// How many tokens are left at most before top-p and min-p; 0 means all.
+    pub(super) fn limit(&self) -> usize {
+        if self.is_greedy() { 1 } else { self.top_k }
+    }
+
     /// Whether the settings make sense for a model with `vocab` tokens.
     ///
     /// # Errors
