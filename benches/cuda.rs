@@ -1,6 +1,6 @@
 //! Matrix times vector on a GPU, and what it is measured by.
 
-use gpu::gemv::{self, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, Matrix, NONE, Product, WeightKernels, WeightVisitor};
 use ntransformer::device::{
     DeviceError,
     cuda::{
@@ -219,16 +219,16 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
         let y = D::address(y) as *mut f32;
         let none = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
         let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
-        let has = driver.properties();
-        let room = Room {
-            multiprocessors: has.multiprocessors,
-            block: has.shared_per_block,
-            half: has.shared_per_multiprocessor / 2 - has.shared_reserved,
-        };
         let cols = shape.1 as u32;
-        let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1);
-        let gemv = fits.ok_or_else(|| DeviceError::Unsupported(format!("{} of {cols} columns", F::TYPE)))?;
+        // Large and small launches take turns, as in a pass.
+        let fit = |large| {
+            let room = driver.properties().room(large);
+            let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1);
+            fits.ok_or_else(|| DeviceError::Unsupported(format!("{} of {cols} columns", F::TYPE)))
+        };
+        let launches = [fit(false)?, fit(true)?];
         let launch = |turn: usize| {
+            let gemv = launches[turn % 2];
             let product = Product {
                 home: D::address(home) as *const u64,
                 x: D::address(x) as *const f32,

@@ -349,6 +349,7 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
     // SAFETY: the caller's promise. Barriers are reached by all threads: `split`, `active` and the ticket are the block's.
     unsafe {
         let shared = Shared::<CHUNKS>::at(shared);
+        grid::launch_dependents();
         let task = Task::new(args, (16 * STEPS) as u32);
         if task.split >= task.active {
             grid::wait();
@@ -373,9 +374,6 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         if task.active > 1 && merge.is_last() {
             merge.splits();
         }
-        // Not before: the next product has a block for each multiprocessor, and wants them alike. Started beside these blocks, it
-        // would have two on some and none on others (measured: tokens took a sixth longer).
-        grid::launch_dependents();
     }
 }
 

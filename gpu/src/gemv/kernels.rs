@@ -124,7 +124,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv(product: Product) {
-                thread::launch_bounds::<THREADS, 2>();
+                thread::launch_bounds::<THREADS, 3>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 1>(&product) }
             }
@@ -160,7 +160,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $glu(product: Product) {
-                thread::launch_bounds::<THREADS, 2>();
+                thread::launch_bounds::<THREADS, 3>();
                 // SAFETY: the caller's promise.
                 unsafe { glu::<$weights<formats::$format>>(&product) }
             }

@@ -4,16 +4,38 @@ use cuda_std::{async_copy::MAX_STAGES, kernel::Grid};
 
 use super::{Matrix, ROWS, THREADS, WARPS, Weights};
 
-/// What a launch must know of the GPU.
+/// What a launch must know of the GPU, and of its place in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Its multiprocessors.
     pub multiprocessors: u32,
     /// Bytes of shared memory that a block can have.
     pub block: u32,
-    /// Bytes of shared memory of each of two blocks that are on a multiprocessor together.
-    pub half: u32,
+    /// Bytes of shared memory of a multiprocessor.
+    pub multiprocessor: u32,
+    /// Bytes of it that a block takes beside its own.
+    pub reserved: u32,
+    /// The launch is one whose blocks take more than half of a multiprocessor.
+    ///
+    /// Each kernel has a block for every multiprocessor, and they must be on one each, or the kernel takes up to twice as long.
+    /// But a kernel's blocks start as soon as there is room, while other multiprocessors are still full. So large and small ones
+    /// take turns in a pass: of the large ones no two fit together, and beside a large one there is room for one small one, and
+    /// for attention's.
+    pub large: bool,
 }
+
+impl Room {
+    /// Bytes of shared memory that a block should have: at least, and at most.
+    fn share(&self) -> (u32, u32) {
+        let least_large = self.multiprocessor / 2 - self.reserved + 16;
+        let rest = |taken: u32| self.multiprocessor.saturating_sub(taken + self.reserved + ATTENTION + self.reserved);
+        let small = rest(least_large + self.reserved);
+        if self.large { (least_large, self.multiprocessor - small - 2 * self.reserved) } else { (0, small) }
+    }
+}
+
+/// Bytes of shared memory that a block of attention takes beside a large and a small block.
+const ATTENTION: u32 = 19 << 10;
 
 /// Bytes of `shared_array!`s in the kernels.
 const STATIC: u32 = 4 * WARPS as u32;
@@ -40,8 +62,8 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// matrices) of `cols` columns, with `tokens` columns of x, `columns` at a time. `None` when not even the least fits into a
 /// block's shared memory.
 ///
-/// As much as half of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled
-/// beside this one's last. Where that is too little, a block takes what it needs.
+/// About half of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled beside
+/// this one's last. Where that is too little, a block takes what it needs.
 pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
     let acts = columns * W::acts_bytes(cols as usize) as u32 + 8 * MAX_STAGES * WARPS as u32;
@@ -51,8 +73,9 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     let shared = |stages: u32, blocks: u32| STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(blocks);
     let least = step.min(blocks);
     let fits = |limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(stages, least) <= limit);
-    let (stages, limit) = match fits(room.half) {
-        Some(stages) => (stages, room.half),
+    let (padded, share) = room.share();
+    let (stages, limit) = match fits(share.min(room.block)) {
+        Some(stages) => (stages, share.min(room.block)),
         None => (fits(room.block)?, room.block),
     };
     let mut most = least;
@@ -66,6 +89,7 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     // one multiprocessor is empty, two of them would go there (measured: products of 4096 rows took up to half as long again).
     let few = groups < room.multiprocessors;
     let width = if few { groups.max(1) } else { room.multiprocessors };
-    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared(stages, piece_blocks) - STATIC);
+    let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;
+    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared);
     Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages })
 }

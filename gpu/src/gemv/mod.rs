@@ -33,7 +33,7 @@ pub const THREADS: u32 = 32 * WARPS as u32;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
 /// Groups of four activations that a thread reads at once.
-const BATCH: usize = 8;
+const BATCH: usize = 4;
 /// Activations of a batch.
 const BATCH_COLS: usize = BATCH * 4 * THREADS as usize;
 
@@ -200,7 +200,7 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
     let thread = thread::thread_idx_x() as usize;
     let cols = p.cols as usize;
     let normed = p.norm != NONE;
-    let norm = weights.wrapping_add(p.norm as usize).cast::<f32>();
+    let norm_weights = weights.wrapping_add(p.norm as usize).cast::<f32>();
     let read = |x: *const f32, start: usize| -> [[f32; 4]; BATCH] {
         core::array::from_fn(|k| {
             let at = start + k * 4 * THREADS as usize;
@@ -211,7 +211,7 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
     // Weights of the norm are no kernel's result: they are read while the last kernel still runs.
     let own = 4 * thread;
     let ones = [[1.0; 4]; BATCH];
-    let first_norm = if normed { read(norm, own) } else { ones };
+    let first_norm = if normed { read(norm_weights, own) } else { ones };
     grid::wait();
     let partial = shared_array!(GEMV_SQUARES: [f32; WARPS]);
     for c in 0..C {
@@ -260,21 +260,38 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
             unsafe { W::put(column, cols, at, values, at < cols) }
         };
         let step = 4 * THREADS as usize;
-        unrolled!(k < BATCH, {
-            if own + k * step < cols.next_multiple_of(128) {
-                put(own + k * step, values[k], first_norm[k]);
-            }
-        });
-        let mut start = own + BATCH_COLS;
-        while start - own < cols {
-            let values = read(x, start);
-            let norm = if normed { read(norm, start) } else { ones };
+        let put_batch = |start: usize, values: [[f32; 4]; BATCH], norm: [[f32; 4]; BATCH]| {
             unrolled!(k < BATCH, {
+                // The same for all lanes of a warp, which has 128 neighbours.
                 if start + k * step < cols.next_multiple_of(128) {
                     put(start + k * step, values[k], norm[k]);
                 }
             });
-            start += BATCH_COLS;
+        };
+        let mut start = own;
+        let mut values = values;
+        if normed {
+            let mut norm = first_norm;
+            loop {
+                put_batch(start, values, norm);
+                start += BATCH_COLS;
+                if start - own >= cols {
+                    break;
+                }
+                (values, norm) = (read(x, start), read(norm_weights, start));
+            }
+        } else {
+            loop {
+                // The next ones are on their way while these are quantised. (With a norm there are no registers left for it, and
+                // its vectors seldom need a second batch.)
+                let next = read(x, start + BATCH_COLS);
+                put_batch(start, values, ones);
+                start += BATCH_COLS;
+                if start - own >= cols {
+                    break;
+                }
+                values = next;
+            }
         }
     }
     thread::sync_threads();
@@ -292,9 +309,9 @@ unsafe fn four(x: *const f32, at: usize, len: usize) -> [f32; 4] {
     // SAFETY: the caller's promise.
     unsafe {
         if len % 4 == 0 {
-            return mem::load4(x.add(at));
+            return mem::load4(mem::global(x.add(at)));
         }
-        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(x.add(at + i)) } else { 0.0 })
+        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(mem::global(x.add(at + i))) } else { 0.0 })
     }
 }
 
@@ -320,7 +337,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let ring = rings.wrapping_add(warp as usize * count * ROWS * p.stage_bytes as usize);
     // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
     let (weights, stages) = unsafe {
-        let weights = mem::load(p.home) as *const u8;
+        let weights = mem::load(mem::global(p.home)) as *const u8;
         let barriers = barriers.wrapping_add(warp as usize * MAX_STAGES as usize);
         (weights, Stages::<ROWS>::new(ring, p.stage_bytes, p.stages, barriers))
     };
@@ -412,6 +429,19 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     }
 }
 
+/// Element `row` of the bias at `offset` of the buffer of weights.
+///
+/// # Safety
+/// It is there.
+#[inline(always)]
+unsafe fn load_bias(p: &Product, offset: u64, row: u32) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let weights = mem::load(mem::global(p.home)) as *const u8;
+        mem::load(mem::global(weights.wrapping_add(offset as usize).cast::<f32>().wrapping_add(row as usize)))
+    }
+}
+
 /// y (+)= W x + bias.
 ///
 /// # Safety
@@ -435,10 +465,9 @@ unsafe fn gemv<W: Weights, const C: usize>(p: &Product) {
             }
             let (row, token) = (row + lane / C as u32, first + lane % C as u32);
             if lane < (ROWS * C) as u32 && row < rows && token < p.tokens {
-                let y = y.wrapping_add(token as usize * rows as usize + row as usize);
+                let y = mem::global(y.wrapping_add(token as usize * rows as usize + row as usize)).cast_mut();
                 if bias != NONE {
-                    let weights = mem::load(p.home) as *const u8;
-                    result += mem::load(weights.wrapping_add(bias as usize).cast::<f32>().wrapping_add(row as usize));
+                    result += load_bias(p, bias, row);
                 }
                 mem::store(y, if p.accumulate != 0 { mem::load(y) + result } else { result });
             }
@@ -457,18 +486,14 @@ unsafe fn glu<W: Weights>(p: &Product) {
         multiply::<W, Pairs, 1>(p, 0, |row, [[mut gate], [mut up]]| {
             if warp::lane_id() == 0 {
                 let [a, b, _] = &p.matrices;
-                let bias = |offset: u64| {
-                    let weights = mem::load(p.home) as *const u8;
-                    mem::load(weights.wrapping_add(offset as usize).cast::<f32>().wrapping_add(row as usize))
-                };
                 if a.bias != NONE {
-                    gate += bias(a.bias);
+                    gate += load_bias(p, a.bias, row);
                 }
                 if b.bias != NONE {
-                    up += bias(b.bias);
+                    up += load_bias(p, b.bias, row);
                 }
                 let gated = if p.activation == GELU { crate::gated::gelu(gate) } else { crate::gated::silu(gate) };
-                mem::store(a.y.wrapping_add(row as usize), gated * up);
+                mem::store(mem::global(a.y.wrapping_add(row as usize)).cast_mut(), gated * up);
             }
         });
     }

@@ -1,6 +1,6 @@
 //! Matrix-vector products with activations that are quantised on the way, and embedding rows, for each tensor type.
 
-use gpu::gemv::{self, GELU, Matrix, NONE, Product, Room, SILU, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, GELU, Matrix, NONE, Product, SILU, WeightKernels, WeightVisitor};
 use ntransformer::device::cuda::driver::Driver;
 use quant::TensorType;
 use rand::Rng;
@@ -251,7 +251,7 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             Entry::Glu(_) => (matrices[0].rows, 1),
         };
         let tokens = case.tokens() as u32;
-        let launch = gemv::launch::<F::Weights>(room(lab.driver), groups, case.cols as u32, tokens, columns)
+        let launch = gemv::launch::<F::Weights>(lab.driver.properties().room(false), groups, case.cols as u32, tokens, columns)
             .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
         let product = Product {
             home: pointer::<D, _>(&home),
@@ -277,15 +277,6 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
         }
         let written = if let Entry::Glu(_) = entry { 1 } else { outputs.len() };
         outputs[..written].iter().map(|output| lab.read(output)).collect()
-    }
-}
-
-fn room<D: Driver>(driver: &D) -> Room {
-    let p = driver.properties();
-    Room {
-        multiprocessors: p.multiprocessors,
-        block: p.shared_per_block,
-        half: p.shared_per_multiprocessor / 2 - p.shared_reserved,
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
+use gpu::gemv::Room;
 
 use crate::device::{DeviceError, MemoryInfo};
 
@@ -40,6 +41,19 @@ pub struct Launch {
     pub bytes: u64,
     /// From the moment at which the queue reached the launch to the end of the kernel.
     pub seconds: f64,
+}
+
+impl Properties {
+    /// What the launch of a product must know. Large and small ones take turns in a pass.
+    pub fn room(&self, large: bool) -> Room {
+        Room {
+            multiprocessors: self.multiprocessors,
+            block: self.shared_per_block,
+            multiprocessor: self.shared_per_multiprocessor,
+            reserved: self.shared_reserved,
+            large,
+        }
+    }
 }
 
 /// A driver of one GPU with two queues: kernels, `write` and `read` are ordered on the compute queue; `upload` runs beside

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use cuda_std::kernel::Kernel;
-use gpu::gemv::{self, Launch, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, Launch, Matrix, NONE, Product, WeightKernels, WeightVisitor};
 
 use super::{CudaAct, CudaBuf, CudaDevice, driver::Driver};
 use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, Tensor};
@@ -29,14 +29,17 @@ impl<D: Driver> CudaDevice<D> {
         epilogue: Epilogue,
     ) -> Result<()> {
         let mut left = outputs.to_vec();
+        // Products with a norm come after ones without, and the other way round.
+        let mut large = norm.is_none();
         while let Some((first, _)) = left.first().copied() {
             let ty = first.weight.ty;
             let (together, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(w, _)| w.weight.ty == ty);
             for outputs in together.chunks(MATRICES) {
                 let mut product = self.product(norm, n, x, outputs)?;
                 product.accumulate = u32::from(epilogue == Epilogue::Residual);
-                let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product });
+                let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product, large });
                 self.labelled(|| operand(outputs), launch)?;
+                large = !large;
             }
             left = others;
         }
@@ -133,13 +136,9 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     product: Product,
     groups: u32,
     columns: u32,
+    large: bool,
 ) -> Result<bool> {
-    let has = driver.properties();
-    let room = Room {
-        multiprocessors: has.multiprocessors,
-        block: has.shared_per_block,
-        half: has.shared_per_multiprocessor / 2 - has.shared_reserved,
-    };
+    let room = driver.properties().room(large);
     let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
         return Ok(false);
     };
@@ -162,28 +161,29 @@ fn too_wide<F: WeightKernels>(driver: &impl Driver, product: &Product) -> Device
 struct Multiply<'a, D> {
     driver: &'a D,
     product: Product,
+    large: bool,
 }
 
 impl<D: Driver> WeightVisitor for Multiply<'_, D> {
     type Out = Result<()>;
 
     fn visit<F: WeightKernels>(self) -> Result<()> {
-        let Multiply { driver, product } = self;
+        let Multiply { driver, product, large } = self;
         let groups = gemv::row_groups(&product.matrices);
         // SAFETY: `product` checked every extent against its buffer. Alignment: activations start where an allocation does; a
         // buffer of weights is a multiple of 16 long (`alloc`), and a tensor in it is at a multiple of `TENSOR_ALIGN`, or
         // rows further on. Homes are written where their buffer is made, before anything is launched.
         unsafe {
             let done = match product.tokens {
-                1 => launch::<F, F::Gemv>(driver, product, groups, 1)?,
-                2..=4 => launch::<F, F::Gemv4>(driver, product, groups, 4)?,
+                1 => launch::<F, F::Gemv>(driver, product, groups, 1, large)?,
+                2..=4 => launch::<F, F::Gemv4>(driver, product, groups, 4, large)?,
                 _ => {
-                    launch::<F, F::Gemv8>(driver, product, groups, 8)?
-                        || launch::<F, F::Gemv4>(driver, product, groups, 4)?
+                    launch::<F, F::Gemv8>(driver, product, groups, 8, large)?
+                        || launch::<F, F::Gemv4>(driver, product, groups, 4, large)?
                 }
             };
             // A column alone needs the least.
-            if done || launch::<F, F::Gemv>(driver, product, groups, 1)? {
+            if done || launch::<F, F::Gemv>(driver, product, groups, 1, large)? {
                 return Ok(());
             }
         }
@@ -203,7 +203,7 @@ impl<D: Driver> WeightVisitor for Gated<'_, D> {
     fn visit<F: WeightKernels>(self) -> Result<()> {
         let Gated { driver, product } = self;
         // SAFETY: as for `Multiply`; the two matrices are alike.
-        match unsafe { launch::<F, F::Glu>(driver, product, product.matrices[0].rows, 1)? } {
+        match unsafe { launch::<F, F::Glu>(driver, product, product.matrices[0].rows, 1, false)? } {
             true => Ok(()),
             false => Err(too_wide::<F>(driver, &product)),
         }
