@@ -171,7 +171,9 @@ impl Case {
                 let x = self.normed(token);
                 for row in 0..rows {
                     let (mut value, mut error) = self.product(self.row(m, row), &x);
-                    for added in [&self.bias.as_ref().map(|b| b[m][row]), &self.y.as_ref().map(|y| y[m][token * rows + row])] {
+                    for added in
+                        [&self.bias.as_ref().map(|b| b[m][row]), &self.y.as_ref().map(|y| y[m][token * rows + row])]
+                    {
                         let added = f64::from(added.unwrap_or(0.0));
                         value += added;
                         error += ROUNDING * added.abs();
@@ -261,8 +263,8 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             tokens,
             piece_blocks: launch.piece_blocks,
             stage_bytes: launch.stage_bytes,
-                stages: launch.stages,
-                reserved: 0,
+            stages: launch.stages,
+            reserved: 0,
             accumulate: case.y.is_some().into(),
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,
@@ -343,7 +345,10 @@ pub fn gemv_matrices<D: Driver>(lab: &mut Lab<D>) {
             // Only the last rows of it, which makes other warps and other addresses theirs.
             let skipped = m % case.matrices[m].rows;
             let alone = Case {
-                matrices: vec![std::mem::replace(&mut case.matrices[m], Weights { rows: 0, bytes: vec![], values: vec![] })],
+                matrices: vec![std::mem::replace(
+                    &mut case.matrices[m],
+                    Weights { rows: 0, bytes: vec![], values: vec![] },
+                )],
                 skipped,
                 x: case.x.clone(),
                 norm: case.norm.clone(),
@@ -401,7 +406,8 @@ pub fn glu<D: Driver>(lab: &mut Lab<D>) {
                 let gated = function(gate);
                 // Neither function is steeper than 1.13.
                 let gated_error = 1.13 * gate_error + ACTIVATION * gated.abs();
-                let error = gated_error * (up.abs() + up_error) + gated.abs() * up_error + ROUNDING * (gated * up).abs();
+                let error =
+                    gated_error * (up.abs() + up_error) + gated.abs() * up_error + ROUNDING * (gated * up).abs();
                 assert_close(found, gated * up, error, || format!("activation {activation}, {}", case.what(0, 0, row)));
             }
         }

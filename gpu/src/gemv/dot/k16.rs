@@ -62,8 +62,14 @@ impl Dot for Q3_K {
         }
         let [low, low2, top] = block.words::<3, 2>(96);
         let scales = low >> (4 * upper) & 0x0f0f_0f0f | top << (4 - 4 * upper) & 0x3030_3030;
-        let scales2 = low2 >> (4 * upper) & 0x0f0f_0f0f | simd::funnel_shift_right(top, top, (4 * upper).wrapping_sub(2)) & 0x3030_3030;
-        (block.words::<4, 2>(32 + 16 * slice), high, [scales, scales2], Factor::new::<32>(block.f16(108) * (1.0 / 32.0)))
+        let scales2 = low2 >> (4 * upper) & 0x0f0f_0f0f
+            | simd::funnel_shift_right(top, top, (4 * upper).wrapping_sub(2)) & 0x3030_3030;
+        (
+            block.words::<4, 2>(32 + 16 * slice),
+            high,
+            [scales, scales2],
+            Factor::new::<32>(block.f16(108) * (1.0 / 32.0)),
+        )
     }
 
     #[inline(always)]
