@@ -351,10 +351,14 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         let shared = Shared::<CHUNKS>::at(shared);
         let task = Task::new(args, (16 * STEPS) as u32);
         if task.split >= task.active {
+            grid::wait();
             return;
         }
         let mut warp = Warp::<CHUNKS, STEPS, WIDE>::new(args, &task);
         warp.begin();
+        // What was read so far, the position and the cache before it, is of earlier passes, all of whose kernels had finished when
+        // this pass's position was copied to the device.
+        grid::wait();
         query::prepare(args, &task, &shared);
         thread::sync_threads();
         if task.has_token() {
@@ -369,6 +373,9 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         if task.active > 1 && merge.is_last() {
             merge.splits();
         }
+        // Not before: the next product has a block for each multiprocessor, and wants them alike. Started beside these blocks, it
+        // would have two on some and none on others (measured: tokens took a sixth longer).
+        grid::launch_dependents();
     }
 }
 
@@ -381,9 +388,11 @@ macro_rules! kernels {
         ///
         /// Launched with [`DecodeShape::grid`]; [`visit_decode`] chooses it.
         ///
+        /// Reads the position and the cache before it, which are earlier passes', before it waits for the kernel before it.
+        ///
         /// # Safety
         /// `args` is as its fields say. No other launch uses the workspace at the same time.
-        #[kernel("attention")]
+        #[kernel("attention", prefetch)]
         pub unsafe fn $name(args: Decode) {
             let shared = shared_array!($shared: [u32; shared_words($chunks)]);
             // SAFETY: the caller's promise.

@@ -4,12 +4,17 @@ use cuda_std::prelude::*;
 
 use super::staged::Staged;
 
+/// Bytes of `cols` integers: [`chunk`] moves the last ones within 128.
+const fn q_bytes(cols: usize) -> usize {
+    cols.next_multiple_of(128)
+}
+
 /// Bytes of one column of `cols` quantised activations: a byte each, a scale for each 32, and a sum for each `sums` of them (0: no
 /// sums).
 #[allow(clippy::manual_checked_ops, reason = "the compiler makes more instructions of a match, and of checked_div")]
 pub(super) const fn int8_bytes(cols: usize, sums: usize) -> usize {
     let sums = if sums == 0 { 0 } else { cols / sums };
-    (cols + 4 * (cols / 32) + 4 * sums).next_multiple_of(16)
+    (q_bytes(cols) + 4 * (cols / 32) + 4 * sums).next_multiple_of(16)
 }
 
 /// A column of activations, quantised to signed bytes in blocks of 32: x\[i\] is about d q\[i\], d = max |x| / 127.
@@ -40,8 +45,8 @@ pub(super) fn float_chunk(n: usize) -> usize {
 impl Int8 {
     #[inline(always)]
     pub fn at(base: *mut u8, cols: usize) -> Self {
-        let d = base.wrapping_add(cols);
-        Int8 { q: base.cast(), d: d.cast(), sums: d.wrapping_add(cols / 8).cast() }
+        let d = base.wrapping_add(q_bytes(cols));
+        Int8 { q: base.cast(), d: d.cast(), sums: d.wrapping_add(cols / 32 * 4).cast() }
     }
 
     /// Quantises activations `at` to `at + 3`, this lane's; the others of the block are those of the seven lanes beside it.

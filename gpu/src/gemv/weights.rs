@@ -129,12 +129,14 @@ impl<F: Float> Weights for Floats<F> {
 
     #[inline(always)]
     fn acts_bytes(cols: usize) -> usize {
-        4 * cols.next_multiple_of(Self::ELEMS)
+        // A lane reads up to eight, and `float_chunk` swaps neighbouring fours.
+        4 * cols.next_multiple_of(8)
     }
 
     #[inline(always)]
-    unsafe fn put(acts: *mut u8, _cols: usize, at: usize, values: [f32; 4], inside: bool) {
-        if inside {
+    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], _inside: bool) {
+        // Zeros behind the end, where lanes multiply with zeros.
+        if at < cols.next_multiple_of(8) {
             // SAFETY: the caller's promise.
             unsafe { acts.cast::<mem::F32x4>().add(float_chunk(at / 4)).write(mem::F32x4(values)) }
         }

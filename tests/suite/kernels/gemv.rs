@@ -264,10 +264,10 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             piece_blocks: launch.piece_blocks,
             stage_bytes: launch.stage_bytes,
             stages: launch.stages,
-            reserved: 0,
             accumulate: case.y.is_some().into(),
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,
+            reserved: 0,
         };
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),
