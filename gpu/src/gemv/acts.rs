@@ -11,6 +11,7 @@ const fn q_bytes(cols: usize) -> usize {
 
 /// Bytes of one column of `cols` quantised activations: a byte each, a scale for each 32, and a sum for each `sums` of them (0: no
 /// sums).
+#[allow(clippy::manual_checked_ops, reason = "the compiler makes more instructions of a match, and of checked_div")]
 pub(super) const fn int8_bytes(cols: usize, sums: usize) -> usize {
     let sums = if sums == 0 { 0 } else { cols / sums };
     (q_bytes(cols) + 4 * (cols / 32) + 4 * sums).next_multiple_of(16)
@@ -32,7 +33,7 @@ pub(super) struct Int8 {
 /// first of 32 chunks is where it was, so `chunk(32 k + n)` is `32 k + chunk(n)`.
 #[inline(always)]
 fn chunk(n: usize) -> usize {
-    n ^ (n >> 3 & 1) * 3 ^ (n >> 4 & 1) * 5
+    n ^ ((n >> 3 & 1) * 3) ^ ((n >> 4 & 1) * 5)
 }
 
 /// The same for columns of floats, of which a lane reads two neighbouring chunks or one.
@@ -81,10 +82,10 @@ impl Int8 {
             };
             if inside {
                 self.q.add(4 * chunk(at / 16) + at / 4 % 4).write(word);
-                if at % 32 == 0 {
+                if at.is_multiple_of(32) {
                     self.d.add(at / 32).write(d);
                 }
-                if SUMS != 0 && at % SUMS == 0 {
+                if SUMS != 0 && at.is_multiple_of(SUMS) {
                     self.sums.add(at / SUMS).write(d * sum as f32);
                 }
             }
@@ -96,6 +97,7 @@ impl Int8 {
     ///
     /// # Safety
     /// They are inside the column.
+    #[allow(clippy::manual_checked_ops, reason = "the compiler makes more instructions of a match, and of checked_div")]
     #[inline(always)]
     pub unsafe fn run<const W: usize, const SUMS: usize>(self, start: usize, at: usize) -> ([u32; 8], f32, f32) {
         // SAFETY: the caller's promise.

@@ -18,7 +18,10 @@ mod launch;
 mod staged;
 mod weights;
 
-use cuda_std::{async_copy::{MAX_STAGES, Stages}, prelude::*};
+use cuda_std::{
+    async_copy::{MAX_STAGES, Stages},
+    prelude::*,
+};
 pub use dot::Dot;
 pub use kernels::*;
 #[cfg(not(target_arch = "nvptx64"))]
@@ -308,7 +311,7 @@ unsafe fn four(x: *const f32, at: usize, len: usize) -> [f32; 4] {
     }
     // SAFETY: the caller's promise.
     unsafe {
-        if len % 4 == 0 {
+        if len.is_multiple_of(4) {
             return mem::load4(mem::global(x.add(at)));
         }
         [0, 1, 2, 3].map(|i| if at + i < len { mem::load(mem::global(x.add(at + i))) } else { 0.0 })

@@ -153,7 +153,7 @@ impl<F: Float> Weights for Floats<F> {
         sums: &mut [[f32; C]; R],
     ) {
         // Rows of 16 bytes' multiples all lie alike. The branch is the same for all threads.
-        let aligned = cols % Self::ELEMS == 0;
+        let aligned = cols.is_multiple_of(Self::ELEMS);
         let mut bits = blocks.map(|block| if aligned { block.words::<4, 16>(0) } else { block.words::<4, 2>(0) });
         if start + at + Self::ELEMS > cols {
             // What lies behind the row is no number of it.

@@ -251,8 +251,9 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             Entry::Glu(_) => (matrices[0].rows, 1),
         };
         let tokens = case.tokens() as u32;
-        let launch = gemv::launch::<F::Weights>(lab.driver.properties().room(false), groups, case.cols as u32, tokens, columns)
-            .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
+        let launch =
+            gemv::launch::<F::Weights>(lab.driver.properties().room(false), groups, case.cols as u32, tokens, columns)
+                .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
         let product = Product {
             home: pointer::<D, _>(&home),
             x: pointer::<D, _>(&x),

@@ -72,8 +72,14 @@ pub fn argmax<D: Driver>(lab: &mut Lab<D>) {
     }
     for n in [128_256, 256_000] {
         assert!(ops::argmax_grid(1, n as u32).blocks[0] > 60);
-        let row = lab.floats(n);
-        check(lab, &[("random", row)], n);
+        let random = lab.floats(n);
+        // In blocks from the first to the last, so that none can be forgotten.
+        for at in [0, n / 4, n / 2, n / 4 * 3, n - 1] {
+            let mut row = random.clone();
+            row[at] = 2.0;
+            check(lab, &[("one in some block", row)], n);
+        }
+        check(lab, &[("random", random)], n);
     }
     let many: Vec<_> = (0..140).map(|_| ("one of many", lab.floats(9))).collect();
     check(lab, &many, 9);

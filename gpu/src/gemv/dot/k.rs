@@ -175,7 +175,7 @@ impl Dot for Q6_K {
 
     #[inline(always)]
     fn run(&(low, low2, high, scales, d): &Self::Bits, _slice: usize, part: usize) -> Run<8> {
-        let low = if part % 2 == 0 { low } else { low2 };
+        let low = if part.is_multiple_of(2) { low } else { low2 };
         let mut q = [0; 8];
         for i in 0..4 {
             // 4 (q - 32): the low four bits at 2 to 5, the high two at 6 and 7.

@@ -156,15 +156,16 @@ impl<D: Driver> Device for CudaDevice<D> {
             return f(self);
         }
         let driver = self.driver.clone();
-        // SAFETY (of both replays): a recording stays with the device whose driver made it, and under its key only as long as
-        // the key's owners keep the memory of weights and state; block and scratch are the device's own, and `prepare`, which
-        // replaces them, ends all recordings. What the launches read in the block was checked by `begin`.
         let graph = match self.recordings.find(&key) {
+            // SAFETY: a recording stays with the device whose driver made it, and under its key only as long as the key's owners
+            // keep the memory of weights and state; block and scratch are the device's own, and `prepare`, which replaces them,
+            // ends all recordings. What the launches read in the block was checked by `begin`.
             How::Replay(graph) => return unsafe { driver.replay(graph) },
             How::Directly => self.alone(f).map(|()| None),
             How::Record => driver.capture(&mut || self.alone(f)),
         }?;
         if let Some(graph) = &graph {
+            // SAFETY: as above; it was recorded just now.
             unsafe { driver.replay(graph)? };
         }
         self.recordings.insert(key, graph);
