@@ -41,17 +41,18 @@ impl Entry {
         self.instructions().filter(|line| line.starts_with(mnemonic)).count()
     }
 
-    /// The lines in loops: from a label to a branch back to it.
-    fn loops(&self) -> impl Iterator<Item = &'static str> {
+    /// The lines of the shortest loop that has an instruction of each of `kinds`; none where there is no such loop.
+    fn inner_loop(&self, kinds: &[&str]) -> &[&'static str] {
         let label = |line: &str| self.body.iter().position(|other| other.strip_suffix(':') == Some(line));
         let target = |line: &'static str| {
             let line = unpredicated(line).strip_prefix("bra")?;
             label(line.rsplit(char::is_whitespace).next()?.trim_end_matches(';'))
         };
-        let back = |(end, line)| target(line).filter(|start| *start < end).map(|start| start..end);
-        let ranges: Vec<_> = self.body.iter().copied().enumerate().filter_map(back).collect();
-        let looped = move |line: &usize| ranges.iter().any(|range| range.contains(line));
-        (0..self.body.len()).filter(looped).map(|line| self.body[line])
+        let back = |(end, line)| target(line).filter(|start| *start < end).map(|start| &self.body[start..end]);
+        let ranges = self.body.iter().copied().enumerate().filter_map(back);
+        let has =
+            |range: &&[&str]| kinds.iter().all(|kind| range.iter().any(|line| unpredicated(line).starts_with(kind)));
+        ranges.filter(has).min_by_key(|range| range.len()).unwrap_or(&[])
     }
 
     /// The line that the first such instruction is on.
@@ -316,15 +317,17 @@ fn kernels_that_do_not_wait_are_seen() {
 }
 
 /// What is missing in a matrix-vector product that reads ahead: the weights come by asynchronous copies, those of integer
-/// types are multiplied four at a time, and loops know which memory they access.
+/// types are multiplied four at a time, and the loop over a piece's blocks knows which memory it accesses.
 fn gemv_faults(sm: u32, integer: bool, entry: &Entry) -> Vec<&'static str> {
-    let generic = entry.loops().any(|line| space(line) == Some("generic"));
+    let inner = entry.inner_loop(if integer { &["dp4a", "ld.shared"] } else { &["fma.rn.f32", "ld.shared"] });
+    let generic = inner.iter().any(|line| space(line) == Some("generic"));
     let copies = match sm {
         80 => entry.instructions().any(|line| line.starts_with("cp.async.cg.shared.global") && line.contains(", 16")),
         _ => entry.count("cp.async.bulk.") > 0,
     };
     let faults = [
         (integer && entry.count("dp4a") == 0).then_some("no dp4a"),
+        inner.is_empty().then_some("no loop over blocks in shared memory"),
         generic.then_some("a generic access in a loop"),
         (!copies).then_some("no asynchronous copies of its architecture"),
     ];
@@ -347,25 +350,23 @@ fn matrix_vector_products_read_ahead() {
 fn matrix_vector_products_that_do_not_read_ahead_are_seen() {
     let (wide, bulk) = ("cp.async.cg.shared.global [%r1], [%rd1], 16;", "cp.async.bulk.shared::cluster.global [%r1];");
     let copies = "no asynchronous copies of its architecture";
-    let looped = |line: &str| format!("$L__BB0_1:\n{{\n{line}\n}}\n@%p1 bra $L__BB0_1;\nld.b32 %r1, [%rd1];");
+    let looped = |lines: &str| format!("$L__BB0_1:\n{{\n{lines}\n}}\n@%p1 bra $L__BB0_1;\nld.b32 %r1, [%rd1];");
+    let (integers, floats) = (
+        looped("ld.shared.b32 %r1, [%r2];\ndp4a.s32.s32 %r1, %r2, %r3, %r1;"),
+        looped("ld.shared::cta.b32 %r1, [%r2];\nfma.rn.f32 %r1, %r2, %r3, %r1;"),
+    );
+    let generic =
+        looped("ld.shared.b32 %r1, [%r2];\n@%p2 st.v2.b32 [%rd1], {%r1, %r2};\nfma.rn.f32 %r1, %r2, %r3, %r1;");
+    let no_loop = "no loop over blocks in shared memory";
     for (sm, integer, lines, expected) in [
-        (
-            80,
-            true,
-            format!("{wide}\n{}\ndp4a.s32.s32 %r1, %r2, %r3, %r1;", looped("ld.shared.b32 %r1, [%r2];")),
-            &[][..],
-        ),
-        (90, false, format!("{bulk}\n{}", looped("ld.shared::cta.b32 %r1, [%r2];")), &[]),
-        (90, true, bulk.to_owned(), &["no dp4a"]),
-        (80, false, bulk.to_owned(), &[copies]),
-        (80, false, wide.replace("16", "8").replace("cg", "ca"), &[copies]),
-        (90, false, wide.to_owned(), &[copies]),
-        (
-            80,
-            false,
-            format!("{wide}\n{}", looped("@%p2 st.v2.b32 [%rd1], {%r1, %r2};")),
-            &["a generic access in a loop"],
-        ),
+        (80, true, format!("{wide}\n{integers}"), &[][..]),
+        (90, false, format!("{bulk}\n{floats}"), &[]),
+        (90, true, format!("{bulk}\n{floats}"), &["no dp4a", no_loop]),
+        (80, false, format!("{wide}\n{integers}"), &[no_loop]),
+        (80, false, format!("{bulk}\n{floats}"), &[copies]),
+        (80, false, format!("{}\n{floats}", wide.replace("16", "8").replace("cg", "ca")), &[copies]),
+        (90, false, format!("{wide}\n{floats}"), &[copies]),
+        (80, false, format!("{wide}\n{generic}"), &["a generic access in a loop"]),
     ] {
         assert_eq!(gemv_faults(sm, integer, &kernel_of(&lines)), expected, "sm_{sm}: {lines}");
     }

@@ -174,7 +174,7 @@ impl DecodeShape {
 }
 
 /// Positions of a block at least, in whole tiles of its warps: a merge of smaller parts would take longer than it saves.
-const MIN_SHARE: u32 = 128;
+const MIN_SHARE: u32 = 64;
 
 /// Blocks that a KV head's queries take beside each other.
 const fn units_per_kv_head(group: u32) -> u32 {

@@ -19,8 +19,8 @@ pub struct Room {
     ///
     /// Each kernel has a block for every multiprocessor, and they must be on one each, or the kernel takes up to twice as long.
     /// But a kernel's blocks start as soon as there is room, while other multiprocessors are still full. So large and small ones
-    /// take turns in a pass: of the large ones no two fit together, and beside a large one there is room for one small one, and
-    /// for attention's.
+    /// take turns in a pass: of the large ones no two fit together, and beside a large one there is room for one small one (and,
+    /// where it is no larger than it must be, for one of attention, of heads of up to 128).
     pub large: bool,
 }
 
@@ -62,8 +62,8 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// matrices) of `cols` columns, with `tokens` columns of x, `columns` at a time. `None` when not even the least fits into a
 /// block's shared memory.
 ///
-/// About half of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled beside
-/// this one's last. Where that is too little, a block takes what it needs.
+/// A launch's share of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled
+/// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is.
 pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
     let acts = columns * W::acts_bytes(cols as usize) as u32 + 8 * MAX_STAGES * WARPS as u32;
@@ -85,8 +85,8 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     // Pieces of equal length.
     let pieces = blocks.div_ceil(most);
     let piece_blocks = blocks.div_ceil(pieces).next_multiple_of(step).min(most);
-    // A block on each multiprocessor, even where some have nothing to do: blocks of the next kernel start beside these, and where
-    // one multiprocessor is empty, two of them would go there (measured: products of 4096 rows took up to half as long again).
+    // A block on each multiprocessor, unless not even each has a group: blocks of the next kernel start beside these, and where one
+    // multiprocessor is empty, two of them would go there (measured: products of 4096 rows took up to half as long again).
     let few = groups < room.multiprocessors;
     let width = if few { groups.max(1) } else { room.multiprocessors };
     let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;

@@ -203,7 +203,8 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
     let thread = thread::thread_idx_x() as usize;
     let cols = p.cols as usize;
     let normed = p.norm != NONE;
-    let norm_weights = weights.wrapping_add(p.norm as usize).cast::<f32>();
+    // SAFETY: these are addresses of global memory.
+    let norm_weights = unsafe { mem::global(weights.wrapping_add(p.norm as usize).cast::<f32>()) };
     let read = |x: *const f32, start: usize| -> [[f32; 4]; BATCH] {
         core::array::from_fn(|k| {
             let at = start + k * 4 * THREADS as usize;
@@ -219,7 +220,8 @@ unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *co
     let partial = shared_array!(GEMV_SQUARES: [f32; WARPS]);
     for c in 0..C {
         let token = (first + c as u32).min(p.tokens - 1);
-        let x = p.x.wrapping_add(token as usize * cols);
+        // SAFETY: as above.
+        let x = unsafe { mem::global(p.x.wrapping_add(token as usize * cols)) };
         let column = acts.wrapping_add(c * W::acts_bytes(cols));
         let values = read(x, own);
         let mut scale = 1.0;
@@ -312,9 +314,9 @@ unsafe fn four(x: *const f32, at: usize, len: usize) -> [f32; 4] {
     // SAFETY: the caller's promise.
     unsafe {
         if len.is_multiple_of(4) {
-            return mem::load4(mem::global(x.add(at)));
+            return mem::load4(x.add(at));
         }
-        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(mem::global(x.add(at + i))) } else { 0.0 })
+        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(x.add(at + i)) } else { 0.0 })
     }
 }
 

@@ -22,6 +22,9 @@ const MIN_DRIVER: i32 = 11040;
 /// The least compute capability: the kernels are compiled for sm_80.
 const MIN_CAPABILITY: (u32, u32) = (8, 0);
 
+/// The oldest driver that takes the variant for compute capability 9.0: it is PTX 8.0, of CUDA 12.0. Older ones get that for 8.0,
+/// which runs there too.
+const SM_90_DRIVER: i32 = 12000;
 /// Where programmatic dependent launch begins (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
 const PROGRAMMATIC_CAPABILITY: (u32, u32) = (9, 0);
 /// The least driver that keeps it in graphs: CUDA 12.3 brought their edges a type (release notes; `CUgraphEdgeData`), and
@@ -39,6 +42,8 @@ pub(super) struct Gpu {
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
     pub properties: Properties,
+    /// The compute capability that PTX is chosen for: the GPU's, or less where the driver is too old for its variant.
+    pub ptx_capability: (u32, u32),
     /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
     pub programmatic: bool,
     /// Passes can be captured.
@@ -78,6 +83,7 @@ impl Gpu {
             context,
             name: name.clone(),
             properties,
+            ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
             programmatic: possible && !is_set("NT_NO_PDL"),
             graphs: !is_set("NT_NO_GRAPH"),
             capturing: Capturing::default(),

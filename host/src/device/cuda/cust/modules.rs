@@ -95,28 +95,33 @@ impl Modules {
             let message = format!("not found in the kernel module {module}");
             self.gpu.kernel_error("cuModuleGetFunction", code, name, message)
         })?;
+        self.prefer_shared(function, name)?;
         Ok(Entry { function, programmatic, shared: 0 })
+    }
+
+    /// Tells the multiprocessors to make shared memory of as much of their L1 cache as they can, for every kernel: two kernels
+    /// that want it split differently cannot run on a multiprocessor at once.
+    fn prefer_shared(&self, function: CUfunction, kernel: &'static str) -> Result<()> {
+        let (attribute, most) = (CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
+        // SAFETY: the function's module is loaded.
+        unsafe { raw::cuFuncSetAttribute(function, attribute, most as i32) }.map_err(|code| {
+            self.gpu.kernel_error("cuFuncSetAttribute", code, kernel, "the split of shared memory was refused".into())
+        })
     }
 
     /// Lets launches of `function` ask for `shared` bytes of dynamic shared memory; without, 48 KiB is all that a kernel's
     /// arrays and they may be together (CUDA C++ Programming Guide, "Compute Capability 8.x", on shared memory).
-    ///
-    /// The multiprocessors are told to make shared memory of as much of their L1 cache as they can, for every kernel that
-    /// uses it: two kernels that want it split differently cannot run on a multiprocessor at once.
     fn allow_shared(&self, function: CUfunction, kernel: &'static str, shared: u32) -> Result<()> {
         let limit = self.gpu.properties.shared_per_block;
-        let set = |attribute, value| {
-            // SAFETY: the function's module is loaded.
-            unsafe { raw::cuFuncSetAttribute(function, attribute, value) }.map_err(|code| {
-                let message = format!(
-                    "{shared} bytes of dynamic shared memory a block, where a block has {limit} in all, refused"
-                );
-                self.gpu.kernel_error("cuFuncSetAttribute", code, kernel, message)
-            })
-        };
+        let attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // A size that no i32 holds is refused like any other that is too much.
-        set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, i32::try_from(shared).unwrap_or(i32::MAX))?;
-        set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32)
+        let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
+        // SAFETY: the function's module is loaded.
+        unsafe { raw::cuFuncSetAttribute(function, attribute, bytes) }.map_err(|code| {
+            let message =
+                format!("{shared} bytes of dynamic shared memory a block, where a block has {limit} in all, refused");
+            self.gpu.kernel_error("cuFuncSetAttribute", code, kernel, message)
+        })
     }
 
     /// Loads those of the modules `names` that are not loaded yet, each in a thread of its own: compiling takes a core. An
@@ -131,7 +136,7 @@ impl Modules {
                 kernel: kernel.unwrap_or(name),
                 message: format!("this program contains no kernel module {name}"),
             };
-            missing.push((name, (self.source)(name, self.gpu.properties.compute_capability).ok_or_else(absent)?));
+            missing.push((name, (self.source)(name, self.gpu.ptx_capability).ok_or_else(absent)?));
         }
         let Some((&(_, first), others)) = missing.split_first() else { return Ok(()) };
 
