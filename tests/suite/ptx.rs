@@ -50,8 +50,9 @@ impl Entry {
         };
         let back = |(end, line)| target(line).filter(|start| *start < end).map(|start| &self.body[start..end]);
         let ranges = self.body.iter().copied().enumerate().filter_map(back);
-        let has =
-            |range: &&[&str]| kinds.iter().all(|kind| range.iter().any(|line| unpredicated(line).starts_with(kind)));
+        let has = |range: &&[&'static str]| {
+            kinds.iter().all(|kind| range.iter().any(|line| unpredicated(line).starts_with(kind)))
+        };
         ranges.filter(has).min_by_key(|range| range.len()).unwrap_or(&[])
     }
 

@@ -7,9 +7,7 @@
 //! then, so that those who wait do not keep it from finishing. Two rules make this correct:
 //!
 //! 1. **Every kernel waits before it reads or writes what an unfinished kernel or copy touches.** That is all of global
-//!    memory but weights, which no kernel writes.
-//!
-//!    (What only earlier passes wrote may be read too, if a copy in the queue, as of a pass's tokens, lies between: a kernel
+//!    memory but weights, which no kernel writes. (What only earlier passes wrote may be read too, if a copy in the queue, as of a pass's tokens, lies between: a kernel
 //!    behind a copy starts when all before the copy has finished.)
 //! 2. **Every thread of every kernel waits before it exits.** `wait` waits for the one kernel before, which has finished only
 //!    after its own waits: so the kernel before that one has finished too, and so on along the queue. A kernel without a wait

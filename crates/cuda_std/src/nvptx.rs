@@ -286,7 +286,11 @@ pub unsafe fn bulk_copy(target: u32, source: *const u8, bytes: u32, barrier: u32
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "{{ .reg .u64 g; cvta.to.global.u64 g, {1}; cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [g], {2}, [{3}]; }}",
+            "{{",
+            ".reg .u64 g;",
+            "cvta.to.global.u64 g, {1};",
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [g], {2}, [{3}];",
+            "}}",
             in(reg32) target, in(reg64) source, in(reg32) bytes, in(reg32) barrier, options(nostack)
         );
     }
