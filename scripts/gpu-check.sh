@@ -168,7 +168,8 @@ speed() {
     name=$shape-$quant
     model=$models/nt-$name.gguf
     # Also if this is stopped: the next model needs the room.
-    trap 'rm -f "$model" "$model.tmp"' EXIT
+    # shellcheck disable=SC2064  # the name as it is now: the variable is gone by then
+    trap "rm -f '$model' '$model.tmp'" EXIT
     "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
     "$NT_BIN" bench --model "$model" --device cuda -p 0 -n 128 -d "$depths" -r 3 --profile -o json >"$out/speed-$name.json" || return
     if [ -n "${PEERS:-}" ]; then
