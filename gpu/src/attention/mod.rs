@@ -5,7 +5,7 @@
 //! 2018). A block merges its warps' results, and the last block of a KV head to finish merges the blocks': always in the same
 //! order, so that the same input gives the same bits.
 //!
-//! A KV head's queries (grouped-query attention, Ainslie et al. 2023) are packed into a block, at most [`QUERIES`] of them, so
+//! A KV head's queries (grouped-query attention, Ainslie et al. 2023) are packed into a block, at most `QUERIES` of them, so
 //! that keys and values are read once for all. The products are the tensor cores' in TF32, which holds every half exactly. Their
 //! matrices have 16 rows: each query is two of those, since TF32 has 11 bits of it and the next 11 are another number. The softmax's
 //! weights are split in the same way. Tensor cores sum up to 32 products; those sums are added in F32.

@@ -118,7 +118,7 @@ macro_rules! kernels {
             /// Fetches weights before it waits for the kernel before it.
             ///
             /// # Safety
-            /// Launched with what [`super::launch`] gives for one column. Device addresses and offsets of what [`Product`] says, `x`
+            /// Launched with what [`super::launch()`] gives for one column. Device addresses and offsets of what [`Product`] says, `x`
             /// 16-byte aligned; nobody else writes them. Offsets of vectors are multiples of 4; a matrix's bytes are readable from the multiple of 16
             /// before its first to the one behind its last. No kernel writes the buffer of weights or its home.
             #[cfg(feature = $module)]

@@ -3,7 +3,7 @@
 //! **Weights** lie in memory as in the file, and reach a warp through stages of shared memory that asynchronous copies fill
 //! ([`async_copy::Stages`]): any alignment of a row or a block is read from there, many bytes are in flight without a register,
 //! and the first stages are filled before the kernel before this one has finished ([`grid`]).
-//! **Activations** are quantised by each block for itself ([`acts`]), after an RMSNorm where the product has one: no kernel and no
+//! **Activations** are quantised by each block for itself (`acts`), after an RMSNorm where the product has one: no kernel and no
 //! way through memory of their own.
 //! **A warp** takes `ROWS` rows at a time, of which neighbours in the grid take the neighbours, so that the multiprocessors are
 //! evenly loaded and walk through the matrix together. The bits of a result depend on its row and column alone.

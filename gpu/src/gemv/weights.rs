@@ -25,7 +25,7 @@ pub trait Weights {
     /// Bytes of shared memory that a column of `cols` activations takes, a multiple of 16.
     fn acts_bytes(cols: usize) -> usize;
 
-    /// Stores activations `at` to `at + 3` of a column: as [`Int8::put`], which says what is promised.
+    /// Stores activations `at` to `at + 3` of a column: as `Int8::put`, which says what is promised.
     ///
     /// # Safety
     /// As there.
