@@ -185,7 +185,10 @@ ptxas info    : Used 99 registers, used 0 barriers, 72 bytes cumulative stack si
             (("clean".to_owned(), 80), BTreeMap::from(ARCHITECTURES.map(|architecture| (architecture, usage(0, 0))))),
             (("spills".to_owned(), 80), BTreeMap::from([(80, usage(0, 0)), (86, usage(8, 8))])),
             (("array".to_owned(), 90), BTreeMap::from([(90, usage(64, 0))])),
-            (("younger".to_owned(), 90), BTreeMap::from([(90, usage(0, 0)), (100, usage(8, 256)), (120, usage(8, 257))])),
+            (
+                ("younger".to_owned(), 90),
+                BTreeMap::from([(90, usage(0, 0)), (100, usage(8, 256)), (120, usage(8, 257))]),
+            ),
         ]);
         assert_eq!(
             faults(&table),
