@@ -122,7 +122,8 @@ impl Plan for Rows {
     #[inline(always)]
     fn groups(p: &Product) -> u32 {
         let [a, b, c] = &p.matrices;
-        a.rows.div_ceil(2) + b.rows.div_ceil(2) + c.rows.div_ceil(2)
+        let groups = |matrix: &Matrix| matrix.rows.div_ceil(ROWS as u32);
+        groups(a) + groups(b) + groups(c)
     }
 
     #[inline(always)]
@@ -153,7 +154,7 @@ impl Plan for Pairs {
 fn find(p: &Product, group: u32) -> (u64, u32, u32, *mut f32, u64) {
     let [a, b, c] = &p.matrices;
     let of = |m: &Matrix, group: u32| (m.offset, m.rows, ROWS as u32 * group, m.y, m.bias);
-    let (first, second) = (a.rows.div_ceil(2), b.rows.div_ceil(2));
+    let (first, second) = (a.rows.div_ceil(ROWS as u32), b.rows.div_ceil(ROWS as u32));
     if group < first {
         of(a, group)
     } else if group - first < second {
@@ -320,8 +321,8 @@ unsafe fn four(x: *const f32, at: usize, len: usize) -> [f32; 4] {
     }
 }
 
-/// A block's share of the product with columns `first` to `first + C - 1`. Passes each result on: `finish(group, row of the group,
-/// column, sum, the group's other sum)`, on one thread.
+/// A block's share of the product with columns `first` to `first + C - 1`. Passes on what each group gives, by row and column:
+/// `finish(group, sums)`, on all lanes of the warp, which have the same.
 ///
 /// # Safety
 /// As for the kernels; all threads are here.

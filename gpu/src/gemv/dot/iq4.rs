@@ -21,11 +21,6 @@ impl Dot for IQ4_NL {
     }
 
     #[inline(always)]
-    fn first(_slice: usize, _part: usize) -> usize {
-        0
-    }
-
-    #[inline(always)]
     fn run(&(scale, q): &Self::Bits, _slice: usize, _part: usize) -> Run<8> {
         Run { q: values(q), scale, offset: 0.0 }
     }
@@ -42,11 +37,6 @@ impl Dot for IQ4_XS {
     #[inline(always)]
     fn bits(block: Staged, slice: usize) -> Self::Bits {
         (block.words::<2, 8>(0), block.words::<8, 8>(8 + 32 * slice))
-    }
-
-    #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        64 * slice + 32 * part
     }
 
     #[inline(always)]

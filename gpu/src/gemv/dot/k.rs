@@ -44,11 +44,6 @@ impl Dot for Q4_K {
     }
 
     #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        64 * slice + 32 * part
-    }
-
-    #[inline(always)]
     fn run(&(words, scale_mins): &Self::Bits, slice: usize, part: usize) -> Run<8> {
         let (scale, offset) = scale_mins.get(slice, part);
         let mut q = [0; 8];
@@ -83,11 +78,6 @@ impl Dot for Q5_K {
             high[i] = simd::funnel_shift_right(high[i], high[i], (2 * slice as u32).wrapping_sub(4));
         }
         (block.words::<8, 16>(48 + 32 * slice), high, ScaleMins::new(block.words::<4, 16>(0), slice))
-    }
-
-    #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        64 * slice + 32 * part
     }
 
     #[inline(always)]
@@ -166,11 +156,6 @@ impl Dot for Q6_K {
             (scale(0), scale(1), scale(2), scale(3)),
             0.25 * block.f16(208),
         )
-    }
-
-    #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        128 * (slice / 2) + 16 * (slice % 2) + 32 * part
     }
 
     #[inline(always)]

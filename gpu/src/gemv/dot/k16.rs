@@ -25,11 +25,6 @@ impl Dot for Q2_K {
     }
 
     #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        128 * (slice / 2) + 16 * (slice % 2) + 32 * part
-    }
-
-    #[inline(always)]
     fn run(&(words, scale_mins, d, dmin): &Self::Bits, slice: usize, part: usize) -> Run<8> {
         let scale_mins = scale_mins[part / 2];
         let scale = d.times(scale_mins & 0x0f0f_0f0f, byte(slice, part));
@@ -70,11 +65,6 @@ impl Dot for Q3_K {
             [scales, scales2],
             Factor::new::<32>(block.f16(108) * (1.0 / 32.0)),
         )
-    }
-
-    #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        128 * (slice / 2) + 16 * (slice % 2) + 32 * part
     }
 
     #[inline(always)]

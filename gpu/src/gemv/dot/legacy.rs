@@ -36,11 +36,6 @@ impl<const BITS: usize, const MIN: bool> Dot for Legacy<BITS, MIN> {
     }
 
     #[inline(always)]
-    fn first(_slice: usize, _part: usize) -> usize {
-        0
-    }
-
-    #[inline(always)]
     fn run(&(d, m, high, low): &Self::Bits, _slice: usize, _part: usize) -> Run<8> {
         let mut q = [0; 8];
         if BITS == 4 {
@@ -96,11 +91,6 @@ impl Dot for Q8_0 {
     #[inline(always)]
     fn bits(block: Staged, _slice: usize) -> Self::Bits {
         block.half_words()
-    }
-
-    #[inline(always)]
-    fn first(_slice: usize, _part: usize) -> usize {
-        0
     }
 
     #[inline(always)]

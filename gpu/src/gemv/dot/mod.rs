@@ -44,8 +44,12 @@ pub trait Dot: Format {
 
     /// Reads a slice.
     fn bits(block: Staged, slice: usize) -> Self::Bits;
-    /// The index in the block of the first value of a slice's run `part`, a multiple of `4 W`.
-    fn first(slice: usize, part: usize) -> usize;
+    /// The index in the block of the first value of a slice's run `part`, a multiple of `4 W`. Runs of 32 values follow each other;
+    /// of those of 16, a slice has the first or the second half of each of the four 32s that share their bytes.
+    #[inline(always)]
+    fn first(slice: usize, part: usize) -> usize {
+        if Self::W == 8 { 32 * (Self::PARTS * slice + part) } else { 128 * (slice / 2) + 16 * (slice % 2) + 32 * part }
+    }
     /// A slice's run `part`. `part` is a constant where this is inlined, `slice` is not: the lanes of a warp differ in it, so there
     /// is no branch on it.
     fn run(bits: &Self::Bits, slice: usize, part: usize) -> Run<8>;
