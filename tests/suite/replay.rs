@@ -25,7 +25,7 @@ use ntransformer::{
     engine::{DeviceChoice, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::{Embedding, Model, State, Weights, forward},
-    stream::{Resident, place_head},
+    stream::{Streamed, Streams},
 };
 
 use super::{
@@ -294,11 +294,9 @@ struct Placed {
 impl Placed {
     fn new(dev: &CudaDevice<Recorder>, gguf: &Arc<Gguf>) -> Self {
         let model = Model::new(gguf.clone(), None, 64).unwrap();
-        let images: Vec<_> = (0..model.config.layers).map(|i| model.layer_image(i).unwrap()).collect();
-        let (head, _) = place_head(dev, &model, &model.head_image().unwrap(), &mut |_| ()).unwrap();
-        let layers = Resident::load(dev, &model, &images, &mut |_| ()).unwrap();
-        let embedding = if model.tied() { Embedding::Device(head.output.weight.clone()) } else { Embedding::Host };
-        Placed { model, weights: Weights::new(embedding, Box::new(layers), head) }
+        let layers = Streamed::load(dev, &model, &Streams::default(), &mut |_| ()).unwrap();
+        let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
+        Placed { model, weights: Weights::new(embedding, Box::new(layers)) }
     }
 
     fn state(&self, dev: &CudaDevice<Recorder>) -> State<CudaDevice<Recorder>> {

@@ -22,8 +22,6 @@ pub enum ReplayPart {
     Layer {
         /// The layer's index.
         id: usize,
-        /// In which of the places that it can be in its weights are.
-        place: usize,
     },
 }
 

@@ -8,7 +8,7 @@ use crate::{
     device::{Device, DeviceError, Launch, top_k::Candidate},
     model::{Config, Embedding, Layers, Model, State, Weights, forward},
     pack::Image,
-    stream::{Progress, Resident, Streamed, place_head},
+    stream::{Elsewhere, Progress, Streamed, Streams, ring},
 };
 
 /// Tokens that one pass takes at most. More tokens use the weights better but need more activations: at 512, an 8B
@@ -255,15 +255,19 @@ impl<D: Device + 'static> Session<D> {
         dev.load_kernels(&needs.types())?;
         dev.prepare(&dims, max_batch)?;
         let state = State::new(&dev, &dims, model.config.layers, max_batch, wanted)?;
-        let (head, head_bytes) = place_head(&dev, &model, &needs.head, progress)?;
-        let layers: Box<dyn Layers<D>> = if resident == model.config.layers {
-            Box::new(Resident::load(&dev, &model, &needs.images, progress)?)
-        } else {
-            Box::new(Streamed::load(&dev, &model, &needs.images, resident, progress)?)
-        };
-        let embedding = if model.tied() { Embedding::Device(head.output.weight.clone()) } else { Embedding::Host };
+        let mut streams = Streams::default();
+        let mut groups = Vec::new();
+        for layer in resident..model.config.layers {
+            let image = &needs.images[layer];
+            let matrices = || image.tensors().iter().filter(|t| t.rows > 1);
+            streams.elsewhere.extend(matrices().map(|t| (t.id, Elsewhere::Ram)));
+            groups.push(matrices().map(|t| t.range.len() as u64).collect());
+        }
+        streams.ring_bytes = ring::capacity(&groups, ring::Buffers::Auto);
+        let layers = Streamed::load(&dev, &model, &streams, progress)?;
+        let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
         let memory = MemoryReport {
-            device_weights: layers.device_bytes() + head_bytes,
+            device_weights: layers.device_bytes(),
             kv: needs.kv,
             activations: needs.activations,
             pinned: layers.pinned_bytes(),
@@ -272,7 +276,7 @@ impl<D: Device + 'static> Session<D> {
             read_per_pass: needs.weights(),
             streamed_per_pass: layers.streamed_bytes(),
         };
-        let weights = Weights::new(embedding, layers, head);
+        let weights = Weights::new(embedding, Box::new(layers));
         Ok(Session { model, weights, state, dev, memory, max_batch, max_wanted: wanted, wanted: 0 })
     }
 }

@@ -2,7 +2,7 @@
 //! weights come from is the layers'.
 
 use crate::{
-    device::{Batch, Device, DeviceError, Dims, Head, Owner, ReplayKey, ReplayPart, Weight},
+    device::{Batch, Device, DeviceError, Dims, Owner, ReplayKey, ReplayPart, Weight},
     model::{Layers, Model},
 };
 
@@ -18,14 +18,13 @@ pub enum Embedding<D: Device> {
 pub struct Weights<D: Device> {
     embedding: Embedding<D>,
     layers: Box<dyn Layers<D>>,
-    head: Head<Weight<D>>,
     owner: Owner,
 }
 
 impl<D: Device> Weights<D> {
     /// The parts of a model.
-    pub fn new(embedding: Embedding<D>, layers: Box<dyn Layers<D>>, head: Head<Weight<D>>) -> Self {
-        Weights { embedding, layers, head, owner: Owner::default() }
+    pub fn new(embedding: Embedding<D>, layers: Box<dyn Layers<D>>) -> Self {
+        Weights { embedding, layers, owner: Owner::default() }
     }
 }
 
@@ -102,7 +101,7 @@ fn compute<D: Device>(dev: &mut D, w: &mut Weights<D>, s: &mut State<D>, batch: 
         let (weights, state) = (&w.owner, &s.owner);
         let (x, q, y, h) = (&mut s.x, &mut s.q, &mut s.y, &mut s.h);
         w.layers
-            .with(dev, id, &mut |dev, layer, place| {
+            .with(dev, id, &mut |dev, layer| {
                 let mut compute = |dev: &mut D| {
                     dev.qkv(&layer.attn, x, batch, kv, q)?;
                     dev.attend(&layer.attn, q, kv, batch, y)?;
@@ -111,12 +110,15 @@ fn compute<D: Device>(dev: &mut D, w: &mut Weights<D>, s: &mut State<D>, batch: 
                     dev.linear(&layer.ffn.down, layer.ffn.post_norm.as_ref(), batch, h, x)
                 };
                 if batch.len() == 1 {
-                    dev.replay(ReplayKey::new(weights, state, ReplayPart::Layer { id, place }), &mut compute)
+                    dev.replay(ReplayKey::new(weights, state, ReplayPart::Layer { id }), &mut compute)
                 } else {
                     compute(dev)
                 }
             })
             .map_err(|e| e.in_layer(id))?;
     }
-    if batch.want.is_empty() { Ok(()) } else { dev.head(&w.head, &s.x, batch, &mut s.logits) }
+    if batch.want.is_empty() {
+        return Ok(());
+    }
+    w.layers.with_head(dev, &mut |dev, head| dev.head(head, &s.x, batch, &mut s.logits))
 }

@@ -15,7 +15,7 @@ pub use arch::{Architecture, Traits};
 pub use config::{Config, LayerKind};
 pub use error::ModelError;
 pub use forward::{Embedding, State, Weights, forward};
-pub use layers::{Compute, Layers};
+pub use layers::{Compute, ComputeHead, Layers};
 pub use rope::Rope;
 pub use weights::Tensors;
 
@@ -51,18 +51,30 @@ impl Model {
         self.tensors.head.output.weight.tensor == self.tensors.embedding
     }
 
-    /// The layout of layer `i` in memory.
-    ///
-    /// # Errors
-    /// When a tensor's type is not supported.
-    pub fn layer_image(&self, i: usize) -> Result<Image, GgufError> {
+    /// The tensors of layer `i`, each once.
+    pub fn layer_tensors(&self, i: usize) -> Vec<TensorId> {
         let mut ids = Vec::new();
         let _ = self.tensors.layers[i].map(|part| {
             if !ids.contains(&part.tensor) {
                 ids.push(part.tensor);
             }
         });
-        Image::new(format!("layer {i}"), &self.gguf, &ids)
+        ids
+    }
+
+    /// The tensors of the head.
+    pub fn head_tensors(&self) -> Vec<TensorId> {
+        let mut ids = Vec::new();
+        let _ = self.tensors.head.map(|part| ids.push(part.tensor));
+        ids
+    }
+
+    /// The layout of layer `i` in memory.
+    ///
+    /// # Errors
+    /// When a tensor's type is not supported.
+    pub fn layer_image(&self, i: usize) -> Result<Image, GgufError> {
+        Image::new(format!("layer {i}"), &self.gguf, &self.layer_tensors(i))
     }
 
     /// The layout of the head in memory.
@@ -70,9 +82,7 @@ impl Model {
     /// # Errors
     /// When a tensor's type is not supported.
     pub fn head_image(&self) -> Result<Image, GgufError> {
-        let mut ids = Vec::new();
-        let _ = self.tensors.head.map(|part| ids.push(part.tensor));
-        Image::new("the output head".into(), &self.gguf, &ids)
+        Image::new("the output head".into(), &self.gguf, &self.head_tensors())
     }
 
     /// The embeddings of `tokens`, `[tokens x hidden]`, decoded from the file and scaled.

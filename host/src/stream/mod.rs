@@ -1,10 +1,9 @@
-//! Two ways for layers to reach the forward pass: all of them resident on the device, or streamed through it.
+//! Where a model's weights are between passes, and how those that are not on the device get there in time.
 
+mod flow;
 mod place;
-mod resident;
 pub mod ring;
 mod streamed;
 
-pub use place::{Progress, place_head};
-pub use resident::Resident;
-pub use streamed::Streamed;
+pub use place::Progress;
+pub use streamed::{Elsewhere, Streamed, Streams};

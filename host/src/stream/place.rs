@@ -1,10 +1,9 @@
 //! From images to weights on a device.
 
 use crate::{
-    device::{DeviceError, Head, Layer, SharedBytes, Tensor, Transfer, Weight},
+    device::{DeviceError, SharedBytes, Tensor, Transfer, Weight},
     gguf::Gguf,
-    model::Model,
-    pack::{Image, Placed, TensorId, TensorPart},
+    pack::{Image, Placed, TensorId},
 };
 
 /// Told of the bytes loaded so far.
@@ -12,31 +11,9 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64);
 
 /// The tensors of one image on a device.
 pub(super) struct Views<B> {
-    tensors: Vec<(TensorId, Tensor<B>)>,
+    pub tensors: Vec<(TensorId, Tensor<B>)>,
     /// Device memory that was taken for them.
     pub bytes: u64,
-}
-
-impl<B: Clone> Views<B> {
-    /// As they lie in `buf`, which holds the image at its start.
-    pub fn of_image(image: &Image, buf: &B) -> Self {
-        let tensors = image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))).collect();
-        Views { tensors, bytes: image.bytes() as u64 }
-    }
-
-    fn get(&self, part: &TensorPart) -> Tensor<B> {
-        let found = self.tensors.iter().find(|(tensor, _)| *tensor == part.tensor);
-        let (_, whole) = found.expect("an image is asked for its own tensors");
-        match &part.outputs {
-            None => whole.clone(),
-            Some(outputs) => whole.part(outputs.clone()).expect("parts were checked when the tensor was found"),
-        }
-    }
-
-    /// The weights of layer `id`.
-    pub fn layer(&self, model: &Model, id: usize) -> Layer<Tensor<B>> {
-        model.tensors.layers[id].map(|part| self.get(part))
-    }
 }
 
 fn view<B>(placed: &Placed, buf: B, offset: usize) -> Tensor<B> {
@@ -61,7 +38,8 @@ pub(super) fn place<D: Transfer>(
         dev.write(&buf, placed.range.start, &data)?;
         progress(data.len() as u64);
     }
-    Ok(Views::of_image(image, &buf))
+    let tensors = image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))).collect();
+    Ok(Views { tensors, bytes: image.bytes() as u64 })
 }
 
 /// A tensor where the file's map has it. One that needs converting gets memory of its own: those are a few vectors.
@@ -74,18 +52,4 @@ fn share<D: Transfer>(dev: &D, gguf: &Gguf, placed: &Placed) -> Result<(TensorId
     };
     let bytes = SharedBytes::new(part, range.start, range.end).expect("the reader checked the tensor's place");
     Ok((placed.id, view(placed, dev.share(bytes)?, 0)))
-}
-
-/// The head's weights, to stay on the device, and the device memory they took.
-///
-/// # Errors
-/// The device's.
-pub fn place_head<D: Transfer>(
-    dev: &D,
-    model: &Model,
-    image: &Image,
-    progress: Progress<'_>,
-) -> Result<(Head<Weight<D>>, u64), DeviceError> {
-    let views = place(dev, &model.gguf, image, progress)?;
-    Ok((model.tensors.head.map(|part| views.get(part)), views.bytes))
 }

@@ -1,156 +1,195 @@
-//! Layers streamed from pinned RAM through two slots of device memory: while one layer is computed, the next is copied.
+//! A model's weights where the plan wants them: on the device to stay, or flowing through its ring.
 
-use super::place::{Progress, Views, place};
-use crate::{
-    device::{Device, DeviceError, Layer, Transfer, Weight},
-    model::{Compute, Layers, Model},
-    pack::Image,
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
 };
 
-/// Where a layer is.
-enum Place<D: Device> {
-    /// On the device, always.
-    Resident(Box<Layer<Weight<D>>>),
-    /// In pinned RAM. `views` are its weights as they lie in each slot.
-    Pinned { ram: D::Pinned, image: Image, views: [Layer<Weight<D>>; SLOTS] },
+use super::{
+    flow::{Flow, Origin},
+    place::{Progress, place},
+    ring,
+};
+use crate::{
+    device::{Device, DeviceError, Head, Layer, Tensor, Weight},
+    model::{Compute, ComputeHead, Layers, Model},
+    pack::{Image, Placed, TensorId},
+};
+
+/// Where a matrix that is not on the device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elsewhere {
+    /// In page-locked RAM.
+    Ram,
+    /// In the model's file.
+    Disk,
 }
 
-const SLOTS: usize = 2;
-
-/// Device memory that layers take turns in.
-struct Slot<D: Transfer> {
-    buf: D::Buf,
-    /// The layer that was copied here last, and the end of that copy.
-    holds: Option<(usize, D::Event)>,
-    /// The end of the last computation that read the slot: no copy may start before.
-    read_until: Option<D::Event>,
-    /// Setting that fence failed: nobody knows when the slot may be written again.
-    unfenced: bool,
+/// Which matrices flow through the ring, and how large it is. By default none: all weights are on the device.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    /// The matrices that are not on the device.
+    pub elsewhere: HashMap<TensorId, Elsewhere>,
+    /// The ring's size, [`ring::least`] at least.
+    pub ring_bytes: u64,
 }
 
-/// The first layers resident, as many as fit, and the others streamed.
+/// The longest copy. Copies of 16 MiB run at the link's full speed, and shorter ones free the ring in smaller steps.
+const SEGMENT_BYTES: u64 = 32 << 20;
+
+/// A model's weights, placed.
 pub struct Streamed<D: Device> {
-    places: Vec<Place<D>>,
-    slots: Vec<Slot<D>>,
-    /// The streamed layers in the order of a pass.
-    order: Vec<usize>,
-    resident_bytes: u64,
+    layers: Vec<Layer<Weight<D>>>,
+    head: Head<Weight<D>>,
+    /// The number in the flow of each layer, and of the head behind them; none where all of it is on the device.
+    flowing: Vec<Option<usize>>,
+    flow: Option<Flow<D>>,
+    device_bytes: u64,
+    streamed_bytes: u64,
+    pinned_bytes: u64,
+}
+
+/// A group's matrices that flow, and where they come from.
+struct Group<D: Device> {
+    placed: Vec<Placed>,
+    origins: Vec<Origin<D>>,
 }
 
 impl<D: Device> Streamed<D> {
-    /// Places layers `0..resident` on the device and the others in pinned RAM.
+    /// Puts all weights in their places.
     ///
     /// # Errors
-    /// The device's; `images` are the layers' layouts in order.
-    pub fn load(
-        dev: &D,
-        model: &Model,
-        images: &[Image],
-        resident: usize,
-        progress: Progress<'_>,
-    ) -> Result<Self, DeviceError> {
-        let slot_bytes = images.iter().skip(resident).map(Image::bytes).max().unwrap_or(0);
-        let slots = (0..SLOTS)
-            .map(|i| {
-                let buf = dev.alloc(&format!("streaming slot {i}"), slot_bytes)?;
-                Ok(Slot { buf, holds: None, read_until: None, unfenced: false })
-            })
-            .collect::<Result<Vec<Slot<D>>, DeviceError>>()?;
-        let (mut places, mut resident_bytes) = (Vec::with_capacity(images.len()), 0);
-        for (id, image) in images.iter().enumerate() {
-            places.push(if id < resident {
-                let views = place(dev, &model.gguf, image, progress).map_err(|e| e.in_layer(id))?;
-                resident_bytes += views.bytes;
-                Place::Resident(Box::new(views.layer(model, id)))
-            } else {
-                let mut ram = dev.pinned(image.name(), image.bytes()).map_err(|e| e.in_layer(id))?;
-                for placed in image.tensors() {
-                    ram.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
-                    progress(placed.range.len() as u64);
-                }
-                let views = [0, 1].map(|slot: usize| Views::of_image(image, &slots[slot].buf).layer(model, id));
-                Place::Pinned { ram, image: image.clone(), views }
-            });
+    /// The device's, and those of reading the file.
+    pub fn load(dev: &D, model: &Model, streams: &Streams, progress: Progress<'_>) -> Result<Self, DeviceError> {
+        let count = model.config.layers;
+        let mut tensors: HashMap<TensorId, Weight<D>> = HashMap::new();
+        let (mut groups, mut flowing) = (Vec::<Group<D>>::new(), Vec::new());
+        let (mut device_bytes, mut pinned_bytes) = (0, 0);
+        for group in 0..=count {
+            let ids = if group < count { model.layer_tensors(group) } else { model.head_tensors() };
+            let name = if group < count { format!("layer {group}") } else { "the output head".into() };
+            let image = |wanted: Option<Elsewhere>| {
+                let ids: Vec<_> =
+                    ids.iter().copied().filter(|id| streams.elsewhere.get(id).copied() == wanted).collect();
+                Image::new(name.clone(), &model.gguf, &ids).expect("types were checked when the tensors were found")
+            };
+            let in_group = |e: DeviceError| if group < count { e.in_layer(group) } else { e };
+
+            let placed = place(dev, &model.gguf, &image(None), progress).map_err(in_group)?;
+            device_bytes += placed.bytes;
+            tensors.extend(placed.tensors);
+
+            let mut moved = Group { placed: Vec::new(), origins: Vec::new() };
+            let ram = image(Some(Elsewhere::Ram));
+            if !ram.tensors().is_empty() {
+                let pinned = Rc::new(pin(dev, model, &ram, progress).map_err(in_group)?);
+                pinned_bytes += ram.bytes() as u64;
+                moved.origins.extend(ram.tensors().iter().map(|t| Origin::Pinned(pinned.clone(), t.range.start)));
+                moved.placed.extend_from_slice(ram.tensors());
+            }
+            flowing.push((!moved.placed.is_empty()).then_some(groups.len()));
+            if !moved.placed.is_empty() {
+                groups.push(moved);
+            }
         }
-        Ok(Streamed { places, slots, order: (resident..images.len()).collect(), resident_bytes })
+
+        let flow = if groups.is_empty() {
+            None
+        } else {
+            let bytes = |placed: &Placed| (placed.range.len() as u64, SEGMENT_BYTES);
+            let units: Vec<Vec<_>> = groups.iter().map(|g| g.placed.iter().map(bytes).collect()).collect();
+            let layout = ring::lay(&units, streams.ring_bytes).ok_or_else(|| {
+                DeviceError::Unsupported(format!("a ring of {} bytes is too small for this model", streams.ring_bytes))
+            })?;
+            let buf = dev.alloc("the streaming ring", streams.ring_bytes as usize)?;
+            device_bytes += streams.ring_bytes;
+            for (group, offsets) in groups.iter().zip(&layout.offsets) {
+                for (placed, &offset) in group.placed.iter().zip(offsets) {
+                    let Placed { id, ty, rows, cols, .. } = *placed;
+                    tensors.insert(id, Tensor { buf: buf.clone(), offset: offset as usize, ty, rows, cols });
+                }
+            }
+            let origins = groups.into_iter().map(|group| group.origins).collect();
+            Some(Flow::new(buf, layout, origins, None))
+        };
+        let streamed: HashSet<TensorId> = streams.elsewhere.keys().copied().collect();
+        let streamed_bytes = streamed.iter().map(|id| model.gguf.tensors()[id.0].bytes).sum();
+        let get = |part: &crate::pack::TensorPart| {
+            let whole = &tensors[&part.tensor];
+            match &part.outputs {
+                None => whole.clone(),
+                Some(outputs) => whole.part(outputs.clone()).expect("parts were checked when the tensor was found"),
+            }
+        };
+        Ok(Streamed {
+            layers: model.tensors.layers.iter().map(|layer| layer.map(get)).collect(),
+            head: model.tensors.head.map(get),
+            flowing,
+            flow,
+            device_bytes,
+            streamed_bytes,
+            pinned_bytes,
+        })
     }
 
-    /// The slot that layer `id` is in, or is on its way to. Starts the copy, into the slot that was not used last, if the
-    /// layer is in neither.
-    fn fetch(&mut self, dev: &D, id: usize, avoid: Option<usize>) -> Result<usize, DeviceError> {
-        if let Some(slot) = self.slots.iter().position(|s| s.holds.as_ref().is_some_and(|(layer, _)| *layer == id)) {
-            return Ok(slot);
-        }
-        let index = avoid.map_or(0, |used| (used + 1) % SLOTS);
-        let Place::Pinned { ram, image, .. } = &self.places[id] else {
-            unreachable!("only streamed layers are fetched");
-        };
-        let slot = &mut self.slots[index];
-        if slot.unfenced {
-            let message = "an earlier error left a slot in unknown use".into();
-            return Err(DeviceError::Driver { call: "streaming", message });
-        }
-        // A copy that fails halfway leaves neither the old layer nor the new one in the slot.
-        slot.holds = None;
-        let mut end = None;
-        for segment in image.segments() {
-            let offset = segment.start;
-            end = Some(dev.upload(ram, segment, &slot.buf, offset, slot.read_until.as_ref())?);
-        }
-        slot.holds = end.map(|end| (id, end));
-        Ok(index)
+    /// The output matrix, where it is always on the device.
+    pub fn output(&self) -> &Weight<D> {
+        &self.head.output.weight
     }
+
+    /// Runs `f` when group `id` is there.
+    fn with_group(
+        &mut self,
+        dev: &mut D,
+        id: usize,
+        mut f: impl FnMut(&mut D, &Layer<Weight<D>>, &Head<Weight<D>>) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let Streamed { layers, head, flowing, flow, .. } = self;
+        let layer = &layers[id.min(layers.len() - 1)];
+        match (flow, flowing[id]) {
+            (Some(flow), Some(group)) => flow.with(dev, group, &mut |dev| f(dev, layer, head)),
+            (Some(flow), None) => {
+                let result = f(dev, layer, head);
+                flow.run_ahead(dev);
+                result
+            }
+            (None, _) => f(dev, layer, head),
+        }
+    }
+}
+
+/// An image in page-locked memory.
+fn pin<D: Device>(dev: &D, model: &Model, image: &Image, progress: Progress<'_>) -> Result<D::Pinned, DeviceError> {
+    let mut ram = dev.pinned(image.name(), image.bytes())?;
+    for placed in image.tensors() {
+        ram.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
+        progress(placed.range.len() as u64);
+    }
+    Ok(ram)
 }
 
 impl<D: Device> Layers<D> for Streamed<D> {
     fn with(&mut self, dev: &mut D, id: usize, f: Compute<'_, D>) -> Result<(), DeviceError> {
-        if let Place::Resident(layer) = &self.places[id] {
-            return f(dev, layer, 0);
-        }
-        let index = self.fetch(dev, id, None)?;
-        // The next streamed layer starts moving before this one is computed. After the last comes the first: the next
-        // pass will want it.
-        let turn = self.order.iter().position(|&layer| layer == id).expect("a pinned layer is streamed");
-        let next = self.order[(turn + 1) % self.order.len()];
-        self.fetch(dev, next, Some(index))?;
+        self.with_group(dev, id, |dev, layer, _| f(dev, layer))
+    }
 
-        let (Place::Pinned { views, .. }, slot) = (&self.places[id], &mut self.slots[index]) else {
-            unreachable!("resident layers returned above");
-        };
-        if let Some((_, copied)) = &slot.holds {
-            dev.compute_waits(copied)?;
-        }
-        let result = f(dev, &views[index], index);
-        match dev.mark() {
-            Ok(end) => {
-                // The queue's end now is also behind what an earlier mark should have fenced.
-                (slot.read_until, slot.unfenced) = (Some(end), false);
-                result
-            }
-            Err(e) => {
-                slot.unfenced = true;
-                result.and(Err(e))
-            }
-        }
+    fn with_head(&mut self, dev: &mut D, f: ComputeHead<'_, D>) -> Result<(), DeviceError> {
+        self.with_group(dev, self.layers.len(), |dev, _, head| f(dev, head))
     }
 
     fn resident(&self) -> bool {
-        self.order.is_empty()
+        self.flow.is_none()
     }
 
     fn streamed_bytes(&self) -> u64 {
-        // Two streamed layers or fewer stay in their slots.
-        if self.order.len() <= SLOTS { 0 } else { self.pinned_bytes() }
+        self.streamed_bytes
     }
 
     fn device_bytes(&self) -> u64 {
-        let slot =
-            self.places.iter().map(|p| if let Place::Pinned { image, .. } = p { image.bytes() } else { 0 }).max();
-        self.resident_bytes + SLOTS as u64 * slot.unwrap_or(0) as u64
+        self.device_bytes
     }
 
     fn pinned_bytes(&self) -> u64 {
-        let pinned = |p: &Place<D>| if let Place::Pinned { image, .. } = p { image.bytes() as u64 } else { 0 };
-        self.places.iter().map(pinned).sum()
+        self.pinned_bytes
     }
 }

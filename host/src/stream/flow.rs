@@ -1,0 +1,218 @@
+//! The flow of streamed matrices through the ring: copies run ahead of the computation as far as the ring has room, pass after pass.
+//!
+//! Time is counted in turns: one group's computation each. Turn t computes the streamed group t modulo their number, so passes follow
+//! each other without a seam: while the last groups of one are computed, the first ones of the next are copied. Only events order
+//! copies and computations. A group that is asked for out of turn (a skipped layer, an error before) starts the flow anew there.
+
+use std::rc::Rc;
+
+use super::ring::{Layout, Segment};
+use crate::device::{DeviceError, Transfer};
+
+/// Where a streamed matrix is when it is not in the ring.
+pub(super) enum Origin<D: Transfer> {
+    /// In page-locked memory, from this byte on.
+    Pinned(Rc<D::Pinned>, usize),
+    /// Behind the staging buffers: the first of its pieces.
+    Staged(usize),
+}
+
+/// Pieces of matrices that are not in page-locked memory: somebody brings them there, ahead of their use, in the order of the copies.
+pub(super) trait Staged<D: Transfer> {
+    /// Starts to copy `piece` to `ring[offset..]` once `after` has passed, and returns the copy's end. None where the piece is not
+    /// there yet, unless `wait`.
+    fn upload(
+        &mut self,
+        dev: &D,
+        piece: usize,
+        wait: bool,
+        ring: &D::Buf,
+        offset: usize,
+        after: Option<&D::Event>,
+    ) -> Result<Option<D::Event>, DeviceError>;
+    /// The next piece to be asked for is `piece`, whatever came before.
+    fn seek(&mut self, dev: &D, piece: usize) -> Result<(), DeviceError>;
+}
+
+/// A segment of the layout, and what it is copied from.
+struct Copy<D: Transfer> {
+    segment: Segment,
+    from: From<D>,
+    /// It is its group's last one.
+    last: bool,
+}
+
+enum From<D: Transfer> {
+    Pinned(Rc<D::Pinned>, usize),
+    Piece(usize),
+}
+
+/// The ring in use.
+pub(super) struct Flow<D: Transfer> {
+    ring: D::Buf,
+    /// A cycle's copies, in their order.
+    copies: Vec<Copy<D>>,
+    /// The first copy of each group.
+    first: Vec<usize>,
+    staging: Option<Box<dyn Staged<D>>>,
+    /// The turn to be computed next.
+    turn: u64,
+    /// The copy to be made next, and the turn that it is for.
+    next: (u64, usize),
+    /// The turn with which the flow began.
+    began: u64,
+    /// What had been asked to be computed then: copies wait for it instead of turns before. None: nothing had.
+    before: Option<D::Event>,
+    /// The end of each group's last computation.
+    computed: Vec<Option<D::Event>>,
+    /// The end of each group's last copy.
+    copied: Vec<Option<D::Event>>,
+    /// Something failed, so that nobody knows what is in the ring.
+    stopped: bool,
+}
+
+impl<D: Transfer> Flow<D> {
+    /// A flow of `layout`'s segments through `ring`; `origins` are the matrices' of each group.
+    pub fn new(
+        ring: D::Buf,
+        layout: Layout,
+        origins: Vec<Vec<Origin<D>>>,
+        staging: Option<Box<dyn Staged<D>>>,
+    ) -> Self {
+        let groups = origins.len();
+        let last = |i: usize, segments: &[Segment]| segments.get(i + 1).is_none_or(|s| s.group != segments[i].group);
+        let mut pieces = 0;
+        let copies: Vec<Copy<D>> = (0..layout.segments.len())
+            .map(|i| {
+                let segment = layout.segments[i].clone();
+                let from = match &origins[segment.group][segment.unit] {
+                    Origin::Pinned(ram, start) => From::Pinned(ram.clone(), start + segment.range.start as usize),
+                    Origin::Staged(first) => {
+                        pieces = if segment.range.start == 0 { *first } else { pieces + 1 };
+                        From::Piece(pieces)
+                    }
+                };
+                Copy { from, last: last(i, &layout.segments), segment }
+            })
+            .collect();
+        let first = (0..groups)
+            .map(|group| copies.iter().position(|copy| copy.segment.group == group).expect("every group streams"))
+            .collect();
+        let (computed, copied) = (vec![None; groups], vec![None; groups]);
+        Flow {
+            ring,
+            copies,
+            first,
+            staging,
+            turn: 0,
+            next: (0, 0),
+            began: 0,
+            before: None,
+            computed,
+            copied,
+            stopped: false,
+        }
+    }
+
+    fn groups(&self) -> u64 {
+        self.first.len() as u64
+    }
+
+    /// Brings `group` into the ring, runs `f` on it behind the copies, and keeps its place until what `f` asked for has ended, also
+    /// when `f` fails.
+    pub fn with(
+        &mut self,
+        dev: &mut D,
+        group: usize,
+        f: &mut dyn FnMut(&mut D) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        if self.stopped || self.turn % self.groups() != group as u64 {
+            self.restart(dev, group)?;
+        }
+        if let Err(e) = self.fetch(dev) {
+            self.stopped = true;
+            return Err(e);
+        }
+        let result = f(dev);
+        match dev.mark() {
+            Ok(end) => self.computed[group] = Some(end),
+            Err(e) => {
+                // Until a later mark succeeds, nobody knows when the ring may be written again.
+                self.stopped = true;
+                return result.and(Err(e));
+            }
+        }
+        self.turn += 1;
+        self.run_ahead(dev);
+        result
+    }
+
+    /// Makes the copies that have room and data by now. One that fails is made again when its group's turn comes, and fails then.
+    pub fn run_ahead(&mut self, dev: &D) {
+        while !self.stopped {
+            match self.copy(dev, false) {
+                Ok(true) => (),
+                Ok(false) => return,
+                Err(_) => self.stopped = true,
+            }
+        }
+    }
+
+    /// Starts anew with `group`: what is in the ring, or under way, is not used.
+    fn restart(&mut self, dev: &D, group: usize) -> Result<(), DeviceError> {
+        self.before = Some(dev.mark()?);
+        self.turn = (self.turn / self.groups() + 1) * self.groups() + group as u64;
+        self.began = self.turn;
+        self.next = (self.turn, self.first[group]);
+        if let Some(staging) = &mut self.staging {
+            let following = self.copies[self.first[group]..].iter().chain(&self.copies);
+            let piece = following.into_iter().find_map(|copy| match copy.from {
+                From::Piece(piece) => Some(piece),
+                From::Pinned(..) => None,
+            });
+            staging.seek(dev, piece.unwrap_or(0))?;
+        }
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// Makes all copies of this turn's group, and lets the computation wait for the last one.
+    fn fetch(&mut self, dev: &D) -> Result<(), DeviceError> {
+        while self.next.0 <= self.turn {
+            self.copy(dev, true)?;
+        }
+        match &self.copied[(self.turn % self.groups()) as usize] {
+            Some(copied) => dev.compute_waits(copied),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the next copy, if it has room and data: whether it did. With `wait`, waits for its data; there is room for the group whose
+    /// turn it is.
+    fn copy(&mut self, dev: &D, wait: bool) -> Result<bool, DeviceError> {
+        let ((turn, index), groups) = (self.next, self.groups());
+        let Copy { segment, from, last } = &self.copies[index];
+        let after = turn.checked_sub(segment.after as u64).filter(|&after| after >= self.began);
+        let after = match after {
+            None => self.before.as_ref(),
+            Some(after) if after < self.turn => self.computed[(after % groups) as usize].as_ref(),
+            Some(_) => return Ok(false),
+        };
+        let (len, offset) = ((segment.range.end - segment.range.start) as usize, segment.offset as usize);
+        let end = match from {
+            From::Pinned(ram, start) => dev.upload(ram, *start..start + len, &self.ring, offset, after)?,
+            From::Piece(piece) => {
+                let staging = self.staging.as_mut().expect("pieces are staged");
+                match staging.upload(dev, *piece, wait, &self.ring, offset, after)? {
+                    Some(end) => end,
+                    None => return Ok(false),
+                }
+            }
+        };
+        if *last {
+            self.copied[segment.group] = Some(end);
+        }
+        self.next = if index + 1 == self.copies.len() { (turn + 1, 0) } else { (turn + u64::from(*last), index + 1) };
+        Ok(true)
+    }
+}
