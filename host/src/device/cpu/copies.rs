@@ -99,7 +99,14 @@ impl AsMut<[u8]> for CpuPinned {
 
 /// What the thread does next.
 enum Job {
-    Copy { from: Arc<Vec<u8>>, range: Range<usize>, to: Arc<Memory>, offset: usize, after: Option<CpuEvent>, limit: Option<f64> },
+    Copy {
+        from: Arc<Vec<u8>>,
+        range: Range<usize>,
+        to: Arc<Memory>,
+        offset: usize,
+        after: Option<CpuEvent>,
+        limit: Option<f64>,
+    },
     Nothing,
 }
 

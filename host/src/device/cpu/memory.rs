@@ -29,7 +29,8 @@ impl CpuBuf {
         match self {
             CpuBuf::Shared(bytes) => {
                 let len = bytes.len();
-                let range = bytes.get(start..end).ok_or(DeviceError::OutOfRange { what: "weights", start, end, len })?;
+                let range =
+                    bytes.get(start..end).ok_or(DeviceError::OutOfRange { what: "weights", start, end, len })?;
                 Ok(Bytes::Shared(range))
             }
             CpuBuf::Owned(memory) => memory.read("weights", start..end).map(Bytes::Owned),
@@ -85,7 +86,7 @@ struct Held {
 
 impl Held {
     fn excludes(&self, other: &Held) -> bool {
-        (self.writes || other.writes) && self.start < other.end && other.start < self.end
+        (self.writes || other.writes) && self.start.max(other.start) < self.end.min(other.end)
     }
 }
 
@@ -191,5 +192,87 @@ impl DerefMut for Writing<'_> {
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
         self.memory.release(self.held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+        time::Duration,
+    };
+
+    use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+    use super::*;
+
+    #[test]
+    fn ranges_exclude_each_other_where_one_writes() {
+        let range = |start, end, writes| Held { start, end, writes };
+        for (a, b, excluded) in [
+            (range(0, 10, true), range(9, 20, true), true),
+            (range(0, 10, true), range(9, 20, false), true),
+            (range(0, 10, false), range(9, 20, false), false),
+            (range(0, 10, true), range(10, 20, true), false),
+            (range(0, 30, true), range(10, 20, false), true),
+            (range(0, 30, true), range(10, 10, false), false),
+        ] {
+            assert_eq!((a.excludes(&b), b.excludes(&a)), (excluded, excluded), "{a:?} and {b:?}");
+        }
+    }
+
+    #[test]
+    fn an_overlapping_write_waits_and_others_do_not() {
+        let memory = Memory::new("test", 100).unwrap();
+        let step = AtomicUsize::new(0);
+        thread::scope(|threads| {
+            let (first, second) = (memory.read("test", 10..20).unwrap(), memory.read("test", 10..20).unwrap());
+            memory.write("test", 20..30).unwrap().fill(1);
+            threads.spawn(|| {
+                memory.write("test", 15..25).unwrap().fill(2);
+                step.store(1, Ordering::SeqCst);
+            });
+            thread::sleep(Duration::from_millis(20));
+            drop(first);
+            thread::sleep(Duration::from_millis(20));
+            assert_eq!((step.load(Ordering::SeqCst), &*second), (0, &[0; 10][..]));
+        });
+        assert_eq!(*memory.read("test", 13..27).unwrap(), [0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1]);
+        assert!(memory.read("test", 90..101).is_err() && memory.write("test", 100..101).is_err());
+    }
+
+    /// Threads that write a number all over a range, and read it back, and read others': no range changes while it is held.
+    #[test]
+    fn ranges_are_stable_among_many_threads() {
+        const LEN: usize = 4096;
+        let memory = Memory::new("test", LEN).unwrap();
+        let changes = AtomicUsize::new(0);
+        thread::scope(|threads| {
+            for thread in 0..6 {
+                let (memory, changes) = (&memory, &changes);
+                threads.spawn(move || {
+                    let mut rng = SmallRng::seed_from_u64(thread);
+                    for _ in 0..3000 {
+                        let start = rng.random_range(0..LEN);
+                        let range = start..rng.random_range(start..=LEN.min(start + 600));
+                        if rng.random_bool(0.5) {
+                            let mut bytes = memory.write("test", range).unwrap();
+                            bytes.fill(thread as u8);
+                            thread::yield_now();
+                            let mine = bytes.iter().all(|&byte| byte == thread as u8);
+                            changes.fetch_add(usize::from(!mine), Ordering::Relaxed);
+                        } else {
+                            let bytes = memory.read("test", range).unwrap();
+                            let before = bytes.to_vec();
+                            thread::yield_now();
+                            changes.fetch_add(usize::from(*bytes != *before), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(changes.into_inner(), 0, "ranges that changed while they were held");
+        assert!(memory.ranges().is_empty());
     }
 }
