@@ -6,7 +6,10 @@
 
 use std::rc::Rc;
 
-use super::ring::{Layout, Segment};
+use super::{
+    ring::{Layout, Segment},
+    staging::Staging,
+};
 use crate::device::{DeviceError, Transfer};
 
 /// Where a streamed matrix is when it is not in the ring.
@@ -15,23 +18,6 @@ pub(super) enum Origin<D: Transfer> {
     Pinned(Rc<D::Pinned>, usize),
     /// Behind the staging buffers: the first of its pieces.
     Staged(usize),
-}
-
-/// Pieces of matrices that are not in page-locked memory: somebody brings them there, ahead of their use, in the order of the copies.
-pub(super) trait Staged<D: Transfer> {
-    /// Starts to copy `piece` to `ring[offset..]` once `after` has passed, and returns the copy's end. None where the piece is not
-    /// there yet, unless `wait`.
-    fn upload(
-        &mut self,
-        dev: &D,
-        piece: usize,
-        wait: bool,
-        ring: &D::Buf,
-        offset: usize,
-        after: Option<&D::Event>,
-    ) -> Result<Option<D::Event>, DeviceError>;
-    /// The next piece to be asked for is `piece`, whatever came before.
-    fn seek(&mut self, dev: &D, piece: usize) -> Result<(), DeviceError>;
 }
 
 /// A segment of the layout, and what it is copied from.
@@ -54,7 +40,7 @@ pub(super) struct Flow<D: Transfer> {
     copies: Vec<Copy<D>>,
     /// The first copy of each group.
     first: Vec<usize>,
-    staging: Option<Box<dyn Staged<D>>>,
+    staging: Option<Staging<D>>,
     /// The turn to be computed next.
     turn: u64,
     /// The copy to be made next, and the turn that it is for.
@@ -77,7 +63,7 @@ impl<D: Transfer> Flow<D> {
         ring: D::Buf,
         layout: Layout,
         origins: Vec<Vec<Origin<D>>>,
-        staging: Option<Box<dyn Staged<D>>>,
+        staging: Option<Staging<D>>,
     ) -> Self {
         let groups = origins.len();
         let last = |i: usize, segments: &[Segment]| segments.get(i + 1).is_none_or(|s| s.group != segments[i].group);
@@ -170,7 +156,7 @@ impl<D: Transfer> Flow<D> {
                 From::Piece(piece) => Some(piece),
                 From::Pinned(..) => None,
             });
-            staging.seek(dev, piece.unwrap_or(0))?;
+            staging.seek(piece.unwrap_or(0));
         }
         self.stopped = false;
         Ok(())

@@ -48,6 +48,11 @@ fn taken(units: &[u64]) -> u64 {
     units.iter().map(|&bytes| place(bytes)).sum()
 }
 
+/// `bytes` in segments of `step` bytes; the last one may be shorter.
+pub fn cut(bytes: u64, step: u64) -> impl Iterator<Item = u64> {
+    (0..bytes).step_by(step as usize).map(move |start| step.min(bytes - start))
+}
+
 /// A part of a matrix that is copied at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -77,12 +82,12 @@ pub struct Layout {
 const BEGINNINGS: u64 = 32;
 const GAPS: u64 = 4;
 
-/// Lays `groups` out in a ring of `capacity` bytes: each group's matrices, by their bytes and by how many of them are copied at once.
-/// Each group must have one at least. None where the ring is smaller than the [`least`].
+/// Lays `groups` out in a ring of `capacity` bytes: of each group's matrices, the bytes of each of their segments. Each group must have
+/// a matrix at least. None where the ring is smaller than the [`least`].
 ///
 /// Groups follow each other. Where the first one begins, and a small gap between groups, are chosen so that as much as possible can
 /// always be copied while a group is computed: also the first group's matrices, while the last group is.
-pub fn lay(groups: &[Vec<(u64, u64)>], capacity: u64) -> Option<Layout> {
+pub fn lay(groups: &[Vec<Vec<u64>>], capacity: u64) -> Option<Layout> {
     let align = |bytes: u64| bytes / TENSOR_ALIGN as u64 * TENSOR_ALIGN as u64;
     let gaps = (0..GAPS).map(|i| align(i * SLACK / 2 / GAPS));
     let ways = gaps.flat_map(|gap| (0..BEGINNINGS).map(move |i| (align(i * capacity / BEGINNINGS), gap)));
@@ -109,12 +114,12 @@ impl Layout {
     }
 }
 
-fn lay_from(groups: &[Vec<(u64, u64)>], capacity: u64, first: u64, gap: u64) -> Option<Layout> {
+fn lay_from(groups: &[Vec<Vec<u64>>], capacity: u64, first: u64, gap: u64) -> Option<Layout> {
     let mut cursor = first;
     let offsets: Vec<Vec<u64>> = groups
         .iter()
         .map(|units| {
-            let bytes: Vec<u64> = units.iter().map(|&(bytes, _)| bytes).collect();
+            let bytes: Vec<u64> = units.iter().map(|segments| segments.iter().sum()).collect();
             // A group that would meet its own beginning starts anew.
             let offsets = follow(&bytes, cursor, capacity).or_else(|| follow(&bytes, 0, capacity))?;
             cursor = offsets.last().zip(bytes.last()).map_or(cursor, |(last, &bytes)| last + place(bytes) + gap);
@@ -122,7 +127,7 @@ fn lay_from(groups: &[Vec<(u64, u64)>], capacity: u64, first: u64, gap: u64) -> 
         })
         .collect::<Option<_>>()?;
 
-    let place = |group: usize, unit: usize| offsets[group][unit]..offsets[group][unit] + groups[group][unit].0;
+    let place = |group: usize, unit: usize| offsets[group][unit]..offsets[group][unit] + groups[group][unit].iter().sum::<u64>();
     let meets = |group: usize, range: &Range<u64>| {
         (0..groups[group].len()).any(|unit| {
             let other = place(group, unit);
@@ -131,15 +136,15 @@ fn lay_from(groups: &[Vec<(u64, u64)>], capacity: u64, first: u64, gap: u64) -> 
     };
     let mut segments = Vec::new();
     for (group, units) in groups.iter().enumerate() {
-        for (unit, &(bytes, step)) in units.iter().enumerate() {
+        for (unit, lengths) in units.iter().enumerate() {
             let mut start = 0;
-            while start < bytes {
-                let range = start..bytes.min(start + step.max(1));
+            for &bytes in lengths {
+                let range = start..start + bytes;
                 start = range.end;
                 let offset = offsets[group][unit] + range.start;
-                let ring = offset..offset + (range.end - range.start);
                 let before = |back: usize| (group + groups.len() - back) % groups.len();
-                let after = (1..=groups.len()).find(|&back| meets(before(back), &ring)).expect("itself lies there");
+                let lies = |&back: &usize| meets(before(back), &(offset..offset + bytes));
+                let after = (1..=groups.len()).find(lies).expect("itself lies there");
                 segments.push(Segment { group, unit, range, offset, after });
             }
         }
@@ -177,8 +182,9 @@ mod tests {
         (0..count).map(|_| (0..rng.random_range(1..6)).map(|_| unit(rng)).collect()).collect()
     }
 
-    fn with_steps(groups: &[Vec<u64>], step: u64) -> Vec<Vec<(u64, u64)>> {
-        groups.iter().map(|units| units.iter().map(|&bytes| (bytes, step)).collect()).collect()
+    fn with_steps(groups: &[Vec<u64>], step: u64) -> Vec<Vec<Vec<u64>>> {
+        let cut = |&bytes: &u64| super::cut(bytes, step).collect();
+        groups.iter().map(|units| units.iter().map(cut).collect()).collect()
     }
 
     /// Runs the cycle twice over a ring whose every byte knows who wrote it: each group finds its own bytes when it is computed, and a

@@ -1,0 +1,114 @@
+//! Matrices that are not in page-locked memory: their pieces are read into page-locked buffers, ahead of their use, and copied from
+//! there.
+
+use std::{collections::VecDeque, ptr::NonNull};
+
+use readahead::{BufferId, HostBuf, Options, Piece, ReadAhead, ReadError, Source, Span};
+
+use crate::device::{DeviceError, Transfer};
+
+/// Reads in flight, and as many buffers on their way to the device.
+const BUFFERS: usize = 16;
+/// The longest and the shortest read. Drives want 1 to 4 MiB.
+const PIECE: (usize, usize) = (1 << 20, 4 << 20);
+
+/// Page-locked buffers, and the thread that reads into them.
+pub(super) struct Staging<D: Transfer> {
+    // Dropped first: behind it, nothing is written into the buffers any more.
+    ahead: ReadAhead,
+    buffers: Vec<D::Pinned>,
+    /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
+    busy: VecDeque<(BufferId, D::Event)>,
+}
+
+/// The longest piece where the buffers together have `bytes` bytes.
+pub(super) fn piece_bytes(bytes: u64) -> usize {
+    (bytes as usize / BUFFERS).clamp(PIECE.0, PIECE.1)
+}
+
+impl<D: Transfer> Staging<D> {
+    /// Begins to read `pieces`, a cycle, into buffers of `bytes` bytes together, or a little more.
+    ///
+    /// # Errors
+    /// The device's, and those of starting to read.
+    pub fn start(dev: &D, source: Box<dyn Source>, pieces: Vec<Piece>, bytes: u64) -> Result<Self, DeviceError> {
+        let longest = pieces.iter().map(|piece| piece.len).max().unwrap_or(0);
+        let room = source.room(longest);
+        // One to be read into while another is copied.
+        let count = (bytes as usize / longest.max(1)).clamp(2, BUFFERS);
+        let mut buffers =
+            (0..count).map(|_| dev.pinned("the buffers for reads", room)).collect::<Result<Vec<_>, _>>()?;
+        let lent = buffers.iter_mut().map(|buffer| {
+            let bytes = buffer.as_mut();
+            let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
+            // SAFETY: page-locked memory does not move. `buffers` lives until `ahead` has been dropped, which waits for its reads. The
+            // bytes are read by copies only, between `take` and `give_back`.
+            unsafe { HostBuf::new(ptr, bytes.len(), None) }
+        });
+        let ahead = ReadAhead::start(source, pieces, lent.collect(), Options::default())?;
+        Ok(Staging { ahead, buffers, busy: VecDeque::new() })
+    }
+
+    /// One line: how it is read.
+    pub fn describe(&self) -> &str {
+        self.ahead.describe()
+    }
+
+    /// Starts to copy `piece` to `ring[offset..]` once `after` has passed, and returns the copy's end. None where the piece has not been
+    /// read yet, unless `wait`.
+    ///
+    /// # Errors
+    /// The device's, and those of reading.
+    pub fn upload(
+        &mut self,
+        dev: &D,
+        piece: usize,
+        wait: bool,
+        ring: &D::Buf,
+        offset: usize,
+        after: Option<&D::Event>,
+    ) -> Result<Option<D::Event>, DeviceError> {
+        while let Some((_, end)) = self.busy.front() {
+            if !dev.reached(end)? {
+                break;
+            }
+            self.give_back();
+        }
+        let filled = loop {
+            match if wait { self.ahead.take(piece).map(Some) } else { self.ahead.try_take(piece) } {
+                Ok(Some(filled)) => break filled,
+                Ok(None) => return Ok(None),
+                Err(ReadError::AllTaken { .. }) if !self.busy.is_empty() => {
+                    dev.host_waits(&self.busy[0].1)?;
+                    self.give_back();
+                }
+                Err(e) => return Err(e.into()),
+            }
+        };
+        let range = filled.begin..filled.begin + filled.len;
+        let result = dev.upload(&self.buffers[filled.buffer.index()], range, ring, offset, after);
+        // A copy that failed may have begun; the next point of the queue is behind it.
+        let end = match &result {
+            Ok(end) => end.clone(),
+            Err(_) => dev.mark_copies()?,
+        };
+        self.busy.push_back((filled.buffer, end));
+        result.map(Some)
+    }
+
+    fn give_back(&mut self) {
+        if let Some((buffer, _)) = self.busy.pop_front() {
+            self.ahead.give_back(buffer);
+        }
+    }
+
+    /// The next piece to be asked for is `piece`, whatever came before.
+    pub fn seek(&mut self, piece: usize) {
+        self.ahead.seek(piece);
+    }
+
+    /// The reads that have ended since this was last asked.
+    pub fn reads(&self, f: &mut dyn FnMut(Span)) {
+        self.ahead.spans(f);
+    }
+}
