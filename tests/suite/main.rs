@@ -15,6 +15,7 @@ mod gguf;
 mod kernels;
 mod models;
 mod mutations;
+mod plan;
 mod ptx;
 mod readme;
 mod reference;

@@ -1,6 +1,7 @@
 //! Two ways for layers to reach the forward pass: all of them resident on the device, or streamed through it.
 
 mod place;
+pub mod plan;
 mod resident;
 pub mod ring;
 mod streamed;
