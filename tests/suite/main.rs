@@ -15,6 +15,7 @@ mod gguf;
 mod kernels;
 mod models;
 mod mutations;
+mod placement;
 mod plan;
 mod ptx;
 mod readme;
