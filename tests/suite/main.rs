@@ -13,6 +13,7 @@ mod engine;
 mod generate;
 mod gguf;
 mod kernels;
+mod link;
 mod models;
 mod mutations;
 mod placement;

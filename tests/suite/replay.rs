@@ -149,6 +149,10 @@ impl Driver for Recorder {
         self.emulator.upload(src, range, dst, offset, after)
     }
 
+    fn limit_link(&self, bytes_per_second: Option<f64>) {
+        self.emulator.limit_link(bytes_per_second);
+    }
+
     fn load_modules(&self, modules: &[&'static str]) -> Result<()> {
         self.emulator.load_modules(modules)
     }
@@ -202,6 +206,14 @@ impl Driver for Recorder {
 
     fn mark(&self) -> Result<Self::Event> {
         self.emulator.mark()
+    }
+
+    fn mark_copies(&self) -> Result<Self::Event> {
+        self.emulator.mark_copies()
+    }
+
+    fn reached(&self, event: &Self::Event) -> Result<bool> {
+        self.emulator.reached(event)
     }
 
     fn compute_waits(&self, event: &Self::Event) -> Result<()> {

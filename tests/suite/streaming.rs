@@ -59,6 +59,8 @@ struct Recorder {
     copy_queue: Cell<Ended>,
     /// What the compute queue knows; `computations` is its own length.
     compute_queue: Cell<Ended>,
+    /// What the calling thread has waited for.
+    host: Cell<Ended>,
     ops: RefCell<Vec<Op>>,
     /// The upload that fails, counted down to 0.
     fail_upload: Cell<Option<usize>>,
@@ -149,6 +151,24 @@ impl Transfer for Recorder {
         Ok(queue)
     }
 
+    fn limit_link(&mut self, _bytes_per_second: Option<f64>) {
+        unreachable!("layers do not set the link's speed")
+    }
+
+    fn mark_copies(&self) -> Result<Ended, DeviceError> {
+        Ok(self.copy_queue.get())
+    }
+
+    /// What the calling thread has waited for is all that it can know of.
+    fn reached(&self, event: &Ended) -> Result<bool, DeviceError> {
+        let known = self.host.get();
+        Ok(event.copies <= known.copies && event.computations <= known.computations)
+    }
+
+    fn seconds(&self, _from: &Ended, _to: &Ended) -> Result<f64, DeviceError> {
+        Ok(1e-3)
+    }
+
     fn mark(&self) -> Result<Ended, DeviceError> {
         match self.fail_marks.get() {
             true => Err(DeviceError::Unsupported("this mark fails".into())),
@@ -162,6 +182,7 @@ impl Transfer for Recorder {
     }
 
     fn host_waits(&self, event: &Ended) -> Result<(), DeviceError> {
+        Self::update(&self.host, |ended| ended.join(event));
         // Whatever the host asks for from now on comes later.
         Self::update(&self.copy_queue, |ended| ended.join(event));
         Self::update(&self.compute_queue, |ended| ended.join(event));

@@ -23,6 +23,8 @@ impl Code {
     pub const NO_DEVICE: Code = Code(CUDA_ERROR_NO_DEVICE as u32);
     /// A named symbol does not exist: in a module, or a function in an old driver.
     pub const NOT_FOUND: Code = Code(CUDA_ERROR_NOT_FOUND as u32);
+    /// What was asked about has not happened yet.
+    pub const NOT_READY: Code = Code(CUDA_ERROR_NOT_READY as u32);
     /// Something that has no better code.
     pub const UNKNOWN: Code = Code(CUDA_ERROR_UNKNOWN as u32);
 

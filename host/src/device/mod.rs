@@ -4,6 +4,7 @@ mod batch;
 pub mod cpu;
 pub mod cuda;
 mod error;
+mod link;
 mod replay;
 mod shared;
 mod stages;
@@ -38,7 +39,7 @@ pub struct MemoryInfo {
 }
 
 /// All that the streamer sees of a device: memory, copies into it, and the order between copies and computing.
-pub trait Transfer {
+pub trait Transfer: Sized {
     /// Device memory; clones are handles of the same memory.
     type Buf: Clone;
     /// Host memory that copies start from.
@@ -78,12 +79,27 @@ pub trait Transfer {
         offset: usize,
         after: Option<&Self::Event>,
     ) -> Result<Self::Event>;
+    /// Lets uploads from now on take as long as on a link of so many bytes per second, for tests and for seeing what other
+    /// machines would do; none: as long as they take. The link does one copy after the other, in the order of the uploads,
+    /// whatever the calling thread does meanwhile.
+    fn limit_link(&mut self, bytes_per_second: Option<f64>);
+    /// Bytes per second of uploads while the device does nothing else, measured now, with the limit. Takes 20 to 30 ms.
+    fn link_rate(&self) -> Result<f64> {
+        link::rate(self)
+    }
     /// The end of what has been asked to be computed so far.
     fn mark(&self) -> Result<Self::Event>;
+    /// The end of what has been asked to be copied so far: the copy that is asked for next starts when this is reached and
+    /// what it is to come after.
+    fn mark_copies(&self) -> Result<Self::Event>;
     /// What is computed from now on waits for `event`.
     fn compute_waits(&self, event: &Self::Event) -> Result<()>;
     /// The calling thread waits for `event`.
     fn host_waits(&self, event: &Self::Event) -> Result<()>;
+    /// Whether `event` has passed.
+    fn reached(&self, event: &Self::Event) -> Result<bool>;
+    /// Seconds from `from` to `to`, of any queues, both reached.
+    fn seconds(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
 }
 
 /// A tensor on device `D`.
@@ -103,7 +119,7 @@ pub enum Epilogue {
 ///
 /// Activations (`Act`) are F32, row-major, one row per token of the batch; each has room for the tokens that
 /// [`Device::prepare`] was told of, and a pass uses the first `batch.len()` rows.
-pub trait Device: Transfer + Sized {
+pub trait Device: Transfer {
     /// Activations, `[tokens x width]`.
     type Act;
     /// One layer's K and V caches: F16, `[kv_heads x context x head_dim]` each.

@@ -82,8 +82,8 @@ static void add(struct ranges *set, void *start, size_t length) {
 /* Queues. */
 struct queue;
 struct event { struct queue *queue; size_t position; };
-struct work { int kind; char *dst; const char *src; size_t length; unsigned value; struct event after; };
-enum { COPY, FILL, CRASH, WAIT };
+struct work { int kind; char *dst; const char *src; size_t length; unsigned value; struct event after; void (*call)(void *); };
+enum { COPY, FILL, CRASH, WAIT, CALL };
 struct graph { struct work items[64]; size_t count; int invalid; };
 struct queue { struct work items[4096]; size_t done, count; struct graph *capture; };
 
@@ -91,6 +91,7 @@ static result run(struct queue *q, size_t until) {
     while (q->done < until) {
         struct work w = q->items[q->done++ % 4096];
         if (w.kind == WAIT) { if (run(w.after.queue, w.after.position)) return fault; }
+        else if (w.kind == CALL) w.call(w.dst);
         else if (w.kind == CRASH) fault = ILLEGAL_ADDRESS;
         else if (!inside(&allocated, w.dst, w.length) && !inside(&registered, w.dst, w.length)) fault = ILLEGAL_ADDRESS;
         else if (w.kind == FILL) memset(w.dst, (int)w.value, w.length);
@@ -192,11 +193,18 @@ result cuStreamWaitEvent(struct queue *q, struct event *e, unsigned flags) {
     return e->queue ? queued(q, (struct work){.kind = WAIT, .after = *e}) : 0;
 }
 
+result cuLaunchHostFunc(struct queue *q, void (*call)(void *), void *data) {
+    BEGIN NOT_CAPTURED(q)
+    return queued(q, (struct work){.kind = CALL, .call = call, .dst = data});
+}
+
 result cuEventCreate(struct event **e, unsigned flags) { BEGIN (void)flags; *e = calloc(1, sizeof **e); return 0; }
 
 result cuEventDestroy_v2(struct event *e) { free(e); return 0; }
 
 result cuEventRecord(struct event *e, struct queue *q) { BEGIN NOT_CAPTURED(q) *e = (struct event){q, q->count}; return 0; }
+
+result cuEventQuery(struct event *e) { BEGIN return e->queue && e->queue->done < e->position ? NOT_READY : 0; }
 
 result cuEventSynchronize(struct event *e) { BEGIN return e->queue ? run(e->queue, e->position) : 0; }
 

@@ -1,15 +1,21 @@
 //! The CPU device: plain Rust over rayon. It computes where the weights are, so a resident model is used in the file's map.
 
+mod copies;
 mod dot;
 mod math;
+mod memory;
 
 use std::{
     ops::Range,
-    sync::{Arc, RwLock, RwLockReadGuard},
+    sync::{Arc, OnceLock},
 };
 
+use copies::Copies;
+pub use copies::{CpuEvent, CpuPinned};
 pub use dot::InstructionSet;
 use half::f16;
+use memory::Bytes;
+pub use memory::{CpuBuf, Memory};
 use rayon::prelude::*;
 
 use super::{
@@ -20,53 +26,6 @@ use super::{
 
 /// Activations that a thread computes at a time where each is computed by itself: some microseconds' work.
 const PART: usize = 2048;
-
-/// Memory of the CPU device.
-#[derive(Clone)]
-pub enum CpuBuf {
-    /// Part of a model file's map.
-    Shared(SharedBytes),
-    /// Its own allocation, e.g. a streaming slot. The lock is what orders a copy into it and reads of it.
-    Owned(Arc<RwLock<Vec<u8>>>),
-}
-
-/// A read lock on a buffer, for the duration of one stage.
-enum Bytes<'a> {
-    Shared(&'a SharedBytes),
-    Owned(RwLockReadGuard<'a, Vec<u8>>),
-}
-
-impl CpuBuf {
-    fn bytes(&self) -> Bytes<'_> {
-        match self {
-            CpuBuf::Shared(bytes) => Bytes::Shared(bytes),
-            CpuBuf::Owned(lock) => Bytes::Owned(lock.read().unwrap_or_else(|poisoned| poisoned.into_inner())),
-        }
-    }
-
-    /// Copies `bytes` to `self[offset..]`.
-    fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
-        let CpuBuf::Owned(lock) = self else {
-            return Err(DeviceError::Unsupported("a mapped model file is read-only".into()));
-        };
-        let mut memory = lock.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (end, len) = (offset.saturating_add(bytes.len()), memory.len());
-        let target = memory.get_mut(offset..end);
-        target.ok_or(DeviceError::OutOfRange { what: "write", start: offset, end, len })?.copy_from_slice(bytes);
-        Ok(())
-    }
-}
-
-impl std::ops::Deref for Bytes<'_> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Shared(bytes) => bytes,
-            Bytes::Owned(guard) => guard,
-        }
-    }
-}
 
 /// Activations, `[rows x width]`.
 pub struct CpuAct {
@@ -98,6 +57,9 @@ pub struct CpuDevice {
     scratch: Option<Scratch<CpuAct>>,
     set: InstructionSet,
     workspace: dot::Workspace,
+    /// Started by the first upload.
+    copies: OnceLock<Copies>,
+    link_limit: Option<f64>,
 }
 
 impl CpuDevice {
@@ -109,7 +71,23 @@ impl CpuDevice {
     /// The CPU, with chosen instructions. They make no difference to what is computed, to the bit.
     pub fn with(set: InstructionSet) -> Self {
         let name = format!("cpu ({} threads, {set})", rayon::current_num_threads());
-        CpuDevice { name, dims: None, scratch: None, set, workspace: dot::Workspace::default() }
+        CpuDevice {
+            name,
+            dims: None,
+            scratch: None,
+            set,
+            workspace: dot::Workspace::default(),
+            copies: OnceLock::new(),
+            link_limit: None,
+        }
+    }
+
+    fn copies(&self) -> Result<&Copies> {
+        if let Some(copies) = self.copies.get() {
+            return Ok(copies);
+        }
+        let copies = Copies::start()?;
+        Ok(self.copies.get_or_init(|| copies))
     }
 }
 
@@ -121,8 +99,8 @@ impl Default for CpuDevice {
 
 impl Transfer for CpuDevice {
     type Buf = CpuBuf;
-    type Pinned = Vec<u8>;
-    type Event = ();
+    type Pinned = CpuPinned;
+    type Event = CpuEvent;
 
     fn name(&self) -> &str {
         &self.name
@@ -134,11 +112,11 @@ impl Transfer for CpuDevice {
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<CpuBuf> {
-        Ok(CpuBuf::Owned(Arc::new(RwLock::new(self.pinned(what, bytes)?))))
+        Ok(CpuBuf::Owned(Arc::new(Memory::new(what, bytes)?)))
     }
 
-    fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
-        crate::platform::zeroed(what, bytes)
+    fn pinned(&self, what: &str, bytes: usize) -> Result<CpuPinned> {
+        CpuPinned::new(what, bytes)
     }
 
     fn in_place(&self) -> bool {
@@ -150,52 +128,68 @@ impl Transfer for CpuDevice {
     }
 
     fn write(&self, dst: &CpuBuf, offset: usize, bytes: &[u8]) -> Result<()> {
-        dst.write(offset, bytes)
+        let target = offset..offset.saturating_add(bytes.len());
+        dst.owned()?.write("write", target)?.copy_from_slice(bytes);
+        Ok(())
     }
 
     fn upload(
         &self,
-        src: &Vec<u8>,
+        src: &CpuPinned,
         range: Range<usize>,
         dst: &CpuBuf,
         offset: usize,
-        _after: Option<&()>,
-    ) -> Result<()> {
-        let (Range { start, end }, len) = (range.clone(), src.len());
-        dst.write(offset, src.get(range).ok_or(DeviceError::OutOfRange { what: "upload", start, end, len })?)
+        after: Option<&CpuEvent>,
+    ) -> Result<CpuEvent> {
+        self.copies()?.upload(src, range, dst, offset, after, self.link_limit)
     }
 
-    fn mark(&self) -> Result<()> {
+    fn limit_link(&mut self, bytes_per_second: Option<f64>) {
+        self.link_limit = bytes_per_second;
+    }
+
+    /// All that was asked to be computed has been, by the caller's own thread.
+    fn mark(&self) -> Result<CpuEvent> {
+        Ok(CpuEvent::now())
+    }
+
+    fn mark_copies(&self) -> Result<CpuEvent> {
+        Ok(self.copies()?.mark())
+    }
+
+    fn compute_waits(&self, event: &CpuEvent) -> Result<()> {
+        self.host_waits(event)
+    }
+
+    fn host_waits(&self, event: &CpuEvent) -> Result<()> {
+        event.wait();
         Ok(())
     }
 
-    fn compute_waits(&self, _event: &()) -> Result<()> {
-        Ok(())
+    fn reached(&self, event: &CpuEvent) -> Result<bool> {
+        Ok(event.at().is_some())
     }
 
-    fn host_waits(&self, _event: &()) -> Result<()> {
-        Ok(())
+    fn seconds(&self, from: &CpuEvent, to: &CpuEvent) -> Result<f64> {
+        from.seconds_to(to)
     }
 }
 
 impl CpuDevice {
     /// The bytes of a tensor: `rows` rows of `row_bytes` bytes.
-    fn weight<'a>(bytes: &'a [u8], w: &Tensor<CpuBuf>) -> Result<(&'a [u8], usize)> {
+    fn weight(w: &Tensor<CpuBuf>) -> Result<(Bytes<'_>, usize)> {
         let row_bytes = w.ty.row_bytes(w.cols).ok_or_else(|| {
             DeviceError::Unsupported(format!("a {} tensor cannot have rows of {} elements", w.ty, w.cols))
         })?;
-        let (start, end) = (w.offset, w.offset + w.rows * row_bytes);
-        let len = bytes.len();
-        let data = bytes.get(start..end).ok_or(DeviceError::OutOfRange { what: "weights", start, end, len })?;
-        Ok((data, row_bytes))
+        let end = w.offset.saturating_add(w.rows.saturating_mul(row_bytes));
+        Ok((w.buf.read(w.offset, end)?, row_bytes))
     }
 
     /// A vector of F32 weights.
     fn vector(w: &Tensor<CpuBuf>) -> Result<Vec<f32>> {
-        let bytes = w.buf.bytes();
-        let (data, _) = Self::weight(&bytes, w)?;
+        let (data, _) = Self::weight(w)?;
         let mut out = vec![0.0; w.cols];
-        decode(w.ty, data, &mut out);
+        decode(w.ty, &data, &mut out);
         Ok(out)
     }
 }
@@ -246,8 +240,7 @@ impl Device for CpuDevice {
     }
 
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CpuAct) -> Result<()> {
-        let bytes = table.buf.bytes();
-        let (data, row_bytes) = Self::weight(&bytes, table)?;
+        let (data, row_bytes) = Self::weight(table)?;
         for (&token, out) in batch.tokens.iter().zip(x.rows_mut(batch.len()).chunks_exact_mut(table.cols)) {
             decode(table.ty, &data[token as usize * row_bytes..][..row_bytes], out);
             out.iter_mut().for_each(|x| *x *= self.dims().embedding_scale);
@@ -291,9 +284,8 @@ impl Device for CpuDevice {
         epilogue: Epilogue,
     ) -> Result<()> {
         let (weight, bias) = (&w.weight, w.bias.as_ref().map(Self::vector).transpose()?);
-        let bytes = weight.buf.bytes();
-        let (data, _) = Self::weight(&bytes, weight)?;
-        let w = dot::Matrix { ty: weight.ty, cols: weight.cols, data };
+        let (data, _) = Self::weight(weight)?;
+        let w = dot::Matrix { ty: weight.ty, cols: weight.cols, data: &data };
         let finish = |row: usize, product: f32, y: &mut f32| {
             let value = product + bias.as_ref().map_or(0.0, |b| b[row]);
             *y = if epilogue == Epilogue::Residual { *y + value } else { value };

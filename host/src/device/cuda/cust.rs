@@ -8,8 +8,15 @@ mod gpu;
 mod graph;
 mod memory;
 mod modules;
+mod throttle;
 
-use std::{cell::OnceCell, ffi::c_void, ops::Range, ptr, rc::Rc};
+use std::{
+    cell::{Cell, OnceCell},
+    ffi::c_void,
+    ops::Range,
+    ptr,
+    rc::Rc,
+};
 
 use cuda_dlopen::{Code, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
@@ -24,6 +31,7 @@ use self::{
     gpu::Gpu,
     memory::{Landing, Staging},
     modules::{Entry, Modules, Source},
+    throttle::SlowLink,
 };
 use super::driver::{Driver, Grid, Launch, Profile, Properties};
 use crate::{
@@ -43,6 +51,8 @@ pub struct CustDriver {
     landing: OnceCell<Landing>,
     profile: Profile<Event>,
     timers: Timers,
+    slow_link: SlowLink,
+    link_limit: Cell<Option<f64>>,
     gpu: Rc<Gpu>,
 }
 
@@ -72,6 +82,8 @@ impl CustDriver {
             landing: OnceCell::new(),
             profile: Profile::default(),
             timers: Timers::default(),
+            slow_link: SlowLink::default(),
+            link_limit: Cell::new(None),
             gpu,
         })
     }
@@ -225,12 +237,22 @@ impl Driver for CustDriver {
             event.delay(&self.gpu, &self.gpu.copy)?;
         }
         if !bytes.is_empty() {
-            // SAFETY: both ranges lie in their buffers, and both buffers wait for the copy queue when they are dropped.
-            let queued =
-                unsafe { raw::cuMemcpyHtoDAsync_v2(dst, bytes.as_ptr().cast(), bytes.len(), self.gpu.copy.as_inner()) };
-            self.gpu.check("cuMemcpyHtoDAsync", queued)?;
+            let copy = || {
+                let (from, queue) = (bytes.as_ptr().cast(), self.gpu.copy.as_inner());
+                // SAFETY: both ranges lie in their buffers, and both buffers wait for the copy queue when they are dropped.
+                let queued = unsafe { raw::cuMemcpyHtoDAsync_v2(dst, from, bytes.len(), queue) };
+                self.gpu.check("cuMemcpyHtoDAsync", queued)
+            };
+            match self.link_limit.get() {
+                None => copy()?,
+                Some(limit) => self.slow_link.around(&self.gpu, &self.gpu.copy, bytes.len(), limit, copy)?,
+            }
         }
-        Event::record(&self.gpu, &self.gpu.copy, false)
+        Event::record(&self.gpu, &self.gpu.copy, true)
+    }
+
+    fn limit_link(&self, bytes_per_second: Option<f64>) {
+        self.link_limit.set(bytes_per_second);
     }
 
     fn load_modules(&self, modules: &[&'static str]) -> Result<()> {
@@ -310,6 +332,12 @@ impl Driver for CustDriver {
         Event::record(&self.gpu, &self.gpu.compute, true)
     }
 
+    fn mark_copies(&self) -> Result<Event> {
+        self.gpu.capturing.refuse("a mark")?;
+        self.gpu.activate()?;
+        Event::record(&self.gpu, &self.gpu.copy, true)
+    }
+
     fn compute_waits(&self, event: &Event) -> Result<()> {
         self.gpu.capturing.refuse("a wait")?;
         self.gpu.activate()?;
@@ -320,6 +348,11 @@ impl Driver for CustDriver {
         self.gpu.capturing.refuse("a wait")?;
         self.gpu.activate()?;
         event.wait(&self.gpu)
+    }
+
+    fn reached(&self, event: &Event) -> Result<bool> {
+        self.gpu.activate()?;
+        event.reached(&self.gpu)
     }
 
     fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {

@@ -106,6 +106,8 @@ pub trait Driver: Sized + 'static {
         offset: usize,
         after: Option<&Self::Event>,
     ) -> Result<Self::Event>;
+    /// As [`crate::device::Transfer::limit_link`].
+    fn limit_link(&self, bytes_per_second: Option<f64>);
 
     /// Loads modules ([`Kernel::MODULE`]), all at once; otherwise, each is loaded when a kernel in it is first launched.
     fn load_modules(&self, modules: &[&'static str]) -> Result<()>;
@@ -145,11 +147,15 @@ pub trait Driver: Sized + 'static {
 
     /// The present end of the compute queue.
     fn mark(&self) -> Result<Self::Event>;
+    /// The present end of the copy queue.
+    fn mark_copies(&self) -> Result<Self::Event>;
     /// Lets the compute queue wait for `event`.
     fn compute_waits(&self, event: &Self::Event) -> Result<()>;
     /// Lets the calling thread wait for `event`.
     fn host_waits(&self, event: &Self::Event) -> Result<()>;
-    /// Seconds between two points of the compute queue, both reached.
+    /// Whether `event` has passed.
+    fn reached(&self, event: &Self::Event) -> Result<bool>;
+    /// Seconds from `from` to `to`, of any queues, both reached.
     fn seconds(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
 }
 

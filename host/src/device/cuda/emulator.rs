@@ -1,13 +1,21 @@
 //! The driver that runs kernels on the host (`crates/cuda_emu`): the same kernels and the same device code as on a GPU,
 //! on machines without one. Slow; for tests. Every call completes before it returns.
 
-use std::{convert::Infallible, ops::Range, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    ops::Range,
+    time::Instant,
+};
 
 use cuda_emu::{Allocation, Emulator, MemoryError};
 use cuda_std::kernel::Kernel;
 
 use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
-use crate::device::{DeviceError, MemoryInfo};
+use crate::device::{
+    DeviceError, MemoryInfo,
+    link::{Throttle, sleep_until},
+};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -27,6 +35,8 @@ pub struct EmulatorDriver {
     properties: Properties,
     capturing: Capturing,
     profile: Profile<Instant>,
+    link: RefCell<Throttle>,
+    link_limit: Cell<Option<f64>>,
 }
 
 impl EmulatorDriver {
@@ -38,7 +48,14 @@ impl EmulatorDriver {
     /// The same as a GPU that has `properties`; a launch that asks for more shared memory than they say is an error.
     pub fn with_properties(seed: u64, properties: Properties) -> Self {
         let emulator = Emulator::new(seed).with_shared_limit(properties.shared_per_block as usize);
-        EmulatorDriver { emulator, properties, capturing: Capturing::default(), profile: Profile::default() }
+        EmulatorDriver {
+            emulator,
+            properties,
+            capturing: Capturing::default(),
+            profile: Profile::default(),
+            link: RefCell::default(),
+            link_limit: Cell::new(None),
+        }
     }
 }
 
@@ -123,10 +140,17 @@ impl Driver for EmulatorDriver {
         _after: Option<&Instant>,
     ) -> Result<Instant> {
         self.capturing.refuse("an upload")?;
-        let (Range { start, end }, len) = (range.clone(), src.len());
+        let (Range { start, end }, len, ready) = (range.clone(), src.len(), Instant::now());
         let bytes = src.get(range).ok_or(DeviceError::OutOfRange { what: "upload", start, end, len })?;
         self.write(dst, offset, bytes)?;
+        if let Some(limit) = self.link_limit.get() {
+            sleep_until(self.link.borrow_mut().copy(ready, bytes.len(), limit));
+        }
         self.mark()
+    }
+
+    fn limit_link(&self, bytes_per_second: Option<f64>) {
+        self.link_limit.set(bytes_per_second);
     }
 
     fn load_modules(&self, _modules: &[&'static str]) -> Result<()> {
@@ -171,6 +195,10 @@ impl Driver for EmulatorDriver {
         Ok(Instant::now())
     }
 
+    fn mark_copies(&self) -> Result<Instant> {
+        self.mark()
+    }
+
     fn compute_waits(&self, _event: &Instant) -> Result<()> {
         self.capturing.refuse("a wait")
     }
@@ -179,7 +207,11 @@ impl Driver for EmulatorDriver {
         self.capturing.refuse("a wait")
     }
 
+    fn reached(&self, _event: &Instant) -> Result<bool> {
+        Ok(true)
+    }
+
     fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64> {
-        Ok(to.duration_since(*from).as_secs_f64())
+        Ok(to.duration_since(*from).as_secs_f64() - from.duration_since(*to).as_secs_f64())
     }
 }

@@ -171,8 +171,16 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.upload(src, range, &dst.mem, offset, after)
     }
 
+    fn limit_link(&mut self, bytes_per_second: Option<f64>) {
+        self.driver.limit_link(bytes_per_second);
+    }
+
     fn mark(&self) -> Result<D::Event> {
         self.driver.mark()
+    }
+
+    fn mark_copies(&self) -> Result<D::Event> {
+        self.driver.mark_copies()
     }
 
     fn compute_waits(&self, event: &D::Event) -> Result<()> {
@@ -181,5 +189,13 @@ impl<D: Driver> Transfer for CudaDevice<D> {
 
     fn host_waits(&self, event: &D::Event) -> Result<()> {
         self.driver.host_waits(event)
+    }
+
+    fn reached(&self, event: &D::Event) -> Result<bool> {
+        self.driver.reached(event)
+    }
+
+    fn seconds(&self, from: &D::Event, to: &D::Event) -> Result<f64> {
+        self.driver.seconds(from, to)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, ffi::c_uint, ptr, rc::Rc};
 
-use cuda_dlopen::raw;
+use cuda_dlopen::{Code, raw};
 use cust::{event::EventFlags, stream::Stream, sys::CUevent};
 
 use super::gpu::Gpu;
@@ -50,6 +50,15 @@ impl Event {
         let read = unsafe { raw::cuEventElapsedTime(&mut milliseconds, self.0.raw, later.0.raw) };
         self.0.gpu.check("cuEventElapsedTime", read)?;
         Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    /// Whether this point has passed.
+    pub(super) fn reached(&self, gpu: &Gpu) -> Result<bool> {
+        // SAFETY: the event is alive.
+        match unsafe { raw::cuEventQuery(self.0.raw) } {
+            Err(Code::NOT_READY) => Ok(false),
+            result => gpu.check("cuEventQuery", result).map(|()| true),
+        }
     }
 
     /// Lets `queue` wait for this point.
