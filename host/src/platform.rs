@@ -1,16 +1,32 @@
-//! What the operating system says of this machine.
+//! What the operating system and the driver say of this machine.
 
+mod cgroup;
+mod disk;
+mod nvml;
+mod pcie;
+
+pub use disk::disk_rate;
+pub use nvml::{Holder, holders};
+pub use pcie::{PcieLink, pcie_link};
 use procfs::{Current, Meminfo};
 
 use crate::device::{DeviceError, MemoryInfo};
 
-/// RAM that programs can still take without swapping, and all of it.
+/// RAM that this program can still take without swapping, and all that it may have: the machine's, or what its control groups
+/// (containers, job schedulers) allow.
 ///
 /// # Errors
 /// Where /proc is not there.
 pub fn memory() -> Result<MemoryInfo, procfs::ProcError> {
     let info = Meminfo::current()?;
-    Ok(MemoryInfo { free: info.mem_available.unwrap_or(info.mem_free), total: info.mem_total })
+    let machine = MemoryInfo { free: info.mem_available.unwrap_or(info.mem_free), total: info.mem_total };
+    let groups = cgroup::memory().unwrap_or(machine);
+    Ok(MemoryInfo { free: machine.free.min(groups.free), total: machine.total.min(groups.total) })
+}
+
+/// RAM that is left to everybody else, of `total` bytes.
+pub fn reserve(total: u64) -> u64 {
+    (total / 100 * 15).max(4 << 30)
 }
 
 /// `len` zeros, or an error that says what they were for: an allocation that fails by itself would end the process.

@@ -362,6 +362,13 @@ fn usage_errors() {
         &["-n", "-1"],
         &["-c", "many"],
         &["--vram-budget", "much"],
+        &["--vram-budget", "101%"],
+        &["--ram-budget", "-1%"],
+        &["--n-buffers", "0"],
+        &["--n-buffers", "few"],
+        &["--link-limit", "0GB/s"],
+        &["--link-limit", "fast"],
+        &["--plan", "--benchmark"],
         &["-p", "a", "-f", "b"],
         &["-q", "-v"],
         &["inspect"],
@@ -373,6 +380,9 @@ fn usage_errors() {
         let message = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
         assert!(message.starts_with("error: ") && message.contains("--help"), "{args:?}: {message}");
+        // Whatever is wrong with a flag, the message begins with its name.
+        let flag = args[0].starts_with("--").then_some(args[0]).unwrap_or_default();
+        assert!(message.lines().next().unwrap().contains(flag), "{args:?}: {message}");
         assert!(output.stdout.is_empty());
     }
 }

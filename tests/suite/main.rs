@@ -16,6 +16,8 @@ mod kernels;
 mod link;
 mod models;
 mod mutations;
+mod placement;
+mod plan;
 mod ptx;
 mod readme;
 mod reference;

@@ -61,7 +61,12 @@ pub fn open_with(
     progress: Progress<'_>,
 ) -> Box<dyn Runner> {
     let model = Model::new(gguf.clone(), context, CONTEXT).unwrap();
-    let options = LoadOptions { streaming: vram_budget.is_some(), vram_budget, wanted: CONTEXT, announce: |_| () };
+    let options = LoadOptions {
+        streaming: vram_budget.is_some(),
+        vram_budget: vram_budget.map(Into::into),
+        wanted: CONTEXT,
+        ..Default::default()
+    };
     engine::open(device, model, &options, &mut |line| eprintln!("{line}"), progress)
         .unwrap_or_else(|e| panic!("{device:?}: {e}"))
 }
@@ -320,7 +325,7 @@ fn perplexity_matches_transformers() {
 
         let window = number("context");
         let model = Model::new(gguf, Some(window), window).unwrap();
-        let options = LoadOptions { streaming: false, vram_budget: None, wanted: window, announce: |_| () };
+        let options = LoadOptions { wanted: window, ..Default::default() };
         let mut runner = engine::open(DeviceChoice::Cpu, model, &options, &mut |_| (), &mut |_| ()).unwrap();
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let found = engine::perplexity(&mut *runner, &tokens, window, bos, &mut |_| true).unwrap();

@@ -89,7 +89,7 @@ fn compute(bytes: Vec<u8>) -> Result<bool, EngineError> {
     // For a context unlike that of reading, LongRoPE takes other factors, which may be damaged.
     let model = Model::new(Arc::new(Gguf::from_vec("untrusted", bytes)?), None, 8)?;
     let (vocab, tokens) = (model.config.dims.vocab, model.config.dims.context.min(2));
-    let options = LoadOptions { streaming: false, vram_budget: None, wanted: tokens, announce: |_| () };
+    let options = LoadOptions { wanted: tokens, ..Default::default() };
     let mut session = Session::load(CpuDevice::new(), model, &options, &mut |_| ())?;
     session.pass(&[0, vocab as u32 - 1][..tokens], 0, tokens)?;
     let logits = session.logits()?;

@@ -242,7 +242,12 @@ fn assert_same(found: &[f32], expected: &[f32], what: &str) {
 fn recording(gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> (Session<CudaDevice<Recorder>>, Rc<Counts>) {
     let (recorder, counts) = Recorder::new();
     let model = Model::new(gguf.clone(), None, 64).unwrap();
-    let options = LoadOptions { streaming: vram_budget.is_some(), vram_budget, wanted: 64, announce: |_| () };
+    let options = LoadOptions {
+        streaming: vram_budget.is_some(),
+        vram_budget: vram_budget.map(Into::into),
+        wanted: 64,
+        ..Default::default()
+    };
     (Session::load(CudaDevice::new(recorder), model, &options, &mut |_| ()).unwrap(), counts)
 }
 

@@ -47,7 +47,7 @@ fn every_type_makes_a_model_that_runs() {
     for (shape, quant) in pure.chain(mixed) {
         let gguf = model(shape, quant, 3);
         Tokenizer::from_gguf(&gguf).unwrap();
-        let options = LoadOptions { streaming: false, vram_budget: None, wanted: 3, announce: |_| () };
+        let options = LoadOptions { wanted: 3, ..Default::default() };
         let model = Model::new(gguf, None, 4096).unwrap();
         let mut session = Session::load(CpuDevice::new(), model, &options, &mut |_| ()).unwrap();
         session.pass(&[7, 300, 5], 0, 3).unwrap();

@@ -88,7 +88,8 @@ pub unsafe extern "C" fn nt_options_set_streaming(options: *mut nt_options, stre
 pub unsafe extern "C" fn nt_options_set_vram_budget(options: *mut nt_options, bytes: u64) -> nt_status {
     guard(|| {
         // SAFETY: the caller's promise.
-        unsafe { object_mut(options, "options") }?.0.load.vram_budget = Some(bytes).filter(|&bytes| bytes > 0);
+        unsafe { object_mut(options, "options") }?.0.load.vram_budget =
+            Some(bytes).filter(|&bytes| bytes > 0).map(Into::into);
         Ok(())
     })
 }

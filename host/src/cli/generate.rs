@@ -15,6 +15,7 @@ use super::{
     chat::{self, ChatArgs},
     interrupt,
     open::ModelArgs,
+    plan,
     sampling::SamplingArgs,
 };
 use crate::engine::{Engine, Event, GenerateOptions, Generated, Grammar, Stop, Timing, Tokenizer, check_length};
@@ -39,6 +40,9 @@ pub struct GenerateArgs {
     /// Tokens that prompt and answer may have together. min(the model's, 4096) if absent.
     #[arg(short, long, value_name = "TOKENS")]
     pub(super) context: Option<usize>,
+    /// Print what would be placed where, how fast it would be, and why, and stop before anything is loaded.
+    #[arg(long, conflicts_with = "benchmark")]
+    plan: bool,
     /// Print one JSON object at the end instead of text.
     #[arg(long, conflicts_with = "chat")]
     json: bool,
@@ -54,6 +58,9 @@ pub struct GenerateArgs {
 
 /// Continues the prompt on stdout. The exit code is that of an interrupted run if Ctrl-C ended it.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
+    if args.plan {
+        return plan::run(&args.model, args.context, args.json).map(|()| 0);
+    }
     if args.chat.asked() {
         return chat::run(args);
     }

@@ -8,6 +8,7 @@ pub mod inspect;
 mod interrupt;
 mod open;
 mod perplexity;
+mod plan;
 mod sampling;
 pub mod synth;
 mod tokenize;

@@ -11,8 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     demo,
-    engine::{DeviceChoice, Engine, LoadOptions, Loading, ModelFile},
+    engine::{Budget, DeviceChoice, Engine, LoadOptions, Loading, ModelFile, Placement},
     gguf::Gguf,
+    stream::ring::Buffers,
 };
 
 /// Which model, where, and how much is said about it.
@@ -27,9 +28,19 @@ pub struct ModelArgs {
     /// Stream the layers that do not fit into device memory through it, from RAM.
     #[arg(long)]
     streaming: bool,
-    /// Device memory to use at most, e.g. 8GiB. What is free if absent.
+    /// Device memory to use at most, e.g. 8GiB or 50%. What is free if absent.
     #[arg(long, value_name = "SIZE")]
-    vram_budget: Option<ByteSize>,
+    vram_budget: Option<Budget>,
+    /// RAM to use at most for layers that are streamed, e.g. 20GiB or 50%; the others are streamed from the model's file. What is
+    /// available if absent, but for 15 % of all RAM, and 4 GiB at least.
+    #[arg(long, value_name = "SIZE")]
+    ram_budget: Option<Budget>,
+    /// Layers that streamed ones have room for on the device: more keep the link busy, fewer leave room for layers that stay.
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = buffers)]
+    n_buffers: Buffers,
+    /// Slow the link to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    link_limit: Option<f64>,
     /// Say more on stderr.
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
@@ -71,12 +82,7 @@ impl ModelArgs {
 
     /// Loads the weights, with room for `wanted` rows of logits.
     pub fn load(&self, file: ModelFile, wanted: usize) -> anyhow::Result<Engine> {
-        let options = LoadOptions {
-            streaming: self.streaming,
-            vram_budget: self.vram_budget.map(|b| b.0),
-            wanted,
-            announce: self.announce(),
-        };
+        let options = self.options(wanted);
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(file.load_bytes()?) };
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
         bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
@@ -93,6 +99,23 @@ impl ModelArgs {
             });
         }
         Ok(engine)
+    }
+
+    /// What loading the model would place where.
+    pub fn plan(&self, file: &ModelFile, wanted: usize) -> anyhow::Result<Placement> {
+        Ok(file.plan(self.device, &self.options(wanted))?)
+    }
+
+    fn options(&self, wanted: usize) -> LoadOptions {
+        LoadOptions {
+            streaming: self.streaming,
+            vram_budget: self.vram_budget,
+            ram_budget: self.ram_budget,
+            buffers: self.n_buffers,
+            link_limit: self.link_limit,
+            wanted,
+            announce: self.announce(),
+        }
     }
 
     /// A line on stderr, unless -q.
@@ -116,7 +139,39 @@ impl ModelArgs {
     }
 }
 
+fn buffers(text: &str) -> Result<Buffers, String> {
+    match (text, text.parse()) {
+        ("auto", _) => Ok(Buffers::Auto),
+        (_, Ok(count)) => Ok(Buffers::Count(count)),
+        _ => Err("expected auto, or a number of layers of 1 or more".into()),
+    }
+}
+
+/// Bytes a second: a size, with or without `/s`.
+fn rate(text: &str) -> Result<f64, String> {
+    let size = text.strip_suffix("/s").unwrap_or(text).parse::<ByteSize>().ok().filter(|size| size.0 > 0);
+    size.map(|size| size.0 as f64).ok_or("expected bytes a second, such as 6.5GB/s".into())
+}
+
 /// A line on stderr. That nobody reads it is no reason to stop.
 pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    #[test]
+    fn values_of_flags() {
+        assert_eq!(buffers("auto"), Ok(Buffers::Auto));
+        assert_eq!(buffers("3"), Ok(Buffers::Count(NonZeroUsize::new(3).unwrap())));
+        assert_eq!(["0", "-1", "two", ""].map(|text| buffers(text).is_err()), [true; 4]);
+        assert_eq!(rate("6.5GB/s"), Ok(6.5e9));
+        assert_eq!(rate("1GiB"), Ok(f64::from(1 << 30)));
+        assert_eq!(rate("1000000"), Ok(1e6));
+        assert_eq!(["0", "0GB/s", "-1GB/s", "fast", "/s", "nan"].map(|text| rate(text).is_err()), [true; 6]);
+    }
 }

@@ -51,6 +51,10 @@ pub trait Transfer: Sized {
     fn name(&self) -> &str;
     /// Free and total memory.
     fn memory(&self) -> Result<MemoryInfo>;
+    /// The address of its slot, e.g. `0000:3B:00.0`, if it has one.
+    fn pci_address(&self) -> Option<String> {
+        None
+    }
     /// `bytes` bytes of device memory. `what` names them in an error.
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Buf>;
     /// Page-locked host memory.
@@ -219,6 +223,12 @@ pub trait Device: Transfer {
     /// free memory where there are as many.
     fn read_bandwidth(&mut self) -> Result<f64> {
         Err(DeviceError::no_launches(self.name()))
+    }
+
+    /// Bytes a second at which the device reads its memory, measured in some milliseconds and so roughly. None where what is
+    /// computed does not depend on that alone.
+    fn memory_rate(&mut self) -> Result<Option<f64>> {
+        Ok(None)
     }
 
     /// Norm, projections, norms of heads, rotation, KV append: x `[n x hidden]` to q `[n x heads * head_dim]`. A device may leave

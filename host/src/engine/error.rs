@@ -51,6 +51,14 @@ pub enum EngineError {
         /// The way out.
         advice: String,
     },
+    /// An environment variable that is no number.
+    #[error("{variable} is {value:?}: expected a number of layers, such as 20")]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// What it is set to.
+        value: String,
+    },
     /// More tokens than the context holds.
     #[error(
         "a prompt of {prompt} tokens and up to {max_new} new ones do not fit into the context of {context}; shorten the text or \

@@ -2,7 +2,9 @@
 
 use std::{path::Path, str::FromStr, sync::Arc};
 
-use super::{EngineError, LoadOptions, MemoryReport, Perplexity, Runner, Session, Tokenizer, load_bytes};
+use super::{
+    EngineError, LoadOptions, MemoryReport, Perplexity, Placement, Runner, Session, Tokenizer, load_bytes, plan_for,
+};
 use crate::{
     demo,
     device::{
@@ -128,6 +130,14 @@ impl ModelFile {
         load_bytes(&self.model)
     }
 
+    /// What loading the model on `device` would place where, without doing it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn plan(&self, device: DeviceChoice, options: &LoadOptions) -> Result<Placement, EngineError> {
+        on_device(device, options.announce, Planning { model: &self.model, options })
+    }
+
     /// Loads the weights on `device`, and tells `told` about it.
     ///
     /// # Errors
@@ -246,6 +256,33 @@ impl Engine {
     }
 }
 
+/// What is done with the device that was asked for, whichever it is.
+trait OnDevice {
+    type Output;
+
+    /// `why` says why it is this one, for behind its name; `index` is its number among those of its kind.
+    fn run<D: Device + 'static>(self, dev: D, why: &str, index: usize) -> Result<Self::Output, EngineError>;
+}
+
+fn on_device<T: OnDevice>(choice: DeviceChoice, announce: fn(&str), then: T) -> Result<T::Output, EngineError> {
+    let cuda = |index| CustDriver::open(index, announce).map(CudaDevice::new);
+    match choice {
+        DeviceChoice::Cpu => then.run(CpuDevice::new(), "", 0),
+        DeviceChoice::Cuda(index) => then.run(cuda(index)?, "", index),
+        DeviceChoice::Emulator => {
+            let dev = CudaDevice::new(EmulatorDriver::new(0));
+            then.run(dev, " (slow: every GPU thread is run in turn; for tests)", 0)
+        }
+        DeviceChoice::Auto => match cuda(0) {
+            Ok(dev) => then.run(dev, " (auto: the first GPU)", 0),
+            Err(DeviceError::Unavailable { why }) => {
+                then.run(CpuDevice::new(), &format!(" (auto: no usable GPU: {why})"), 0)
+            }
+            Err(e) => Err(e.into()),
+        },
+    }
+}
+
 /// Loads `model` on the device that was asked for. `say` is told its name, and with `Auto` why it is this one.
 ///
 /// # Errors
@@ -257,32 +294,33 @@ pub fn open(
     say: &mut dyn FnMut(&str),
     progress: Progress<'_>,
 ) -> Result<Box<dyn Runner>, EngineError> {
-    let cuda = |index| CustDriver::open(index, options.announce).map(CudaDevice::new);
-    match choice {
-        DeviceChoice::Cpu => load(CpuDevice::new(), "", model, options, say, progress),
-        DeviceChoice::Cuda(index) => load(cuda(index)?, "", model, options, say, progress),
-        DeviceChoice::Emulator => {
-            let dev = CudaDevice::new(EmulatorDriver::new(0));
-            load(dev, " (slow: every GPU thread is run in turn; for tests)", model, options, say, progress)
-        }
-        DeviceChoice::Auto => match cuda(0) {
-            Ok(dev) => load(dev, " (auto: the first GPU)", model, options, say, progress),
-            Err(DeviceError::Unavailable { why }) => {
-                load(CpuDevice::new(), &format!(" (auto: no usable GPU: {why})"), model, options, say, progress)
-            }
-            Err(e) => Err(e.into()),
-        },
+    struct Load<'a> {
+        model: Model,
+        options: &'a LoadOptions,
+        say: &'a mut dyn FnMut(&str),
+        progress: Progress<'a>,
     }
+    impl OnDevice for Load<'_> {
+        type Output = Box<dyn Runner>;
+
+        fn run<D: Device + 'static>(self, dev: D, why: &str, _index: usize) -> Result<Box<dyn Runner>, EngineError> {
+            (self.say)(&format!("{}{why}", dev.name()));
+            Ok(Box::new(Session::load(dev, self.model, self.options, self.progress)?))
+        }
+    }
+    on_device(choice, options.announce, Load { model, options, say, progress })
 }
 
-fn load<D: Device + 'static>(
-    dev: D,
-    why: &str,
-    model: Model,
-    options: &LoadOptions,
-    say: &mut dyn FnMut(&str),
-    progress: Progress<'_>,
-) -> Result<Box<dyn Runner>, EngineError> {
-    say(&format!("{}{why}", dev.name()));
-    Ok(Box::new(Session::load(dev, model, options, progress)?))
+/// Plans how `model` would be placed on the device that was asked for.
+struct Planning<'a> {
+    model: &'a Model,
+    options: &'a LoadOptions,
+}
+
+impl OnDevice for Planning<'_> {
+    type Output = Placement;
+
+    fn run<D: Device + 'static>(self, mut dev: D, _why: &str, index: usize) -> Result<Placement, EngineError> {
+        plan_for(&mut dev, index, self.model, self.options)
+    }
 }

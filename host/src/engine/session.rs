@@ -3,12 +3,16 @@
 use bytesize::ByteSize;
 use quant::TensorType;
 
-use super::EngineError;
+use super::{Budget, EngineError};
 use crate::{
-    device::{Device, DeviceError, Launch, top_k::Candidate},
+    device::{Device, DeviceError, Launch, MemoryInfo, top_k::Candidate},
     model::{Config, Embedding, Layers, Model, State, Weights, forward},
     pack::Image,
+<<<<<<< HEAD
     stream::{Elsewhere, Progress, Streamed, Streams, ring},
+=======
+    stream::{Progress, Resident, Streamed, place_head, ring::Buffers},
+>>>>>>> plan
 };
 
 /// Tokens that one pass takes at most. More tokens use the weights better but need more activations: at 512, an 8B
@@ -23,8 +27,14 @@ const HEADROOM: u64 = 256 << 20;
 pub struct LoadOptions {
     /// Stream the layers that do not fit.
     pub streaming: bool,
-    /// Device memory to use at most, in bytes. None: what is free.
-    pub vram_budget: Option<u64>,
+    /// Device memory to use at most. None: what is free.
+    pub vram_budget: Option<Budget>,
+    /// RAM to use at most for what is streamed. None: what is free, but for a reserve.
+    pub ram_budget: Option<Budget>,
+    /// The size of the ring that streamed matrices go through.
+    pub buffers: Buffers,
+    /// Bytes a second that the link to the device is slowed down to, to see what another machine would do. None: as it is.
+    pub link_limit: Option<f64>,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
     /// Told what takes long meanwhile.
@@ -34,7 +44,15 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// All of the model on the device, to generate; silent.
     fn default() -> Self {
-        LoadOptions { streaming: false, vram_budget: None, wanted: 1, announce: |_| () }
+        LoadOptions {
+            streaming: false,
+            vram_budget: None,
+            ram_budget: None,
+            buffers: Buffers::Auto,
+            link_limit: None,
+            wanted: 1,
+            announce: |_| (),
+        }
     }
 }
 
@@ -242,9 +260,9 @@ impl<D: Device + 'static> Session<D> {
         let max_batch = dims.context.min(MAX_BATCH);
         let wanted = options.wanted.clamp(1, max_batch);
         let needs = Needs::new(&model, max_batch, wanted, dev.workspace(&dims, max_batch, wanted))?;
-        let free = dev.memory()?.free;
+        let MemoryInfo { free, total } = dev.memory()?;
         let usable = if dev.in_place() { free } else { free.saturating_sub(HEADROOM) };
-        let limit = options.vram_budget.map_or(usable, |budget| budget.min(usable));
+        let limit = options.vram_budget.map_or(usable, |budget| budget.of(total).min(usable));
         // A budget asks for streaming even of weights that could be read where they are mapped.
         let resident = match dev.in_place() && options.vram_budget.is_none() {
             true => needs.place_mapped(&model, dev.name(), limit)?,

@@ -41,6 +41,11 @@ impl Part {
         &self.name
     }
 
+    /// The file, if it is one: models may also be in memory.
+    pub fn path(&self) -> Option<&Path> {
+        matches!(self.bytes, Bytes::Map(_)).then(|| Path::new(&self.name))
+    }
+
     /// The whole file's bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {

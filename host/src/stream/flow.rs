@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use super::{
+    log::Log,
     ring::{Layout, Segment},
     staging::Staging,
 };
@@ -55,6 +56,7 @@ pub(super) struct Flow<D: Transfer> {
     copied: Vec<Option<D::Event>>,
     /// Something failed, so that nobody knows what is in the ring.
     stopped: bool,
+    log: Log<D>,
 }
 
 impl<D: Transfer> Flow<D> {
@@ -85,7 +87,7 @@ impl<D: Transfer> Flow<D> {
             .map(|group| copies.iter().position(|copy| copy.segment.group == group).expect("every group streams"))
             .collect();
         let (computed, copied) = (vec![None; groups], vec![None; groups]);
-        Flow {
+        Ok(Flow {
             ring,
             copies,
             first,
@@ -97,7 +99,8 @@ impl<D: Transfer> Flow<D> {
             computed,
             copied,
             stopped: false,
-        }
+            log: Log::new(dev)?,
+        })
     }
 
     fn groups(&self) -> u64 {
@@ -115,13 +118,19 @@ impl<D: Transfer> Flow<D> {
         if self.stopped || self.turn % self.groups() != group as u64 {
             self.restart(dev, group)?;
         }
-        if let Err(e) = self.fetch(dev) {
-            self.stopped = true;
-            return Err(e);
-        }
+        let (idle, begin) = match self.fetch(dev) {
+            Ok(marks) => marks,
+            Err(e) => {
+                self.stopped = true;
+                return Err(e);
+            }
+        };
         let result = f(dev);
         match dev.mark() {
-            Ok(end) => self.computed[group] = Some(end),
+            Ok(end) => {
+                self.log.compute(group, idle, begin, end.clone());
+                self.computed[group] = Some(end);
+            }
             Err(e) => {
                 // Until a later mark succeeds, nobody knows when the ring may be written again.
                 self.stopped = true;
@@ -130,7 +139,7 @@ impl<D: Transfer> Flow<D> {
         }
         self.turn += 1;
         self.run_ahead(dev);
-        result
+        result.and_then(|()| self.log.settle(dev))
     }
 
     /// Makes the copies that have room and data by now. One that fails is made again when its group's turn comes, and fails then.
@@ -162,15 +171,17 @@ impl<D: Transfer> Flow<D> {
         Ok(())
     }
 
-    /// Makes all copies of this turn's group, and lets the computation wait for the last one.
-    fn fetch(&mut self, dev: &D) -> Result<(), DeviceError> {
+    /// Makes all copies of this turn's group, and lets the computation wait for the last one. The computation's end before that, and
+    /// behind it.
+    fn fetch(&mut self, dev: &D) -> Result<(D::Event, D::Event), DeviceError> {
         while self.next.0 <= self.turn {
             self.copy(dev, true)?;
         }
-        match &self.copied[(self.turn % self.groups()) as usize] {
-            Some(copied) => dev.compute_waits(copied),
-            None => Ok(()),
+        let idle = dev.mark()?;
+        if let Some(copied) = &self.copied[(self.turn % self.groups()) as usize] {
+            dev.compute_waits(copied)?;
         }
+        Ok((idle, dev.mark()?))
     }
 
     /// Makes the next copy, if it has room and data: whether it did. With `wait`, waits for its data; there is room for the group whose
@@ -184,6 +195,7 @@ impl<D: Transfer> Flow<D> {
             Some(after) if after < self.turn => self.computed[(after % groups) as usize].as_ref(),
             Some(_) => return Ok(false),
         };
+        let asked = dev.mark_copies()?;
         let (len, offset) = ((segment.range.end - segment.range.start) as usize, segment.offset as usize);
         let end = match from {
             From::Pinned(ram, start) => dev.upload(ram, *start..start + len, &self.ring, offset, after)?,
@@ -195,6 +207,7 @@ impl<D: Transfer> Flow<D> {
                 }
             }
         };
+        self.log.copy(segment.group, len as u64, asked, after.cloned(), end.clone());
         if *last {
             self.copied[segment.group] = Some(end);
         }

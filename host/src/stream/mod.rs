@@ -1,9 +1,13 @@
 //! Where a model's weights are between passes, and how those that are not on the device get there in time.
 
 mod flow;
+mod log;
 mod place;
+pub mod plan;
 pub mod ring;
+mod staging;
 mod streamed;
 
+pub use log::{Flowed, Lane, Span};
 pub use place::Progress;
-pub use streamed::{Elsewhere, Streamed, Streams};
+pub use streamed::{Streamed, Streams};

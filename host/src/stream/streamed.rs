@@ -16,20 +16,11 @@ use crate::{
     pack::{Image, Placed, TensorId},
 };
 
-/// Where a matrix that is not on the device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Elsewhere {
-    /// In page-locked RAM.
-    Ram,
-    /// In the model's file.
-    Disk,
-}
-
 /// Which matrices flow through the ring, and how large it is. By default none: all weights are on the device.
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
     /// The matrices that are not on the device.
-    pub elsewhere: HashMap<TensorId, Elsewhere>,
+    pub elsewhere: HashMap<TensorId, Tier>,
     /// The ring's size, [`ring::least`] at least.
     pub ring_bytes: u64,
 }
@@ -68,7 +59,7 @@ impl<D: Device> Streamed<D> {
         for group in 0..=count {
             let ids = if group < count { model.layer_tensors(group) } else { model.head_tensors() };
             let name = if group < count { format!("layer {group}") } else { "the output head".into() };
-            let image = |wanted: Option<Elsewhere>| {
+            let image = |wanted: Option<Tier>| {
                 let ids: Vec<_> =
                     ids.iter().copied().filter(|id| streams.elsewhere.get(id).copied() == wanted).collect();
                 Image::new(name.clone(), &model.gguf, &ids).expect("types were checked when the tensors were found")

@@ -19,6 +19,9 @@ const BLOCKS: [u32; 5] = [2, 4, 8, 16, 32];
 /// Times that each launch is measured, of which the median counts, and launches that are measured together.
 const ROUNDS: usize = 5;
 const LAUNCHES: u32 = 3;
+/// Bytes of the quick measurement: several times any GPU's L2 cache. And its blocks a multiprocessor.
+const ROUGHLY: usize = 512 << 20;
+const ROUGHLY_BLOCKS: u32 = 8;
 /// Random bytes, again and again: zeros might be read faster.
 const PATTERN: usize = 64 << 20;
 
@@ -59,6 +62,19 @@ pub fn read<D: Driver>(driver: &D) -> Result<Reading> {
         }
         bytes *= 8;
     }
+}
+
+/// Bytes a second at which device memory is read by launches of one shape: within some per cent of the fastest.
+///
+/// # Errors
+/// The driver's.
+pub fn roughly<D: Driver>(driver: &D) -> Result<f64> {
+    let bytes = ROUGHLY.min((driver.memory()?.free / 4) as usize) / 16 * 16;
+    let x = driver.alloc("memory to read", bytes)?;
+    let time = || time(driver, &x, ROUGHLY_BLOCKS * driver.properties().multiprocessors, THREADS[1]);
+    // The first time goes into loading the kernel.
+    time()?;
+    Ok(bytes as f64 / time()?.min(time()?))
 }
 
 /// The fastest of all launches that read `x`.

@@ -158,6 +158,10 @@ impl Driver for CustDriver {
         &self.gpu.properties
     }
 
+    fn pci_address(&self) -> Option<String> {
+        self.gpu.pci_address.clone()
+    }
+
     fn memory(&self) -> Result<MemoryInfo> {
         self.gpu.memory()
     }

@@ -72,6 +72,14 @@ pub trait Driver: Sized + 'static {
     fn name(&self) -> &str;
     /// What the GPU has.
     fn properties(&self) -> &Properties;
+    /// Where it is attached, as `cuDeviceGetPCIBusId` writes it.
+    fn pci_address(&self) -> Option<String> {
+        None
+    }
+    /// There is no GPU: times say nothing about one.
+    fn is_emulated(&self) -> bool {
+        false
+    }
     /// Free and total device memory.
     fn memory(&self) -> Result<MemoryInfo>;
     /// `bytes` bytes of device memory, 256-byte aligned, content undefined. `what` names them in an out-of-memory error.

@@ -77,6 +77,10 @@ impl Driver for EmulatorDriver {
         &self.properties
     }
 
+    fn is_emulated(&self) -> bool {
+        true
+    }
+
     fn memory(&self) -> Result<MemoryInfo> {
         crate::platform::memory()
             .map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })

@@ -140,6 +140,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.memory()
     }
 
+    fn pci_address(&self) -> Option<String> {
+        self.driver.pci_address()
+    }
+
     /// A whole number of the 16 bytes that kernels copy at once, so that they may read past the end of `bytes`.
     fn alloc(&self, what: &str, bytes: usize) -> Result<CudaBuf<D>> {
         let bytes = bytes.next_multiple_of(16);

@@ -186,6 +186,10 @@ impl<D: Driver> Device for CudaDevice<D> {
         Ok(bandwidth::read(&*self.driver)?.rate())
     }
 
+    fn memory_rate(&mut self) -> Result<Option<f64>> {
+        if self.driver.is_emulated() { Ok(None) } else { bandwidth::roughly(&*self.driver).map(Some) }
+    }
+
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CudaAct<D>) -> Result<()> {
         let inputs = self.pass().begun(batch)?;
         if table.rows != self.dims().vocab {

@@ -1,6 +1,6 @@
 //! Finding and opening a GPU, and what the driver's errors mean.
 
-use std::{cell::Cell, env};
+use std::{cell::Cell, env, ffi::CStr};
 
 use cuda_dlopen::{Code, raw};
 use cust::{
@@ -42,6 +42,8 @@ pub(super) struct Gpu {
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
     pub properties: Properties,
+    /// `0000:3B:00.0`, where the driver says it.
+    pub pci_address: Option<String>,
     /// The compute capability that PTX is chosen for: the GPU's, or less where the driver is too old for its variant.
     pub ptx_capability: (u32, u32),
     /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
@@ -83,6 +85,7 @@ impl Gpu {
             context,
             name: name.clone(),
             properties,
+            pci_address: pci_address(&device),
             ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
             programmatic: possible && !is_set("NT_NO_PDL"),
             graphs: !is_set("NT_NO_GRAPH"),
@@ -172,6 +175,15 @@ impl SharedContext {
 /// Whether an environment variable is 1.
 fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// Where `device` is attached. For messages: not knowing it is no error.
+fn pci_address(device: &Device) -> Option<String> {
+    // Domain, bus, device and function in hexadecimal, and the final zero.
+    let mut text = [0u8; 32];
+    // SAFETY: the driver writes a string of at most this length, its final zero included.
+    unsafe { raw::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, device.as_raw()) }.ok()?;
+    Some(CStr::from_bytes_until_nul(&text).ok()?.to_str().ok()?.to_owned())
 }
 
 /// What `device` has.

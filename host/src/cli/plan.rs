@@ -1,0 +1,177 @@
+//! `ntransformer --plan`: what would be placed where, and how fast that would be.
+
+use std::io::{self, Write};
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+
+use super::open::ModelArgs;
+use crate::{
+    engine::{ModelFile, Placement},
+    pack::TensorId,
+    stream::plan::{Bound, Tier},
+};
+
+/// Prints the plan to stdout: a table, or JSON.
+pub fn run(model: &ModelArgs, context: Option<usize>, as_json: bool) -> anyhow::Result<()> {
+    let file = model.open(context)?;
+    let placement = model.plan(&file, 1)?;
+    let text = if as_json { format!("{:#}\n", json(&file, &placement)) } else { table(&placement) };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The plan for people.
+pub fn table(placement: &Placement) -> String {
+    let Placement { plan, inputs, .. } = placement;
+    let size = |bytes: u64| ByteSize(bytes).to_string();
+    let mut lines = Vec::new();
+    let pcie = placement.pcie.map_or(String::new(), |link| format!(", {link}"));
+    let (free, total) = (size(placement.vram.free), size(placement.vram.total));
+    lines.push(format!("{}{pcie}: {free} of {total} are free", placement.device));
+    if !placement.others.is_empty() {
+        let others: Vec<_> = placement.others.iter().map(ToString::to_string).collect();
+        lines.push(format!("held by others: {}", others.join(", ")));
+    }
+    lines.push(String::new());
+
+    let rows = placement.tiers().into_iter().map(|(tier, tensors, bytes)| {
+        [tier_name(tier).to_owned(), tensors.len().to_string(), size(bytes), layers(placement, tier)]
+    });
+    let names = ["weights", "tensors", "size", "of the layers"].map(str::to_owned);
+    lines.extend(aligned(&[names].into_iter().chain(rows).collect::<Vec<_>>()));
+    lines.push(String::new());
+
+    let mut parts =
+        vec![(size(plan.resident_bytes), "matrices that stay"), (size(plan.ring_bytes), "ring for those that do not")];
+    parts.extend(inputs.fixed.iter().map(|fixed| (size(fixed.bytes), fixed.what)));
+    let parts: Vec<_> = parts.into_iter().map(|(size, what)| format!("{what} {size}")).collect();
+    lines.push(format!(
+        "device memory: {} of {} that may be used: {}",
+        size(plan.vram_bytes()),
+        size(inputs.vram),
+        parts.join(", ")
+    ));
+    lines.push(format!("  the least is {}; {} hold all of it", size(plan.vram_least), size(plan.vram_full)));
+    if plan.streams() {
+        let (ram, staging) = (size(plan.ram_bytes), size(plan.staging_bytes));
+        let limit = size(inputs.ram);
+        lines.push(format!("page-locked RAM: {ram} of {limit} that may be used, and {staging} for reading from disk"));
+    }
+    lines.push(format!("a token: {}", prediction(placement)));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// The share of the layers' matrices that is in a tier.
+fn layers(placement: &Placement, tier: Tier) -> String {
+    let Placement { inputs, plan, .. } = placement;
+    let of_layers = || inputs.units.iter().zip(&plan.tiers).filter(|(unit, _)| unit.group < inputs.layers);
+    let all: u64 = of_layers().map(|(unit, _)| unit.bytes).sum();
+    let there: u64 = of_layers().filter(|(_, of)| **of == tier).map(|(unit, _)| unit.bytes).sum();
+    let share = there as f64 / all.max(1) as f64;
+    format!("{:.1} of {}", share * inputs.layers as f64, inputs.layers)
+}
+
+fn tier_name(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Vram { .. } => "on the device",
+        Tier::Ram { .. } => "in RAM, streamed",
+        Tier::Disk { .. } => "on disk, streamed",
+        Tier::Mapped { .. } => "read in the file's map",
+    }
+}
+
+fn aligned(rows: &[[String; 4]]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths = [0, 1, 2, 3].map(width);
+    let line = |row: &[String; 4]| {
+        let [name, rest @ ..] = row;
+        let rest = rest.iter().zip(&widths[1..]).map(|(cell, &width)| format!("  {cell:>width$}"));
+        format!("{name:<width$}{}", rest.collect::<String>(), width = widths[0])
+    };
+    rows.iter().map(line).collect()
+}
+
+/// How long a token takes, and why.
+fn prediction(placement: &Placement) -> String {
+    let (load, rates) = (&placement.plan.load, &placement.inputs.rates);
+    let part = |bytes: u64, what: &str, rate: Option<f64>| match rate {
+        _ if bytes == 0 => None,
+        Some(rate) => Some(format!("{} {what} at {:.2} GB/s", ByteSize(bytes), rate / 1e9)),
+        None => Some(format!("{} {what}", ByteSize(bytes))),
+    };
+    let travels = [
+        part(load.weight_bytes, "of weights read", rates.vram),
+        part(load.link_bytes, "over the link", rates.link),
+        part(load.disk_bytes, "from disk", rates.disk),
+    ];
+    let travels = travels.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    match &placement.plan.prediction {
+        Ok(prediction) => {
+            let by = match prediction.bound {
+                Bound::Link => "the link",
+                Bound::Disk => "the disk",
+                Bound::Vram => "the device's memory",
+            };
+            let seconds = prediction.seconds;
+            let time = if seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") };
+            format!("{travels}\nprediction: {time} a token, {:.2} tokens/s, bounded by {by}", seconds.recip())
+        }
+        Err(unknown) => {
+            format!("{travels}\nprediction: none, since the speed of {} is not known here", unknown.0.join(" and "))
+        }
+    }
+}
+
+/// The plan for programs: sizes in bytes, times in seconds, rates in bytes a second.
+fn json(file: &ModelFile, placement: &Placement) -> Value {
+    let Placement { plan, inputs, .. } = placement;
+    let name = |id: &TensorId| file.gguf().tensors()[id.0].name.clone();
+    let tier = |(tier, tensors, bytes): (Tier, Vec<TensorId>, u64)| {
+        json!({
+            "tier": tier.name(),
+            "device": tier.device(),
+            "bytes": bytes,
+            "tensors": tensors.iter().map(name).collect::<Vec<_>>(),
+        })
+    };
+    let prediction = plan.prediction.as_ref();
+    json!({
+        "model": file.config().name,
+        "context": file.config().dims.context,
+        "streaming": inputs.streaming,
+        "devices": [{
+            "device": inputs.device,
+            "name": placement.device,
+            "pcie": placement.pcie.map(|link| json!({ "generation": link.generation, "width": link.width })),
+            "free_bytes": placement.vram.free,
+            "total_bytes": placement.vram.total,
+            "held_by_others": placement.others.iter().map(|holder| json!({
+                "pid": holder.pid, "name": holder.name, "bytes": holder.bytes,
+            })).collect::<Vec<_>>(),
+        }],
+        "vram_limit_bytes": inputs.vram,
+        "vram_least_bytes": plan.vram_least,
+        "vram_full_bytes": plan.vram_full,
+        "vram_bytes": plan.vram_bytes(),
+        "resident_bytes": plan.resident_bytes,
+        "ring_bytes": plan.ring_bytes,
+        "fixed_bytes": inputs.fixed.iter().map(|fixed| (fixed.what.to_owned(), fixed.bytes.into())).collect::<serde_json::Map<_, _>>(),
+        "ram_limit_bytes": inputs.ram,
+        "ram_bytes": plan.ram_bytes,
+        "staging_bytes": plan.staging_bytes,
+        "resident_layers": placement.resident_layers(),
+        "layers": inputs.layers,
+        "tiers": placement.tiers().into_iter().map(tier).collect::<Vec<_>>(),
+        "weight_bytes_per_token": plan.load.weight_bytes,
+        "link_bytes_per_token": plan.load.link_bytes,
+        "disk_bytes_per_token": plan.load.disk_bytes,
+        "link_bytes_per_second": inputs.rates.link,
+        "disk_bytes_per_second": inputs.rates.disk,
+        "vram_bytes_per_second": inputs.rates.vram,
+        "predicted_seconds_per_token": prediction.ok().map(|prediction| prediction.seconds),
+        "bound": prediction.ok().map(|prediction| prediction.bound.name()),
+        "unknown_rates": prediction.err().map_or(&[][..], |unknown| &unknown.0),
+    })
+}
