@@ -19,7 +19,7 @@ use ntransformer::{
     gguf::Gguf,
     model::{Layers, Model},
     pack::TensorId,
-    stream::{Elsewhere, Streamed, Streams, ring},
+    stream::{Streamed, Streams, plan::Tier, ring},
 };
 use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -273,7 +273,7 @@ impl Stage {
             let matrices = ids.into_iter().filter(|id| gguf.tensors()[id.0].rows() > 1);
             let moved: Vec<_> = matrices.enumerate().filter(|&(i, _)| flows(layer, i)).map(|(_, id)| id).collect();
             groups.push(moved.iter().map(|id| gguf.tensors()[id.0].bytes).collect::<Vec<u64>>());
-            streams.elsewhere.extend(moved.into_iter().map(|id| (id, Elsewhere::Ram)));
+            streams.elsewhere.extend(moved.into_iter().map(|id| (id, Tier::Ram { device: 0 })));
         }
         streams.ring_bytes = ring::least(&groups) + above;
         let dev = Recorder::default();

@@ -58,6 +58,12 @@ pub enum DeviceError {
     /// The model needs something that the device's kernels do not do.
     #[error("{0}")]
     Unsupported(String),
+    /// Weights could not be read.
+    #[error(transparent)]
+    Read(#[from] readahead::ReadError),
+    /// A model's file could not be opened for reading weights.
+    #[error(transparent)]
+    Open(#[from] readahead::OpenError),
     /// An error while a certain layer was computed or transferred.
     #[error("layer {layer}: {source}")]
     Layer {

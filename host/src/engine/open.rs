@@ -303,9 +303,9 @@ pub fn open(
     impl OnDevice for Load<'_> {
         type Output = Box<dyn Runner>;
 
-        fn run<D: Device + 'static>(self, dev: D, why: &str, _index: usize) -> Result<Box<dyn Runner>, EngineError> {
+        fn run<D: Device + 'static>(self, dev: D, why: &str, index: usize) -> Result<Box<dyn Runner>, EngineError> {
             (self.say)(&format!("{}{why}", dev.name()));
-            Ok(Box::new(Session::load(dev, self.model, self.options, self.progress)?))
+            Ok(Box::new(Session::load(dev, index, self.model, self.options, self.progress)?))
         }
     }
     on_device(choice, options.announce, Load { model, options, say, progress })

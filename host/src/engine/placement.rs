@@ -73,6 +73,7 @@ pub fn plan_for<D: Device>(
     model: &Model,
     options: &LoadOptions,
 ) -> Result<Placement, EngineError> {
+    dev.limit_link(options.link_limit);
     let dims = &model.config.dims;
     let max_batch = dims.context.min(MAX_BATCH);
     let max_wanted = options.wanted.clamp(1, max_batch);
@@ -163,7 +164,7 @@ fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
         platform::disk_rate(largest).ok()
     };
     Rates {
-        link: None,
+        link: if plan.streams() { dev.link_rate().ok() } else { None },
         disk: if plan.load.disk_bytes > 0 { disk() } else { None },
         vram: dev.memory_rate().ok().flatten(),
     }

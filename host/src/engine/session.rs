@@ -1,26 +1,11 @@
 //! A model on a device, ready to run.
 
-use bytesize::ByteSize;
-use quant::TensorType;
-
-use super::{Budget, EngineError};
+use super::{Budget, EngineError, Placement, plan_for};
 use crate::{
-    device::{Device, DeviceError, Launch, MemoryInfo, top_k::Candidate},
-    model::{Config, Embedding, Layers, Model, State, Weights, forward},
-    pack::Image,
-<<<<<<< HEAD
-    stream::{Elsewhere, Progress, Streamed, Streams, ring},
-=======
-    stream::{Progress, Resident, Streamed, place_head, ring::Buffers},
->>>>>>> plan
+    device::{Device, DeviceError, Launch, top_k::Candidate},
+    model::{Config, Embedding, Flowed, Layers, Model, Span, State, Weights, forward},
+    stream::{Progress, Streamed, Streams, ring::Buffers},
 };
-
-/// Tokens that one pass takes at most. More tokens use the weights better but need more activations: at 512, an 8B
-/// model's take 85 MB.
-const MAX_BATCH: usize = 512;
-
-/// Device memory that stays free unless a budget is set: kernels' code, and what allocations are rounded up by.
-const HEADROOM: u64 = 256 << 20;
 
 /// How a model is placed.
 #[derive(Clone, Debug)]
@@ -110,6 +95,22 @@ pub trait Runner {
     /// # Errors
     /// When the device fails.
     fn top_k(&mut self, k: usize) -> Result<Vec<Candidate>, EngineError>;
+    /// What has been streamed so far, and what was waited for; none where nothing is streamed.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn flowed(&mut self) -> Result<Option<Flowed>, EngineError> {
+        Ok(None)
+    }
+    /// Remembers from now on what is streamed and computed when, or no longer.
+    fn trace(&mut self, _on: bool) {}
+    /// What was streamed and computed when, since this was last asked for.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn take_trace(&mut self) -> Result<Vec<Span>, EngineError> {
+        Ok(Vec::new())
+    }
     /// Starts or ends the timing of every launch ([`Device::profile`]).
     ///
     /// # Errors
@@ -146,156 +147,51 @@ pub struct Session<D: Device> {
     wanted: usize,
 }
 
-/// What has to be on the device, and what can be.
-struct Needs {
-    images: Vec<Image>,
-    head: Image,
-    kv: u64,
-    activations: u64,
-}
-
-impl Needs {
-    /// `workspace` are the device's bytes beside the activations.
-    fn new(model: &Model, batch: usize, wanted: usize, workspace: u64) -> Result<Self, EngineError> {
-        let d = &model.config.dims;
-        // x, norm and wanted rows; q and y; k and v; gate and up; the rotations; tokens, positions, want.
-        let width = 3 * d.hidden + 2 * d.q_width() + 2 * d.kv_width() + 2 * d.ffn + d.rotations * d.rope_dims + 3;
-        Ok(Needs {
-            images: (0..model.config.layers).map(|i| model.layer_image(i)).collect::<Result<_, _>>()?,
-            head: model.head_image()?,
-            kv: (model.config.layers as u64).saturating_mul(d.kv_bytes()),
-            activations: ((batch * width + wanted * d.vocab) * size_of::<f32>()) as u64 + workspace,
-        })
-    }
-
-    fn weights(&self) -> u64 {
-        self.images.iter().chain([&self.head]).map(|image| image.bytes() as u64).sum()
-    }
-
-    /// The types of all matrices.
-    fn types(&self) -> Vec<TensorType> {
-        let tensors = || self.images.iter().chain([&self.head]).flat_map(Image::tensors).filter(|t| t.rows > 1);
-        TensorType::ALL.iter().copied().filter(|&ty| tensors().any(|t| t.ty == ty)).collect()
-    }
-
-    /// Device memory with the first `resident` layers on it and two slots for the largest of the others.
-    fn with_resident(&self, resident: usize) -> u64 {
-        let bytes = |images: &[Image]| images.iter().map(|image| image.bytes() as u64).sum::<u64>();
-        let slot = self.images[resident..].iter().map(|image| image.bytes() as u64).max().unwrap_or(0);
-        let weights = self.head.bytes() as u64 + bytes(&self.images[..resident]) + 2 * slot;
-        self.kv.saturating_add(self.activations + weights)
-    }
-
-    /// How many layers stay on the device. All of them, unless `streaming`; then as many as fit.
-    fn place(&self, model: &Model, device: &str, limit: u64, streaming: bool) -> Result<usize, EngineError> {
-        let all = self.images.len();
-        let fits = |resident: &usize| self.with_resident(*resident) <= limit;
-        let resident = if streaming { (0..=all).rev().find(fits) } else { Some(all).filter(fits) };
-        resident.ok_or_else(|| {
-            let least = (0..=all).map(|n| self.with_resident(n)).min().unwrap_or(0);
-            let advice = if !streaming && least <= limit {
-                format!("use --streaming, which needs {} at least", ByteSize(least))
-            } else {
-                OTHER_ADVICE.into()
-            };
-            self.does_not_fit(model, device, if streaming { least } else { self.with_resident(all) }, limit, advice)
-        })
-    }
-
-    /// What `place` is where the device reads the weights in the file's map: only the rest needs memory.
-    fn place_mapped(&self, model: &Model, device: &str, limit: u64) -> Result<usize, EngineError> {
-        let need = self.kv.saturating_add(self.activations);
-        if need > limit {
-            return Err(self.does_not_fit(model, device, need, limit, OTHER_ADVICE.into()));
-        }
-        Ok(self.images.len())
-    }
-
-    /// Streamed layers have to fit into RAM, all of them: better said before the first is read.
-    fn check_ram(&self, model: &Model, resident: usize) -> Result<(), EngineError> {
-        let need: u64 = self.images[resident..].iter().map(|image| image.bytes() as u64).sum();
-        match crate::platform::memory() {
-            Ok(ram) if need > ram.free => {
-                let advice = "close other programs, use a smaller model, or raise --vram-budget if one is set";
-                Err(self.does_not_fit(model, "RAM, for the streamed layers", need, ram.free, advice.into()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn does_not_fit(&self, model: &Model, device: &str, need: u64, limit: u64, advice: String) -> EngineError {
-        EngineError::DoesNotFit {
-            device: device.to_owned(),
-            need: ByteSize(need),
-            limit: ByteSize(limit),
-            weights: ByteSize(self.weights()),
-            kv: ByteSize(self.kv),
-            activations: ByteSize(self.activations),
-            context: model.config.dims.context,
-            advice,
-        }
-    }
-}
-
-const OTHER_ADVICE: &str =
-    "use a shorter context (-c), a smaller model, another --device, or a larger --vram-budget if one is set";
-
 /// Bytes that loading the model will report to its progress.
 ///
 /// # Errors
 /// When a tensor's type is not supported.
 pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
-    let needs = Needs::new(model, 1, 1, 0)?;
-    Ok(needs.images.iter().chain([&needs.head]).map(|image| image.tensor_bytes() as u64).sum())
+    let images = (0..model.config.layers).map(|i| model.layer_image(i)).chain([model.head_image()]);
+    Ok(images.map(|image| image.map(|image| image.tensor_bytes() as u64)).sum::<Result<u64, _>>()?)
 }
 
 impl<D: Device + 'static> Session<D> {
-    /// Places the model on `dev`. Without `streaming`, all of it or an error; with it, as many layers as fit and the others
-    /// in pinned RAM.
+    /// Places the model on `dev`, the device number `index`, where [`plan_for`] says.
     ///
     /// # Errors
     /// When the memory does not suffice, with what would.
-    pub fn load(mut dev: D, model: Model, options: &LoadOptions, progress: Progress<'_>) -> Result<Self, EngineError> {
-        let dims = model.config.dims.clone();
-        let max_batch = dims.context.min(MAX_BATCH);
-        let wanted = options.wanted.clamp(1, max_batch);
-        let needs = Needs::new(&model, max_batch, wanted, dev.workspace(&dims, max_batch, wanted))?;
-        let MemoryInfo { free, total } = dev.memory()?;
-        let usable = if dev.in_place() { free } else { free.saturating_sub(HEADROOM) };
-        let limit = options.vram_budget.map_or(usable, |budget| budget.of(total).min(usable));
-        // A budget asks for streaming even of weights that could be read where they are mapped.
-        let resident = match dev.in_place() && options.vram_budget.is_none() {
-            true => needs.place_mapped(&model, dev.name(), limit)?,
-            false => needs.place(&model, dev.name(), limit, options.streaming)?,
-        };
-        needs.check_ram(&model, resident)?;
+    pub fn load(
+        mut dev: D,
+        index: usize,
+        model: Model,
+        options: &LoadOptions,
+        progress: Progress<'_>,
+    ) -> Result<Self, EngineError> {
+        let placement = plan_for(&mut dev, index, &model, options)?;
+        let Placement { max_batch, max_wanted, kv, activations, .. } = placement;
 
-        dev.load_kernels(&needs.types())?;
-        dev.prepare(&dims, max_batch)?;
-        let state = State::new(&dev, &dims, model.config.layers, max_batch, wanted)?;
-        let mut streams = Streams::default();
-        let mut groups = Vec::new();
-        for layer in resident..model.config.layers {
-            let image = &needs.images[layer];
-            let matrices = || image.tensors().iter().filter(|t| t.rows > 1);
-            streams.elsewhere.extend(matrices().map(|t| (t.id, Elsewhere::Ram)));
-            groups.push(matrices().map(|t| t.range.len() as u64).collect());
+        dev.load_kernels(&placement.types)?;
+        dev.prepare(&model.config.dims, max_batch)?;
+        let state = State::new(&dev, &model.config.dims, model.config.layers, max_batch, max_wanted)?;
+        let layers = Streamed::load(&dev, &model, &Streams::of(&placement.inputs, &placement.plan), progress)?;
+        if let Some(how) = layers.reads_by() {
+            (options.announce)(&format!("what is on disk is read by {how}"));
         }
-        streams.ring_bytes = ring::capacity(&groups, ring::Buffers::Auto);
-        let layers = Streamed::load(&dev, &model, &streams, progress)?;
         let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
+        let always: u64 = placement.always.iter().map(|(_, bytes)| bytes).sum();
         let memory = MemoryReport {
             device_weights: layers.device_bytes(),
-            kv: needs.kv,
-            activations: needs.activations,
+            kv,
+            activations,
             pinned: layers.pinned_bytes(),
             mapped: model.gguf.file_bytes(),
-            resident_layers: resident,
-            read_per_pass: needs.weights(),
+            resident_layers: placement.resident_layers(),
+            read_per_pass: placement.plan.load.weight_bytes + always,
             streamed_per_pass: layers.streamed_bytes(),
         };
         let weights = Weights::new(embedding, Box::new(layers));
-        Ok(Session { model, weights, state, dev, memory, max_batch, max_wanted: wanted, wanted: 0 })
+        Ok(Session { model, weights, state, dev, memory, max_batch, max_wanted, wanted: 0 })
     }
 }
 
@@ -348,6 +244,18 @@ impl<D: Device> Runner for Session<D> {
     fn top_k(&mut self, k: usize) -> Result<Vec<Candidate>, EngineError> {
         let mut best = self.dev.top_k(self.state.logits(), self.wanted, self.model.config.dims.vocab, k)?;
         Ok(best.pop().unwrap_or_default())
+    }
+
+    fn flowed(&mut self) -> Result<Option<Flowed>, EngineError> {
+        Ok(self.weights.layers().flowed(&self.dev)?)
+    }
+
+    fn trace(&mut self, on: bool) {
+        self.weights.layers().trace(on);
+    }
+
+    fn take_trace(&mut self) -> Result<Vec<Span>, EngineError> {
+        Ok(self.weights.layers().take_trace(&self.dev)?)
     }
 
     fn profile(&mut self, on: bool) -> Result<(), EngineError> {

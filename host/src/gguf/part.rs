@@ -22,7 +22,7 @@ const MIN_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
 /// A file's content.
 #[derive(Debug)]
 enum Bytes {
-    Map(Mmap),
+    Map(Mmap, File),
     Memory(Cow<'static, [u8]>),
 }
 
@@ -43,13 +43,21 @@ impl Part {
 
     /// The file, if it is one: models may also be in memory.
     pub fn path(&self) -> Option<&Path> {
-        matches!(self.bytes, Bytes::Map(_)).then(|| Path::new(&self.name))
+        matches!(self.bytes, Bytes::Map(..)).then(|| Path::new(&self.name))
+    }
+
+    /// The opened file, if it is one.
+    pub fn file(&self) -> Option<&File> {
+        match &self.bytes {
+            Bytes::Map(_, file) => Some(file),
+            Bytes::Memory(_) => None,
+        }
     }
 
     /// The whole file's bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            Bytes::Map(map) => map,
+            Bytes::Map(map, _) => map,
             Bytes::Memory(bytes) => bytes,
         }
     }
@@ -83,7 +91,7 @@ pub(super) struct Opened {
 impl Opened {
     /// Maps the file into memory and reads its header.
     pub(super) fn map(path: &Path) -> Result<Self, GgufError> {
-        let map = || -> Result<Mmap, GgufFault> {
+        let map = || -> Result<(Mmap, File), GgufFault> {
             // Asked before opening, because opening a pipe would wait for its writer.
             if !std::fs::metadata(path)?.is_file() {
                 return Err(GgufFault::NotAFile);
@@ -94,11 +102,12 @@ impl Opened {
             // meanwhile: changed bytes are plain data to us (structure is copied out and checked once, strings are checked
             // on each decoding, block formats have no invalid bytes), and truncation ends in SIGBUS, which the
             // documentation of `Gguf::open` states.
-            Ok(unsafe { Mmap::map(&file) }?)
+            let map = unsafe { Mmap::map(&file) }?;
+            Ok((map, file))
         };
         let name = path.display().to_string();
         match map() {
-            Ok(map) => Self::read(name, Bytes::Map(map)),
+            Ok((map, file)) => Self::read(name, Bytes::Map(map, file)),
             Err(fault) => Err(GgufError::new(&name, fault)),
         }
     }

@@ -26,6 +26,11 @@ impl<D: Device> Weights<D> {
     pub fn new(embedding: Embedding<D>, layers: Box<dyn Layers<D>>) -> Self {
         Weights { embedding, layers, owner: Owner::default() }
     }
+
+    /// The layers.
+    pub fn layers(&mut self) -> &mut dyn Layers<D> {
+        &mut *self.layers
+    }
 }
 
 /// What passes compute in: the KV cache of a text, and a pass's activations.

@@ -1,5 +1,6 @@
 //! How weights reach the forward pass. `stream` implements it.
 
+use super::{Flowed, Span};
 use crate::device::{Device, DeviceError, Head, Layer, Weight};
 
 /// What a layer's computation looks like to whoever provides the layer.
@@ -29,4 +30,17 @@ pub trait Layers<D: Device> {
     fn device_bytes(&self) -> u64;
     /// Bytes of page-locked host memory.
     fn pinned_bytes(&self) -> u64;
+
+    /// What has been streamed so far, and what was waited for; none where nothing is streamed.
+    ///
+    /// # Errors
+    /// The device's.
+    fn flowed(&mut self, dev: &D) -> Result<Option<Flowed>, DeviceError>;
+    /// Remembers from now on what happens when, or no longer.
+    fn trace(&mut self, on: bool);
+    /// What has happened since the last time.
+    ///
+    /// # Errors
+    /// The device's.
+    fn take_trace(&mut self, dev: &D) -> Result<Vec<Span>, DeviceError>;
 }

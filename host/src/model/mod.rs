@@ -3,6 +3,7 @@
 mod arch;
 mod config;
 mod error;
+mod flowed;
 mod forward;
 mod keys;
 mod layers;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub use arch::{Architecture, Traits};
 pub use config::{Config, LayerKind};
 pub use error::ModelError;
+pub use flowed::{Flowed, Lane, Span};
 pub use forward::{Embedding, State, Weights, forward};
 pub use layers::{Compute, ComputeHead, Layers};
 pub use rope::Rope;

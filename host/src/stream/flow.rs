@@ -11,7 +11,10 @@ use super::{
     ring::{Layout, Segment},
     staging::Staging,
 };
-use crate::device::{DeviceError, Transfer};
+use crate::{
+    device::{DeviceError, Transfer},
+    model::{Flowed, Span},
+};
 
 /// Where a streamed matrix is when it is not in the ring.
 pub(super) enum Origin<D: Transfer> {
@@ -41,6 +44,10 @@ pub(super) struct Flow<D: Transfer> {
     copies: Vec<Copy<D>>,
     /// The first copy of each group.
     first: Vec<usize>,
+    /// What each group is called in the log.
+    names: Vec<usize>,
+    /// The group of each piece.
+    pieces: Vec<usize>,
     staging: Option<Staging<D>>,
     /// The turn to be computed next.
     turn: u64,
@@ -60,24 +67,28 @@ pub(super) struct Flow<D: Transfer> {
 }
 
 impl<D: Transfer> Flow<D> {
-    /// A flow of `layout`'s segments through `ring`; `origins` are the matrices' of each group.
+    /// A flow of `layout`'s segments through `ring`; `origins` are each group's name in the log and where its matrices come from.
+    ///
+    /// # Errors
+    /// The device's.
     pub fn new(
+        dev: &D,
         ring: D::Buf,
         layout: Layout,
-        origins: Vec<Vec<Origin<D>>>,
+        origins: Vec<(usize, Vec<Origin<D>>)>,
         staging: Option<Staging<D>>,
-    ) -> Self {
+    ) -> Result<Self, DeviceError> {
         let groups = origins.len();
         let last = |i: usize, segments: &[Segment]| segments.get(i + 1).is_none_or(|s| s.group != segments[i].group);
-        let mut pieces = 0;
+        let mut piece = 0;
         let copies: Vec<Copy<D>> = (0..layout.segments.len())
             .map(|i| {
                 let segment = layout.segments[i].clone();
-                let from = match &origins[segment.group][segment.unit] {
+                let from = match &origins[segment.group].1[segment.unit] {
                     Origin::Pinned(ram, start) => From::Pinned(ram.clone(), start + segment.range.start as usize),
                     Origin::Staged(first) => {
-                        pieces = if segment.range.start == 0 { *first } else { pieces + 1 };
-                        From::Piece(pieces)
+                        piece = if segment.range.start == 0 { *first } else { piece + 1 };
+                        From::Piece(piece)
                     }
                 };
                 Copy { from, last: last(i, &layout.segments), segment }
@@ -86,11 +97,15 @@ impl<D: Transfer> Flow<D> {
         let first = (0..groups)
             .map(|group| copies.iter().position(|copy| copy.segment.group == group).expect("every group streams"))
             .collect();
+        let pieces =
+            copies.iter().filter(|copy| matches!(copy.from, From::Piece(_))).map(|copy| copy.segment.group).collect();
         let (computed, copied) = (vec![None; groups], vec![None; groups]);
         Ok(Flow {
             ring,
             copies,
             first,
+            names: origins.into_iter().map(|(name, _)| name).collect(),
+            pieces,
             staging,
             turn: 0,
             next: (0, 0),
@@ -101,6 +116,28 @@ impl<D: Transfer> Flow<D> {
             stopped: false,
             log: Log::new(dev)?,
         })
+    }
+
+    /// How what is on disk is read, if anything is.
+    pub fn reads_by(&self) -> Option<&str> {
+        self.staging.as_ref().map(Staging::describe)
+    }
+
+    /// What has been copied so far, and what was waited for.
+    pub fn flowed(&mut self, dev: &D) -> Result<Flowed, DeviceError> {
+        self.settle(dev)?;
+        Ok(self.log.sums())
+    }
+
+    /// Keeps a trace from now on, or no longer.
+    pub fn trace(&mut self, on: bool) {
+        self.log.trace(on);
+    }
+
+    /// The trace since the last time.
+    pub fn take_trace(&mut self, dev: &D) -> Result<Vec<Span>, DeviceError> {
+        self.settle(dev)?;
+        Ok(self.log.spans())
     }
 
     fn groups(&self) -> u64 {
@@ -128,7 +165,7 @@ impl<D: Transfer> Flow<D> {
         let result = f(dev);
         match dev.mark() {
             Ok(end) => {
-                self.log.compute(group, idle, begin, end.clone());
+                self.log.compute(self.names[group], idle, begin, end.clone());
                 self.computed[group] = Some(end);
             }
             Err(e) => {
@@ -139,7 +176,8 @@ impl<D: Transfer> Flow<D> {
         }
         self.turn += 1;
         self.run_ahead(dev);
-        result.and_then(|()| self.log.settle(dev))
+        result?;
+        self.settle(dev)
     }
 
     /// Makes the copies that have room and data by now. One that fails is made again when its group's turn comes, and fails then.
@@ -151,6 +189,14 @@ impl<D: Transfer> Flow<D> {
                 Err(_) => self.stopped = true,
             }
         }
+    }
+
+    /// Takes down what has ended by now.
+    fn settle(&mut self, dev: &D) -> Result<(), DeviceError> {
+        if let Some(staging) = &self.staging {
+            staging.reads(&mut |read| self.log.read(self.names[self.pieces[read.piece]], &read));
+        }
+        self.log.settle(dev)
     }
 
     /// Starts anew with `group`: what is in the ring, or under way, is not used.
@@ -207,7 +253,7 @@ impl<D: Transfer> Flow<D> {
                 }
             }
         };
-        self.log.copy(segment.group, len as u64, asked, after.cloned(), end.clone());
+        self.log.copy(self.names[segment.group], len as u64, asked, after.cloned(), end.clone());
         if *last {
             self.copied[segment.group] = Some(end);
         }

@@ -8,6 +8,5 @@ pub mod ring;
 mod staging;
 mod streamed;
 
-pub use log::{Flowed, Lane, Span};
 pub use place::Progress;
 pub use streamed::{Streamed, Streams};

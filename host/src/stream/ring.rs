@@ -127,7 +127,9 @@ fn lay_from(groups: &[Vec<Vec<u64>>], capacity: u64, first: u64, gap: u64) -> Op
         })
         .collect::<Option<_>>()?;
 
-    let place = |group: usize, unit: usize| offsets[group][unit]..offsets[group][unit] + groups[group][unit].iter().sum::<u64>();
+    let place = |group: usize, unit: usize| {
+        offsets[group][unit]..offsets[group][unit] + groups[group][unit].iter().sum::<u64>()
+    };
     let meets = |group: usize, range: &Range<u64>| {
         (0..groups[group].len()).any(|unit| {
             let other = place(group, unit);

@@ -49,6 +49,11 @@ impl<D: Transfer> Staging<D> {
         Ok(Staging { ahead, buffers, busy: VecDeque::new() })
     }
 
+    /// Page-locked memory.
+    pub fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|buffer| buffer.as_ref().len() as u64).sum()
+    }
+
     /// One line: how it is read.
     pub fn describe(&self) -> &str {
         self.ahead.describe()

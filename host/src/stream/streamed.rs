@@ -1,19 +1,21 @@
 //! A model's weights where the plan wants them: on the device to stay, or flowing through its ring.
 
-use std::{
-    collections::{HashMap, HashSet},
-    rc::Rc,
-};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
+
+use readahead::{Input, Piece, Source, SourceOptions};
 
 use super::{
     flow::{Flow, Origin},
     place::{Progress, place},
+    plan::{Inputs, Plan, Tier},
     ring,
+    staging::{Staging, piece_bytes},
 };
 use crate::{
     device::{Device, DeviceError, Head, Layer, Tensor, Weight},
-    model::{Compute, ComputeHead, Layers, Model},
-    pack::{Image, Placed, TensorId},
+    gguf::Part,
+    model::{Compute, ComputeHead, Flowed, Layers, Model, Span},
+    pack::{Image, Placed, TensorId, TensorPart},
 };
 
 /// Which matrices flow through the ring, and how large it is. By default none: all weights are on the device.
@@ -23,6 +25,17 @@ pub struct Streams {
     pub elsewhere: HashMap<TensorId, Tier>,
     /// The ring's size, [`ring::least`] at least.
     pub ring_bytes: u64,
+    /// Page-locked RAM for what is read from disk.
+    pub staging_bytes: u64,
+}
+
+impl Streams {
+    /// Those of a plan.
+    pub fn of(inputs: &Inputs, plan: &Plan) -> Self {
+        let tiers = inputs.units.iter().zip(&plan.tiers);
+        let elsewhere = tiers.filter(|(_, tier)| tier.is_streamed()).map(|(unit, &tier)| (unit.tensor, tier)).collect();
+        Streams { elsewhere, ring_bytes: plan.ring_bytes, staging_bytes: plan.staging_bytes }
+    }
 }
 
 /// The longest copy. Copies of 16 MiB run at the link's full speed, and shorter ones free the ring in smaller steps.
@@ -40,9 +53,10 @@ pub struct Streamed<D: Device> {
     pinned_bytes: u64,
 }
 
-/// A group's matrices that flow, and where they come from.
+/// A group's matrices that flow: their bytes by segment, and where they come from.
 struct Group<D: Device> {
     placed: Vec<Placed>,
+    segments: Vec<Vec<u64>>,
     origins: Vec<Origin<D>>,
 }
 
@@ -56,27 +70,42 @@ impl<D: Device> Streamed<D> {
         let mut tensors: HashMap<TensorId, Weight<D>> = HashMap::new();
         let (mut groups, mut flowing) = (Vec::<Group<D>>::new(), Vec::new());
         let (mut device_bytes, mut pinned_bytes) = (0, 0);
+        let mut pieces = Vec::new();
         for group in 0..=count {
             let ids = if group < count { model.layer_tensors(group) } else { model.head_tensors() };
             let name = if group < count { format!("layer {group}") } else { "the output head".into() };
-            let image = |wanted: Option<Tier>| {
-                let ids: Vec<_> =
-                    ids.iter().copied().filter(|id| streams.elsewhere.get(id).copied() == wanted).collect();
+            let image = |wanted: fn(Option<&Tier>) -> bool| {
+                let ids: Vec<_> = ids.iter().copied().filter(|id| wanted(streams.elsewhere.get(id))).collect();
                 Image::new(name.clone(), &model.gguf, &ids).expect("types were checked when the tensors were found")
             };
             let in_group = |e: DeviceError| if group < count { e.in_layer(group) } else { e };
 
-            let placed = place(dev, &model.gguf, &image(None), progress).map_err(in_group)?;
+            let placed = place(dev, &model.gguf, &image(|tier| tier.is_none()), progress).map_err(in_group)?;
             device_bytes += placed.bytes;
             tensors.extend(placed.tensors);
 
-            let mut moved = Group { placed: Vec::new(), origins: Vec::new() };
-            let ram = image(Some(Elsewhere::Ram));
+            let mut moved = Group { placed: Vec::new(), segments: Vec::new(), origins: Vec::new() };
+            let ram = image(|tier| matches!(tier, Some(Tier::Ram { .. })));
             if !ram.tensors().is_empty() {
                 let pinned = Rc::new(pin(dev, model, &ram, progress).map_err(in_group)?);
                 pinned_bytes += ram.bytes() as u64;
-                moved.origins.extend(ram.tensors().iter().map(|t| Origin::Pinned(pinned.clone(), t.range.start)));
+                for placed in ram.tensors() {
+                    moved.origins.push(Origin::Pinned(pinned.clone(), placed.range.start));
+                    moved.segments.push(ring::cut(placed.range.len() as u64, SEGMENT_BYTES).collect());
+                }
                 moved.placed.extend_from_slice(ram.tensors());
+            }
+            let disk = image(|tier| matches!(tier, Some(Tier::Disk { .. })));
+            for placed in disk.tensors() {
+                let (part, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
+                let file = model.gguf.parts().iter().position(|p| Arc::ptr_eq(p, &part)).expect("it is the model's");
+                let (start, longest) = (range.start as u64, piece_bytes(streams.staging_bytes));
+                let cut: Vec<Piece> = Piece::cut(file, start, range.len() as u64, longest).collect();
+                moved.origins.push(Origin::Staged(pieces.len()));
+                moved.segments.push(cut.iter().map(|piece| piece.len as u64).collect());
+                moved.placed.push(placed.clone());
+                progress(range.len() as u64);
+                pieces.extend(cut);
             }
             flowing.push((!moved.placed.is_empty()).then_some(groups.len()));
             if !moved.placed.is_empty() {
@@ -87,8 +116,7 @@ impl<D: Device> Streamed<D> {
         let flow = if groups.is_empty() {
             None
         } else {
-            let bytes = |placed: &Placed| (placed.range.len() as u64, SEGMENT_BYTES);
-            let units: Vec<Vec<_>> = groups.iter().map(|g| g.placed.iter().map(bytes).collect()).collect();
+            let units: Vec<Vec<_>> = groups.iter().map(|group| group.segments.clone()).collect();
             let layout = ring::lay(&units, streams.ring_bytes).ok_or_else(|| {
                 DeviceError::Unsupported(format!("a ring of {} bytes is too small for this model", streams.ring_bytes))
             })?;
@@ -100,12 +128,17 @@ impl<D: Device> Streamed<D> {
                     tensors.insert(id, Tensor { buf: buf.clone(), offset: offset as usize, ty, rows, cols });
                 }
             }
-            let origins = groups.into_iter().map(|group| group.origins).collect();
-            Some(Flow::new(buf, layout, origins, None))
+            let staging = match pieces.is_empty() {
+                true => None,
+                false => Some(Staging::start(dev, open(model)?, pieces, streams.staging_bytes)?),
+            };
+            pinned_bytes += staging.as_ref().map_or(0, Staging::bytes);
+            let names = flowing.iter().enumerate().filter(|(_, flows)| flows.is_some()).map(|(group, _)| group);
+            let groups = names.zip(groups).map(|(name, group)| (name, group.origins)).collect();
+            Some(Flow::new(dev, buf, layout, groups, staging)?)
         };
-        let streamed: HashSet<TensorId> = streams.elsewhere.keys().copied().collect();
-        let streamed_bytes = streamed.iter().map(|id| model.gguf.tensors()[id.0].bytes).sum();
-        let get = |part: &crate::pack::TensorPart| {
+        let streamed_bytes = streams.elsewhere.keys().map(|id| model.gguf.tensors()[id.0].bytes).sum();
+        let get = |part: &TensorPart| {
             let whole = &tensors[&part.tensor];
             match &part.outputs {
                 None => whole.clone(),
@@ -121,6 +154,11 @@ impl<D: Device> Streamed<D> {
             streamed_bytes,
             pinned_bytes,
         })
+    }
+
+    /// How what is on disk is read, if anything is.
+    pub fn reads_by(&self) -> Option<&str> {
+        self.flow.as_ref().and_then(Flow::reads_by)
     }
 
     /// The output matrix, where it is always on the device.
@@ -147,6 +185,23 @@ impl<D: Device> Streamed<D> {
             (None, _) => f(dev, layer, head),
         }
     }
+}
+
+/// What reads the model's files past the page cache.
+fn open(model: &Model) -> Result<Box<dyn Source>, DeviceError> {
+    Ok(readahead::open(inputs(model)?, &SourceOptions::default())?)
+}
+
+/// The model's files, to read from.
+fn inputs(model: &Model) -> Result<Vec<Input>, DeviceError> {
+    let input = |part: &Arc<Part>| {
+        let opened = part.path().zip(part.file());
+        let (path, file) =
+            opened.ok_or_else(|| DeviceError::Unsupported(format!("{} is in memory, not in a file", part.name())))?;
+        let file = file.try_clone().map_err(|e| DeviceError::Unsupported(format!("{}: {e}", part.name())))?;
+        Ok(Input { path: path.to_owned(), file })
+    };
+    model.gguf.parts().iter().map(input).collect()
 }
 
 /// An image in page-locked memory.
@@ -182,5 +237,19 @@ impl<D: Device> Layers<D> for Streamed<D> {
 
     fn pinned_bytes(&self) -> u64 {
         self.pinned_bytes
+    }
+
+    fn flowed(&mut self, dev: &D) -> Result<Option<Flowed>, DeviceError> {
+        self.flow.as_mut().map(|flow| flow.flowed(dev)).transpose()
+    }
+
+    fn trace(&mut self, on: bool) {
+        if let Some(flow) = &mut self.flow {
+            flow.trace(on);
+        }
+    }
+
+    fn take_trace(&mut self, dev: &D) -> Result<Vec<Span>, DeviceError> {
+        self.flow.as_mut().map_or(Ok(Vec::new()), |flow| flow.take_trace(dev))
     }
 }

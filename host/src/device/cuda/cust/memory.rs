@@ -165,8 +165,13 @@ struct Stage {
 
 impl Staging {
     pub fn new(gpu: &Rc<Gpu>) -> Result<Staging> {
-        let stage =
-            || Ok(Stage { memory: Pinned::new(gpu, "the staging buffers for transfers", STAGE)?, used: 0, busy: None });
+        let stage = || {
+            Pinned::new(gpu, "the staging buffers for transfers", STAGE).map(|memory| Stage {
+                memory,
+                used: 0,
+                busy: None,
+            })
+        };
         Ok(Staging { buffers: RefCell::new([stage()?, stage()?]), current: Cell::new(0) })
     }
 
