@@ -1,0 +1,57 @@
+//! Which source reads a list of files.
+
+use crate::{Input, OpenError, Source, files::Files, pool};
+
+/// How files are read.
+#[derive(Debug, Clone, Copy)]
+pub struct SourceOptions {
+    /// Reads in flight. Drives want 8 or more.
+    pub depth: usize,
+    /// Whether io_uring is tried. Without it, as where it is refused, threads call `pread`.
+    pub io_uring: bool,
+    /// Whether files are read past the page cache (`O_DIRECT`) where the filesystem can do that.
+    pub direct: bool,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        Self { depth: 16, io_uring: true, direct: true }
+    }
+}
+
+/// A source over `files`, whose indices are those of [`Piece::file`](crate::Piece::file). [`Source::describe`] says which it became,
+/// and why.
+///
+/// # Errors
+/// A file that is none, cannot be looked at, or was replaced meanwhile. That io_uring or `O_DIRECT` are refused is no error.
+pub fn open(files: Vec<Input>, options: &SourceOptions) -> Result<Box<dyn Source>, OpenError> {
+    let files = Files::open(files, options.direct)?;
+    let (files, why) = match options.io_uring {
+        true => match uring(files, options.depth) {
+            Ok(source) => return Ok(source),
+            Err(refused) => refused,
+        },
+        false => (files, "io_uring was not asked for".to_owned()),
+    };
+    Ok(Box::new(pool::pread(files, options.depth, &why)?))
+}
+
+/// A source for [`fill`](crate::fill()): what of a piece is in the page cache is copied from there, which is faster than any drive; the
+/// rest is read past it, so that loading a model does not push out what else is cached. Its block is 1: pieces land exactly where they
+/// belong. `threads` reads and copies are done at once.
+///
+/// # Errors
+/// As [`open()`].
+pub fn loader(files: Vec<Input>, threads: usize) -> Result<Box<dyn Source>, OpenError> {
+    Ok(Box::new(pool::cached(files, threads)?))
+}
+
+#[cfg(target_os = "linux")]
+fn uring(files: Files, depth: usize) -> Result<Box<dyn Source>, (Files, String)> {
+    Ok(Box::new(crate::uring::Uring::new(files, depth)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn uring(files: Files, _: usize) -> Result<Box<dyn Source>, (Files, String)> {
+    Err((files, "io_uring is Linux's".to_owned()))
+}

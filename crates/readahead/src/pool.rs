@@ -1,0 +1,283 @@
+//! Threads that read, each one piece at a time: as many reads in flight as there are threads.
+
+use crate::{
+    Completion, Dst, HostBuf, Input, Landed, OpenError, Piece, Source, SourceError,
+    files::{Aligned, Files, Progress},
+};
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// What a pool's threads do.
+pub(crate) trait Reader: Send + Sync + 'static {
+    /// Looks whether the read can be done at all, before it is queued.
+    fn check(&self, piece: &Piece, dst: &HostBuf) -> Result<(), SourceError>;
+    /// Reads a piece. `bounce` is the thread's own memory.
+    fn read(&self, piece: &Piece, dst: &mut HostBuf, bounce: &mut Bounce) -> Result<Landed, SourceError>;
+    /// [`Source::block`].
+    fn block(&self) -> usize;
+    /// [`Source::name`].
+    fn name(&self, file: usize) -> String;
+}
+
+/// Memory of a thread's own, made when it is first needed.
+pub(crate) type Bounce = Option<Aligned>;
+
+struct Job {
+    id: u64,
+    piece: Piece,
+    dst: HostBuf,
+}
+
+/// A [`Source`] of threads.
+pub(crate) struct Pool<R> {
+    reader: Arc<R>,
+    /// Gone when the pool is dropped: the threads end.
+    jobs: Option<Sender<Job>>,
+    done: Receiver<Completion>,
+    threads: Vec<JoinHandle<()>>,
+    in_flight: usize,
+    description: String,
+}
+
+impl<R: Reader> Pool<R> {
+    /// Starts `threads` threads, one at least.
+    pub(crate) fn new(reader: R, threads: usize, description: String) -> Result<Self, OpenError> {
+        let threads = threads.max(1);
+        let reader = Arc::new(reader);
+        let (jobs, queue) = channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        let (completions, done) = channel();
+        let mut pool = Self { reader, jobs: Some(jobs), done, threads: Vec::new(), in_flight: 0, description };
+        for index in 0..threads {
+            let (reader, queue, completions) = (pool.reader.clone(), queue.clone(), completions.clone());
+            let work = move || {
+                let mut bounce = None;
+                // The lock is held while waiting: one thread waits for a job, the others for their turn to.
+                while let Ok(mut job) = { queue.lock().unwrap_or_else(PoisonError::into_inner).recv() } {
+                    let result = reader.read(&job.piece, &mut job.dst, &mut bounce);
+                    // Nobody listens once the pool is dropped.
+                    let _ = completions.send(Completion { id: job.id, result });
+                }
+            };
+            let name = format!("read {index}");
+            pool.threads.push(
+                thread::Builder::new().name(name).spawn(work).map_err(|cause| OpenError::Threads { threads, cause })?,
+            );
+        }
+        Ok(pool)
+    }
+}
+
+impl<R: Reader> Source for Pool<R> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        let dst = dst.host()?;
+        if self.in_flight == self.depth() {
+            return Err(SourceError::Full { depth: self.depth() });
+        }
+        self.reader.check(piece, &dst)?;
+        let jobs = self.jobs.as_ref().ok_or(SourceError::Ended)?;
+        jobs.send(Job { id, piece: *piece, dst }).map_err(|_| SourceError::Ended)?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        if self.in_flight == 0 {
+            return Ok(());
+        }
+        let before = done.len();
+        match self.done.recv_timeout(timeout) {
+            Ok(completion) => done.push(completion),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(SourceError::Ended),
+        }
+        done.extend(self.done.try_iter());
+        self.in_flight -= done.len() - before;
+        Ok(())
+    }
+
+    fn depth(&self) -> usize {
+        self.threads.len()
+    }
+
+    fn block(&self) -> usize {
+        self.reader.block()
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.reader.name(file)
+    }
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+}
+
+impl<R> Drop for Pool<R> {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has already said so, and reads nothing any more.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads files by `pread`, the blocks around each piece.
+pub(crate) struct Pread(pub(crate) Files);
+
+impl Reader for Pread {
+    fn check(&self, piece: &Piece, dst: &HostBuf) -> Result<(), SourceError> {
+        self.0.plan(piece, dst).map(drop)
+    }
+
+    fn read(&self, piece: &Piece, dst: &mut HostBuf, _: &mut Bounce) -> Result<Landed, SourceError> {
+        self.0.read(piece, self.0.plan(piece, dst)?, dst.bytes())
+    }
+
+    fn block(&self) -> usize {
+        self.0.block()
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.0.name(file)
+    }
+}
+
+/// Bytes that a thread reads directly at once where they cannot go straight to their destination. It stays in the CPU's cache for
+/// the copy that follows, and is enough for a drive when 16 threads do the same.
+const BOUNCE: usize = 1 << 20;
+
+/// Reads files from the page cache as far as that has them, and past it where not. What lands is exactly the piece.
+pub(crate) struct Cached(pub(crate) Files);
+
+impl Cached {
+    /// What of the piece is in the page cache, from its beginning on: up to the first byte that is not. Returns how many bytes.
+    #[cfg(target_os = "linux")]
+    fn read_cached(&self, piece: &Piece, dst: &mut [u8]) -> Result<usize, SourceError> {
+        use rustix::io::{Errno, ReadWriteFlags, preadv2};
+        let file = &self.0.of(piece)?.cached;
+        let mut got = 0;
+        while got < dst.len() {
+            let slice = &mut [io::IoSliceMut::new(&mut dst[got..])];
+            // preadv2(2), RWF_NOWAIT: reads what is there, and nothing that would have to be waited for.
+            match preadv2(file, slice, piece.offset + got as u64, ReadWriteFlags::NOWAIT) {
+                Ok(0) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => break,
+                Ok(count) => got += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(SourceError::Io(error.into())),
+            }
+        }
+        Ok(got)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn read_cached(&self, _: &Piece, _: &mut [u8]) -> Result<usize, SourceError> {
+        Ok(0)
+    }
+
+    /// Reads through the page cache, waiting. Returns how many bytes there are.
+    fn buffered(&self, piece: &Piece, dst: &mut [u8]) -> Result<usize, SourceError> {
+        use std::os::unix::fs::FileExt;
+        let file = &self.0.of(piece)?.cached;
+        let mut got = 0;
+        while got < dst.len() {
+            match file.read_at(&mut dst[got..], piece.offset + got as u64) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(got)
+    }
+
+    /// Reads past the page cache: whole blocks straight to their places if these are aligned as the file is, else by way of
+    /// `bounce`. Returns how many bytes there are.
+    fn direct(&self, piece: &Piece, dst: &mut [u8], bounce: &mut Bounce) -> Result<usize, SourceError> {
+        let block = self.0.block();
+        let mut got = 0;
+        while got < dst.len() {
+            let offset = piece.offset + got as u64;
+            let to_block = offset.next_multiple_of(block as u64) - offset;
+            let to_block = usize::try_from(to_block).unwrap_or(usize::MAX);
+            let (whole, address) =
+                ((dst.len() - got).saturating_sub(to_block) / block * block, dst[got..].as_ptr() as usize);
+            let straight = to_block == 0 && whole > 0 && address.is_multiple_of(block);
+            let len = match straight {
+                true => whole,
+                // Up to where it can go on straight, if it can.
+                false if whole > 0 && (address + to_block).is_multiple_of(block) => to_block,
+                // To the end of a block, so that none is read twice.
+                false => (dst.len() - got).min(BOUNCE - (offset % block as u64) as usize),
+            };
+            let part = Piece { file: piece.file, offset, len };
+            let place = &mut dst[got..got + len];
+            let progress = Progress::new(&part, block);
+            let landed = match straight {
+                true => self.0.read(&part, progress, place)?,
+                false => {
+                    let bounce = bounce.get_or_insert_with(|| Aligned::new(BOUNCE + 2 * block, block)).bytes();
+                    let landed = self.0.read(&part, progress, bounce)?;
+                    place[..landed.len].copy_from_slice(&bounce[landed.begin..landed.begin + landed.len]);
+                    landed
+                }
+            };
+            got += landed.len;
+            if landed.len < len {
+                break;
+            }
+        }
+        Ok(got)
+    }
+}
+
+impl Reader for Cached {
+    fn check(&self, piece: &Piece, dst: &HostBuf) -> Result<(), SourceError> {
+        self.0.of(piece)?;
+        if dst.len() < piece.len {
+            return Err(SourceError::Small { len: dst.len(), need: piece.len, block: 1 });
+        }
+        Ok(())
+    }
+
+    fn read(&self, piece: &Piece, dst: &mut HostBuf, bounce: &mut Bounce) -> Result<Landed, SourceError> {
+        let dst = &mut dst.bytes()[..piece.len];
+        let cached = self.read_cached(piece, dst)?;
+        let rest = Piece { offset: piece.offset + cached as u64, len: piece.len - cached, ..*piece };
+        let read = match self.0.of(piece)?.direct.is_some() {
+            true => self.direct(&rest, &mut dst[cached..], bounce)?,
+            false => self.buffered(&rest, &mut dst[cached..])?,
+        };
+        self.0.verify(piece.file)?;
+        Ok(Landed { begin: 0, len: cached + read })
+    }
+
+    fn block(&self) -> usize {
+        1
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.0.name(file)
+    }
+}
+
+/// [`Pread`] in a pool of `depth` threads. `why` says why it is not io_uring.
+pub(crate) fn pread(files: Files, depth: usize, why: &str) -> Result<Pool<Pread>, OpenError> {
+    let description = format!("pread, {}, {} threads ({why})", files.describe(), depth.max(1));
+    Pool::new(Pread(files), depth, description)
+}
+
+/// [`Cached`] in a pool.
+pub(crate) fn cached(inputs: Vec<Input>, threads: usize) -> Result<Pool<Cached>, OpenError> {
+    let files = Files::open(inputs, true)?;
+    let description = format!("page cache first, then pread, {}, {} threads", files.describe(), threads.max(1));
+    Pool::new(Cached(files), threads, description)
+}

@@ -1,0 +1,395 @@
+//! Who may touch a buffer when, and which read is next: the state behind [`ReadAhead`](crate::ReadAhead), without threads and clocks.
+//!
+//! ```text
+//!   free -> reading -> filled -> taken -> free
+//!              |  ^
+//!              v  |  an attempt failed
+//!             again
+//! ```
+//!
+//! Each piece to be read gets a ticket, and tickets are read and taken in order. A buffer belongs to a ticket from `reading` to
+//! `taken`. A ticket is void when the consumer has gone elsewhere (seek), or it or an earlier one has failed. A read whose ticket is void keeps
+//! its buffer until the source returns it, and nobody sees what it brought.
+//!
+//! Why nothing waits for ever: buffers go to tickets in order, so the ticket that is taken next has one before any later ticket does.
+//! It is being read, or some buffer is free, or else all are taken (the consumer's to give back) or in reads of void tickets, which
+//! come back or count as stalled. Each of these is an answer to `take`.
+
+use crate::{Landed, Piece, ReadError, SourceError};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How a [`ReadAhead`](crate::ReadAhead) deals with faults.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How often a read that failed, or came back short, is tried again.
+    pub retries: u32,
+    /// A read that has not come back for so long is an error.
+    pub stall: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { retries: 3, stall: Duration::from_secs(30) }
+    }
+}
+
+/// A buffer that the consumer has. There is one value of it, so that a buffer is given back once.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a buffer that is not given back is never read into again"]
+pub struct BufferId(usize);
+
+impl BufferId {
+    /// Its index in the list that [`ReadAhead::start`](crate::ReadAhead::start) got.
+    pub fn index(&self) -> usize {
+        self.0
+    }
+}
+
+/// A piece that is there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// Which piece.
+    pub piece: usize,
+    /// The buffer that it is in, to be given back.
+    pub buffer: BufferId,
+    /// Where its bytes begin in the buffer.
+    pub begin: usize,
+    /// How many they are: all of the piece.
+    pub len: usize,
+}
+
+/// A read that succeeded, for traces and figures.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// Which piece.
+    pub piece: usize,
+    /// When its read was handed to the source; the last attempt's, if there were several.
+    pub begin: Instant,
+    /// When the source returned it.
+    pub end: Instant,
+    /// Bytes of the piece.
+    pub bytes: usize,
+    /// How often it was tried: 1 if nothing went wrong.
+    pub attempts: u32,
+}
+
+/// Spans that are kept until somebody asks. Older ones are dropped.
+const SPANS: usize = 1 << 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ticket {
+    number: u64,
+    piece: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Free,
+    Reading { ticket: Ticket, id: u64, since: Instant, attempts: u32 },
+    Again { ticket: Ticket, attempts: u32 },
+    Filled { ticket: Ticket, begin: usize },
+    Taken,
+}
+
+/// A read for the source.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Read {
+    pub(crate) id: u64,
+    pub(crate) piece: Piece,
+    pub(crate) buffer: usize,
+}
+
+/// What the reading thread does next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Hands these to the source.
+    Read(Vec<Read>),
+    /// Waits for the source.
+    Wait,
+    /// Waits for the consumer.
+    Sleep,
+    /// Ends.
+    Exit,
+}
+
+pub(crate) struct Protocol {
+    pieces: Vec<Piece>,
+    /// The names of the pieces' files, by index.
+    names: HashMap<usize, String>,
+    options: Options,
+    /// Reads in flight at most.
+    depth: usize,
+    buffers: Vec<State>,
+    /// The next ticket to be read; not before `take`.
+    read: Ticket,
+    /// The next ticket to be taken.
+    take: Ticket,
+    /// The first ticket that failed. It stays until a seek.
+    failure: Option<(u64, ReadError)>,
+    /// The source as a whole failed. It is asked again after a seek.
+    broken: bool,
+    ids: u64,
+    spans: VecDeque<Span>,
+    stopped: bool,
+    ended: bool,
+}
+
+impl Protocol {
+    /// There are pieces and `buffers`, and `names` has all of the pieces' files.
+    pub(crate) fn new(
+        pieces: Vec<Piece>,
+        names: HashMap<usize, String>,
+        buffers: usize,
+        depth: usize,
+        options: Options,
+    ) -> Self {
+        let first = Ticket { number: 0, piece: 0 };
+        Self {
+            pieces,
+            names,
+            options,
+            depth: depth.max(1),
+            buffers: vec![State::Free; buffers],
+            read: first,
+            take: first,
+            failure: None,
+            broken: false,
+            ids: 0,
+            spans: VecDeque::new(),
+            stopped: false,
+            ended: false,
+        }
+    }
+
+    // ---- the reading thread's side
+
+    /// What the reading thread does next. Reads that are returned count as in flight.
+    pub(crate) fn next(&mut self, now: Instant) -> Step {
+        let mut in_flight = self.buffers.iter().filter(|state| matches!(state, State::Reading { .. })).count();
+        if self.stopped {
+            return if in_flight > 0 && !self.broken { Step::Wait } else { Step::Exit };
+        }
+        let mut reads = Vec::new();
+        for index in 0..self.buffers.len() {
+            if let State::Again { ticket, attempts } = self.buffers[index] {
+                if self.is_void(ticket) {
+                    self.buffers[index] = State::Free;
+                } else if in_flight < self.depth {
+                    reads.push(self.begin(index, ticket, attempts, now));
+                    in_flight += 1;
+                }
+            }
+        }
+        while in_flight < self.depth && self.failure.is_none() {
+            let Some(index) = self.buffers.iter().position(|state| matches!(state, State::Free)) else { break };
+            let ticket = self.read;
+            self.read = self.after(ticket);
+            reads.push(self.begin(index, ticket, 0, now));
+            in_flight += 1;
+        }
+        match (reads.is_empty(), in_flight > 0 && !self.broken) {
+            (false, _) => Step::Read(reads),
+            (true, true) => Step::Wait,
+            (true, false) => Step::Sleep,
+        }
+    }
+
+    fn begin(&mut self, buffer: usize, ticket: Ticket, attempts: u32, since: Instant) -> Read {
+        self.ids += 1;
+        let id = self.ids;
+        self.buffers[buffer] = State::Reading { ticket, id, since, attempts: attempts + 1 };
+        Read { id, piece: self.pieces[ticket.piece], buffer }
+    }
+
+    /// Takes in the end of a read. An id that is not in flight is ignored.
+    pub(crate) fn completed(&mut self, id: u64, result: Result<Landed, SourceError>, now: Instant) {
+        let in_flight = self.buffers.iter().enumerate().find_map(|(index, state)| match *state {
+            State::Reading { ticket, id: its, since, attempts } if its == id => Some((index, ticket, since, attempts)),
+            _ => None,
+        });
+        let Some((index, ticket, since, attempts)) = in_flight else { return };
+        if self.is_void(ticket) {
+            self.buffers[index] = State::Free;
+            return;
+        }
+        let piece = self.pieces[ticket.piece];
+        let result = result.and_then(|landed| match landed.len == piece.len {
+            true => Ok(landed.begin),
+            false => Err(SourceError::Short { got: landed.len, len: piece.len }),
+        });
+        self.buffers[index] = match result {
+            Ok(begin) => {
+                if self.spans.len() == SPANS {
+                    self.spans.pop_front();
+                }
+                let span = Span { piece: ticket.piece, begin: since, end: now, bytes: piece.len, attempts };
+                self.spans.push_back(span);
+                State::Filled { ticket, begin }
+            }
+            Err(error) if error.is_transient() && attempts <= self.options.retries => State::Again { ticket, attempts },
+            Err(error) => {
+                self.fail(ticket, attempts, error);
+                State::Free
+            }
+        };
+    }
+
+    /// Takes in that the source does not work at all: the first piece that is not there fails.
+    pub(crate) fn broke(&mut self, error: SourceError) {
+        self.broken = true;
+        let waiting = self.buffers.iter().filter_map(|state| match *state {
+            State::Reading { ticket, attempts, .. } | State::Again { ticket, attempts } if !self.is_void(ticket) => {
+                Some((ticket, attempts))
+            }
+            _ => None,
+        });
+        let (ticket, attempts) = waiting.min_by_key(|(ticket, _)| ticket.number).unwrap_or((self.read, 1));
+        self.fail(ticket, attempts, error);
+    }
+
+    /// Fails reads that have not come back in time. Returns whether there are such.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        for index in 0..self.buffers.len() {
+            if let State::Reading { ticket, since, .. } = self.buffers[index]
+                && now.saturating_duration_since(since) >= self.options.stall
+            {
+                any = true;
+                self.set_failure(ticket, self.stalled(ticket, since, now));
+            }
+        }
+        any
+    }
+
+    /// The reading thread is about to end.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    // ---- the consumer's side
+
+    /// The piece, if it is there; nothing, if it is on its way.
+    pub(crate) fn take(&mut self, piece: usize, now: Instant) -> Result<Option<Filled>, ReadError> {
+        self.expire(now);
+        if piece != self.take.piece {
+            return Err(ReadError::OutOfOrder { asked: piece, next: self.take.piece });
+        }
+        let number = self.take.number;
+        if let Some((failed, error)) = &self.failure
+            && *failed == number
+        {
+            return Err(error.clone());
+        }
+        for (index, state) in self.buffers.iter_mut().enumerate() {
+            if let State::Filled { ticket, begin } = *state
+                && ticket.number == number
+            {
+                *state = State::Taken;
+                self.take = self.after(ticket);
+                let len = self.pieces[piece].len;
+                return Ok(Some(Filled { piece, buffer: BufferId(index), begin, len }));
+            }
+        }
+        if self.ended {
+            return Err(ReadError::Ended);
+        }
+        self.starved(now).map_or(Ok(None), Err)
+    }
+
+    /// Why no buffer can come to be read into unless the consumer gives one back, if that is so.
+    fn starved(&self, now: Instant) -> Option<ReadError> {
+        let (mut taken, mut stuck) = (false, None);
+        for state in &self.buffers {
+            match *state {
+                State::Taken => taken = true,
+                State::Reading { ticket, since, .. }
+                    if self.is_void(ticket) && now.saturating_duration_since(since) >= self.options.stall =>
+                {
+                    stuck = Some(self.stalled(ticket, since, now));
+                }
+                _ => return None,
+            }
+        }
+        stuck.filter(|_| !taken).or(Some(ReadError::AllTaken { buffers: self.buffers.len() }))
+    }
+
+    /// Takes a buffer back. One that is not taken belongs to another reader: nothing happens.
+    pub(crate) fn give_back(&mut self, buffer: BufferId) {
+        if let Some(state @ State::Taken) = self.buffers.get_mut(buffer.0) {
+            *state = State::Free;
+        }
+    }
+
+    /// Goes on at `piece`, in the cycle: beyond the last one it begins again.
+    pub(crate) fn seek(&mut self, piece: usize) {
+        // All tickets before this one are void now.
+        self.read.piece = piece % self.pieces.len();
+        self.take = self.read;
+        self.failure = None;
+        self.broken = false;
+        for state in &mut self.buffers {
+            if matches!(state, State::Filled { .. } | State::Again { .. }) {
+                *state = State::Free;
+            }
+        }
+    }
+
+    pub(crate) fn spans(&mut self) -> VecDeque<Span> {
+        std::mem::take(&mut self.spans)
+    }
+
+    /// Nothing is read any more.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether reads are in flight, and all of them count as stalled.
+    pub(crate) fn is_stuck(&self, now: Instant) -> bool {
+        let mut ages = self.buffers.iter().filter_map(|state| match state {
+            State::Reading { since, .. } => Some(now.saturating_duration_since(*since)),
+            _ => None,
+        });
+        ages.next().is_some_and(|first| first.min(ages.min().unwrap_or(first)) >= self.options.stall)
+    }
+
+    // ---- tickets
+
+    fn after(&self, ticket: Ticket) -> Ticket {
+        Ticket { number: ticket.number + 1, piece: (ticket.piece + 1) % self.pieces.len() }
+    }
+
+    /// Whether nobody will take what a read with this ticket brings.
+    fn is_void(&self, ticket: Ticket) -> bool {
+        ticket.number < self.take.number || self.failure.as_ref().is_some_and(|(failed, _)| ticket.number >= *failed)
+    }
+
+    fn fail(&mut self, ticket: Ticket, attempts: u32, error: SourceError) {
+        let (name, offset, len) = self.place(ticket);
+        self.set_failure(ticket, ReadError::Failed { name, offset, len, attempts, cause: Arc::new(error) });
+    }
+
+    fn set_failure(&mut self, ticket: Ticket, error: ReadError) {
+        if !self.is_void(ticket) {
+            self.failure = Some((ticket.number, error));
+        }
+    }
+
+    fn stalled(&self, ticket: Ticket, since: Instant, now: Instant) -> ReadError {
+        let (name, offset, len) = self.place(ticket);
+        let seconds = now.saturating_duration_since(since).as_secs_f64();
+        ReadError::Stalled { name, offset, len, seconds }
+    }
+
+    fn place(&self, ticket: Ticket) -> (String, u64, usize) {
+        let piece = self.pieces[ticket.piece];
+        (self.names[&piece.file].clone(), piece.offset, piece.len)
+    }
+}

@@ -1,0 +1,176 @@
+//! A source that fails on demand, for tests of those who use sources.
+
+use crate::{Completion, Dst, HostBuf, Piece, Source, SourceError};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What a [`Faulty`] source writes where there is no data.
+pub const GARBAGE: u8 = 0xee;
+
+/// Something that is waited for until it opens.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// Opens it, for good.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What goes wrong with a read.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// It is not started.
+    Refuse,
+    /// Its buffer is full of garbage, and it says that it failed.
+    Fail,
+    /// Only so many bytes of the piece come, garbage behind them.
+    Short(usize),
+    /// It begins so much later.
+    Late(Duration),
+    /// It begins when the gate opens. Until then it does not come back, also not for who drops a [`ReadAhead`](crate::ReadAhead).
+    Stall(Gate),
+}
+
+/// Chooses the fault of the read that is submitted as the n-th, from 0.
+pub type Choose = Box<dyn FnMut(u64, &Piece) -> Option<Fault> + Send>;
+
+enum Due {
+    At(Instant),
+    Opened(Gate),
+}
+
+impl Due {
+    fn is_due(&self) -> bool {
+        match self {
+            Due::At(time) => Instant::now() >= *time,
+            Due::Opened(gate) => gate.is_open(),
+        }
+    }
+}
+
+/// A source with faults.
+pub struct Faulty<S> {
+    inner: S,
+    choose: Choose,
+    count: u64,
+    held: Vec<(Due, u64, Piece, HostBuf)>,
+    /// Reads in the inner source that will be damaged, with their buffers.
+    damaged: HashMap<u64, (Fault, HostBuf)>,
+    in_inner: usize,
+}
+
+impl<S: Source> Faulty<S> {
+    /// `inner`, with the faults that `choose` chooses.
+    pub fn new(inner: S, choose: impl FnMut(u64, &Piece) -> Option<Fault> + Send + 'static) -> Self {
+        Self { inner, choose: Box::new(choose), count: 0, held: Vec::new(), damaged: HashMap::new(), in_inner: 0 }
+    }
+
+    fn start(&mut self, id: u64, piece: &Piece, buffer: HostBuf) -> Result<(), SourceError> {
+        self.inner.submit(id, piece, Dst::Host(buffer))?;
+        self.in_inner += 1;
+        Ok(())
+    }
+
+    fn damage(&mut self, completion: Completion) -> Completion {
+        let Completion { id, result } = completion;
+        let result = match (self.damaged.remove(&id), result) {
+            (Some((Fault::Short(len), mut buffer)), Ok(mut landed)) => {
+                landed.len = landed.len.min(len);
+                buffer.bytes()[landed.begin + landed.len..].fill(GARBAGE);
+                Ok(landed)
+            }
+            (Some((_, mut buffer)), Ok(_)) => {
+                buffer.bytes().fill(GARBAGE);
+                Err(io::Error::other("a fault on demand").into())
+            }
+            (_, result) => result,
+        };
+        Completion { id, result }
+    }
+}
+
+impl<S: Source> Source for Faulty<S> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        let buffer = dst.host()?;
+        let fault = (self.choose)(self.count, piece);
+        self.count += 1;
+        match fault {
+            Some(Fault::Refuse) => Err(io::Error::other("a refusal on demand").into()),
+            Some(Fault::Late(time)) => {
+                self.held.push((Due::At(Instant::now() + time), id, *piece, buffer));
+                Ok(())
+            }
+            Some(Fault::Stall(gate)) => {
+                self.held.push((Due::Opened(gate), id, *piece, buffer));
+                Ok(())
+            }
+            Some(fault) => {
+                let same = buffer.share();
+                self.start(id, piece, buffer)?;
+                self.damaged.insert(id, (fault, same));
+                Ok(())
+            }
+            None => self.start(id, piece, buffer),
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        let (end, before) = (Instant::now() + timeout, done.len());
+        let mut came = Vec::new();
+        while done.len() == before && !(self.held.is_empty() && self.in_inner == 0) {
+            for (_, id, piece, buffer) in self.held.extract_if(.., |(due, ..)| due.is_due()).collect::<Vec<_>>() {
+                if let Err(error) = self.start(id, &piece, buffer) {
+                    done.push(Completion { id, result: Err(error) });
+                }
+            }
+            let slice = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(1));
+            match self.in_inner {
+                0 => thread::sleep(slice),
+                _ => self.inner.wait(slice, &mut came)?,
+            }
+            self.in_inner -= came.len();
+            for completion in came.drain(..) {
+                let completion = self.damage(completion);
+                done.push(completion);
+            }
+            if Instant::now() >= end {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn block(&self) -> usize {
+        self.inner.block()
+    }
+
+    fn prepare(&mut self, buffers: &[HostBuf]) {
+        self.inner.prepare(buffers);
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.inner.name(file)
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, with faults", self.inner.describe())
+    }
+}

@@ -1,0 +1,97 @@
+//! [`fill()`] against plain reads.
+
+use super::{content, input, random_file};
+use crate::{
+    HostBuf, Options, ReadError, Source, SourceOptions, Target, fill, loader, open,
+    testing::{Fault, Faulty, Gate},
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+const FILE: usize = 11_000_001;
+
+/// Ranges of the file, next to each other in memory, some of them aligned as in the file.
+fn targets(memory: &HostBuf, seed: u64) -> (Vec<Target>, Vec<(usize, usize, usize)>) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let (mut targets, mut places, mut at) = (Vec::new(), Vec::new(), 0);
+    while at < memory.len() {
+        let len = [1, 100, 5000, 300_000, 5_000_000][rng.random_range(0..5)].min(memory.len() - at);
+        let mut offset = rng.random_range(0..=FILE - len);
+        if rng.random() {
+            offset = offset / 4096 * 4096 + at % 4096;
+            offset = offset.min(FILE - len);
+        }
+        targets.push(Target { file: 0, offset: offset as u64, dst: memory.part(at, len) });
+        places.push((at, offset, len));
+        at += len;
+    }
+    (targets, places)
+}
+
+fn run(source: Box<dyn Source>, targets: &[Target], cancel: &AtomicBool, retries: u32) -> Result<u64, ReadError> {
+    let mut last = 0;
+    let options = Options { retries, stall: Duration::from_millis(150) };
+    fill(source, targets, &options, cancel, &mut |bytes| {
+        assert!(bytes >= last);
+        last = bytes;
+    })?;
+    Ok(last)
+}
+
+#[test]
+fn ranges_are_filled_whatever_is_cached() {
+    let (file, bytes) = random_file(FILE, 30);
+    let source = || loader(vec![input(&file)], 4).unwrap();
+    let faulty =
+        || Faulty::new(source(), |nth, _| [None, Some(Fault::Fail), Some(Fault::Short(5))][nth as usize % 3].clone());
+    for seed in 0..4 {
+        // The pages are clean, so that they can be dropped: then reads are direct. Else they come from the cache.
+        if seed % 2 == 0 {
+            rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        let memory = HostBuf::allocate(20_000_000, 4096);
+        let (targets, places) = targets(&memory, seed);
+        let source: Box<dyn Source> = if seed == 3 { Box::new(faulty()) } else { source() };
+        let total = run(source, &targets, &AtomicBool::new(false), 30).unwrap();
+        assert_eq!(total, memory.len() as u64);
+        let got = content(&memory);
+        for (at, offset, len) in places {
+            assert!(got[at..at + len] == bytes[offset..offset + len], "{len} bytes from {offset} to {at}");
+        }
+    }
+}
+
+#[test]
+fn filling_can_be_cancelled_and_fails_clearly() {
+    let (file, _) = random_file(FILE, 31);
+    let source = || loader(vec![input(&file)], 2).unwrap();
+    let target = |len| [Target { file: 0, offset: 1, dst: HostBuf::allocate(len, 4096) }];
+    assert!(matches!(run(source(), &target(100), &AtomicBool::new(true), 3), Err(ReadError::Cancelled)));
+
+    let cancel = AtomicBool::new(false);
+    let result =
+        fill(source(), &target(FILE - 1), &Options::default(), &cancel, &mut |_| cancel.store(true, Ordering::Relaxed));
+    assert!(matches!(result, Err(ReadError::Cancelled)));
+
+    let no = AtomicBool::new(false);
+    let error = run(source(), &target(FILE), &no, 3).unwrap_err().to_string();
+    assert!(error.contains("outside of the file's 11000001 bytes"), "{error}");
+    let fails = Faulty::new(source(), |nth, _| (nth > 0).then_some(Fault::Fail));
+    let error = run(Box::new(fails), &target(FILE - 1), &no, 3).unwrap_err().to_string();
+    assert!(error.contains("failed (attempt 4): a fault on demand"), "{error}");
+
+    let gate = Gate::default();
+    let theirs = gate.clone();
+    let stalls = Faulty::new(source(), move |nth, _| (nth == 1).then(|| Fault::Stall(theirs.clone())));
+    assert!(matches!(run(Box::new(stalls), &target(FILE - 1), &no, 3), Err(ReadError::Stalled { .. })));
+    gate.open();
+
+    let blocks = open(vec![input(&file)], &SourceOptions::default()).unwrap();
+    if blocks.block() > 1 {
+        let error = run(blocks, &target(100), &no, 3).unwrap_err().to_string();
+        assert!(error.contains("reads blocks of 4096 bytes cannot fill"), "{error}");
+    }
+}
