@@ -198,7 +198,9 @@ fn layers_by_environment() {
     let layer = |name: &str, plan: &Value| {
         let tiers = plan["tiers"].as_array().unwrap();
         let lists = tiers.iter().filter(|tier| tier["tier"] == name).flat_map(|t| t["tensors"].as_array().unwrap());
-        lists.filter(|name| name.as_str().is_some_and(|name| name.starts_with("blk.") && !name.contains("norm"))).count()
+        lists
+            .filter(|name| name.as_str().is_some_and(|name| name.starts_with("blk.") && !name.contains("norm")))
+            .count()
     };
     // Of four layers with seven matrices each.
     assert!((6..=10).contains(&layer("vram", &one)) && layer("ram", &one) >= 18, "{one:#}");
@@ -219,7 +221,9 @@ fn a_table() {
     let output = run(&small.args(&["-q", "--device", "emulator", "--streaming", "--vram-budget", "2500KiB"]), &[]);
     assert!(output.status.success() && output.stderr.is_empty());
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["emulator", "on the device", "in RAM, streamed", "of 2.4 MiB that may be used", "the least is", "a token: "] {
+    for part in
+        ["emulator", "on the device", "in RAM, streamed", "of 2.4 MiB that may be used", "the least is", "a token: "]
+    {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }
 }
