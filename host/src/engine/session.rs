@@ -266,6 +266,7 @@ impl<D: Device + 'static> Session<D> {
         };
         needs.check_ram(&model, resident)?;
 
+        dev.limit_link(options.link_limit);
         dev.load_kernels(&needs.types())?;
         dev.prepare(&dims, max_batch)?;
         let state = State::new(&dev, &dims, model.config.layers, max_batch, wanted)?;
