@@ -363,7 +363,7 @@ fn usage_errors() {
         &["-c", "many"],
         &["--vram-budget", "much"],
         &["--vram-budget", "101%"],
-        &["--ram-budget", "-1%"],
+        &["--ram-budget", "half"],
         &["--n-buffers", "0"],
         &["--n-buffers", "few"],
         &["--link-limit", "0GB/s"],

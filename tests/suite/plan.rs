@@ -267,8 +267,8 @@ fn device_memory_is_filled() {
     assert!(streaming > 200, "only {streaming} plans stream");
 }
 
-/// Real models: any stretch of layers has its share of what is streamed, and of what comes from the disk, to a few matrices: what
-/// the spreading rounds, and what then fills each memory. Layers that stay at the beginning of a pass would be 50 matrices off.
+/// Real models: any stretch of layers has its share of what is streamed, to within two matrices (one that the spreading rounds, and
+/// one that fills what is left), and of what comes from the disk, to within three. If the first layers stayed, it would be 50.
 #[test]
 fn streaming_is_spread_over_the_pass() {
     for (model, quant) in [(Shape::Llama70b, "Q4_K_M"), (Shape::Qwen32b, "Q4_K_M"), (Shape::Llama8b, "Q8_0")] {
@@ -281,7 +281,8 @@ fn streaming_is_spread_over_the_pass() {
             check(&inputs, &plan);
             let layers: u64 = inputs.units.iter().filter(|u| u.group < inputs.layers).map(|u| u.bytes).sum();
             let largest = inputs.units.iter().filter(|u| u.group < inputs.layers).map(|u| u.bytes).max().unwrap();
-            for of in [Tier::is_streamed as fn(Tier) -> bool, |tier| matches!(tier, Tier::Disk { .. })] {
+            let on_disk: fn(Tier) -> bool = |tier| matches!(tier, Tier::Disk { .. });
+            for (of, matrices) in [(Tier::is_streamed as fn(Tier) -> bool, 2.0), (on_disk, 3.0)] {
                 let all = inputs.units.iter().zip(&plan.tiers).filter(|(u, t)| u.group < inputs.layers && of(**t));
                 let travelling: u64 = all.map(|(unit, _)| unit.bytes).sum();
                 let share = travelling as f64 / layers as f64;
@@ -294,7 +295,7 @@ fn streaming_is_spread_over_the_pass() {
                         streamed += if of(*tier) { unit.bytes } else { 0 };
                         let expected = share * bytes as f64;
                         assert!(
-                            (streamed as f64 - expected).abs() < 5.0 * largest as f64,
+                            (streamed as f64 - expected).abs() < matrices * largest as f64,
                             "{quant} in {eighths} eighths: {streamed} from layer {from} to {}, not {expected}",
                             unit.name
                         );

@@ -9,7 +9,7 @@ use super::open::ModelArgs;
 use crate::{
     engine::{ModelFile, Placement},
     pack::TensorId,
-    stream::plan::{Bound, Tier},
+    stream::plan::{Bound, Prediction, Tier, Unknown},
 };
 
 /// Prints the plan to stdout: a table, or JSON.
@@ -35,42 +35,45 @@ pub fn table(placement: &Placement) -> String {
     }
     lines.push(String::new());
 
-    let rows = placement.tiers().into_iter().map(|(tier, tensors, bytes)| {
+    let tier = |(tier, tensors, bytes): (Tier, Vec<TensorId>, u64)| {
         [tier_name(tier).to_owned(), tensors.len().to_string(), size(bytes), layers(placement, tier)]
-    });
-    let names = ["weights", "tensors", "size", "of the layers"].map(str::to_owned);
-    lines.extend(aligned(&[names].into_iter().chain(rows).collect::<Vec<_>>()));
+    };
+    let names = ["weights", "tensors", "size", "layers"].map(str::to_owned);
+    lines.extend(aligned(&[names].into_iter().chain(placement.tiers().into_iter().map(tier)).collect::<Vec<_>>()));
     lines.push(String::new());
 
-    let mut parts =
-        vec![(size(plan.resident_bytes), "matrices that stay"), (size(plan.ring_bytes), "ring for those that do not")];
-    parts.extend(inputs.fixed.iter().map(|fixed| (size(fixed.bytes), fixed.what)));
-    let parts: Vec<_> = parts.into_iter().map(|(size, what)| format!("{what} {size}")).collect();
-    lines.push(format!(
-        "device memory: {} of {} that may be used: {}",
-        size(plan.vram_bytes()),
-        size(inputs.vram),
-        parts.join(", ")
-    ));
-    lines.push(format!("  the least is {}; {} hold all of it", size(plan.vram_least), size(plan.vram_full)));
+    let matrices = [("matrices that stay", plan.resident_bytes), ("ring for those that do not", plan.ring_bytes)];
+    let fixed = inputs.fixed.iter().map(|fixed| (fixed.what, fixed.bytes));
+    let parts = matrices.into_iter().chain(fixed).filter(|(_, bytes)| *bytes > 0);
+    let parts = parts.chain([("all", plan.vram_bytes())]).map(|(what, bytes)| [what.to_owned(), size(bytes)]);
+    let names = ["device memory", "size"].map(str::to_owned);
+    lines.extend(aligned(&[names].into_iter().chain(parts).collect::<Vec<_>>()));
+    let (limit, least, full) = (size(inputs.vram), size(plan.vram_least), size(plan.vram_full));
+    lines.push(format!("{limit} may be used; the least is {least}, and {full} hold all of it"));
+    lines.push(String::new());
+
     if plan.streams() {
-        let (ram, staging) = (size(plan.ram_bytes), size(plan.staging_bytes));
-        let limit = size(inputs.ram);
-        lines.push(format!("page-locked RAM: {ram} of {limit} that may be used, and {staging} for reading from disk"));
+        let (ram, limit) = (size(plan.ram_bytes), size(inputs.ram));
+        let staging = match plan.staging_bytes {
+            0 => String::new(),
+            bytes => format!(", and {} for what is read from disk", size(bytes)),
+        };
+        lines.push(format!("page-locked RAM: {ram}{staging}; {limit} may be used"));
     }
-    lines.push(format!("a token: {}", prediction(placement)));
+    lines.extend(prediction(placement));
     lines.push(String::new());
     lines.join("\n")
 }
 
-/// The share of the layers' matrices that is in a tier.
+/// How many layers' worth of matrices are in a tier.
 fn layers(placement: &Placement, tier: Tier) -> String {
     let Placement { inputs, plan, .. } = placement;
     let of_layers = || inputs.units.iter().zip(&plan.tiers).filter(|(unit, _)| unit.group < inputs.layers);
     let all: u64 = of_layers().map(|(unit, _)| unit.bytes).sum();
-    let there: u64 = of_layers().filter(|(_, of)| **of == tier).map(|(unit, _)| unit.bytes).sum();
-    let share = there as f64 / all.max(1) as f64;
-    format!("{:.1} of {}", share * inputs.layers as f64, inputs.layers)
+    match of_layers().filter(|(_, of)| **of == tier).map(|(unit, _)| unit.bytes).sum::<u64>() {
+        0 => "-".into(),
+        there => format!("{:.1}", there as f64 / all as f64 * inputs.layers as f64),
+    }
 }
 
 fn tier_name(tier: Tier) -> &'static str {
@@ -82,19 +85,18 @@ fn tier_name(tier: Tier) -> &'static str {
     }
 }
 
-fn aligned(rows: &[[String; 4]]) -> Vec<String> {
+/// Lines of columns, of which the first is text.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [0, 1, 2, 3].map(width);
-    let line = |row: &[String; 4]| {
-        let [name, rest @ ..] = row;
-        let rest = rest.iter().zip(&widths[1..]).map(|(cell, &width)| format!("  {cell:>width$}"));
-        format!("{name:<width$}{}", rest.collect::<String>(), width = widths[0])
+    let cell = |(column, cell): (usize, &String)| match column {
+        0 => format!("{cell:<width$}", width = width(0)),
+        _ => format!("  {cell:>width$}", width = width(column)),
     };
-    rows.iter().map(line).collect()
+    rows.iter().map(|row| row.iter().enumerate().map(cell).collect()).collect()
 }
 
 /// How long a token takes, and why.
-fn prediction(placement: &Placement) -> String {
+fn prediction(placement: &Placement) -> [String; 2] {
     let (load, rates) = (&placement.plan.load, &placement.inputs.rates);
     let part = |bytes: u64, what: &str, rate: Option<f64>| match rate {
         _ if bytes == 0 => None,
@@ -106,22 +108,23 @@ fn prediction(placement: &Placement) -> String {
         part(load.link_bytes, "over the link", rates.link),
         part(load.disk_bytes, "from disk", rates.disk),
     ];
+    let name = |part: Bound| match part {
+        Bound::Link => "the link",
+        Bound::Disk => "the disk",
+        Bound::Vram => "the device's memory",
+    };
+    let predicted = match &placement.plan.prediction {
+        Ok(Prediction { seconds, bound, .. }) => {
+            let time = if *seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") };
+            format!("{time} a token, {:.2} tokens/s, bounded by {}", seconds.recip(), name(*bound))
+        }
+        Err(Unknown(parts)) => {
+            let parts: Vec<_> = parts.iter().map(|&part| name(part)).collect();
+            format!("none, since it is not known how fast {} is", parts.join(" and "))
+        }
+    };
     let travels = travels.into_iter().flatten().collect::<Vec<_>>().join(", ");
-    match &placement.plan.prediction {
-        Ok(prediction) => {
-            let by = match prediction.bound {
-                Bound::Link => "the link",
-                Bound::Disk => "the disk",
-                Bound::Vram => "the device's memory",
-            };
-            let seconds = prediction.seconds;
-            let time = if seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") };
-            format!("{travels}\nprediction: {time} a token, {:.2} tokens/s, bounded by {by}", seconds.recip())
-        }
-        Err(unknown) => {
-            format!("{travels}\nprediction: none, since the speed of {} is not known here", unknown.0.join(" and "))
-        }
-    }
+    [format!("a token: {travels}"), format!("prediction: {predicted}")]
 }
 
 /// The plan for programs: sizes in bytes, times in seconds, rates in bytes a second.
@@ -172,6 +175,6 @@ fn json(file: &ModelFile, placement: &Placement) -> Value {
         "vram_bytes_per_second": inputs.rates.vram,
         "predicted_seconds_per_token": prediction.ok().map(|prediction| prediction.seconds),
         "bound": prediction.ok().map(|prediction| prediction.bound.name()),
-        "unknown_rates": prediction.err().map_or(&[][..], |unknown| &unknown.0),
+        "unknown_rates": prediction.err().map_or(Vec::new(), |Unknown(parts)| parts.iter().map(|part| part.name()).collect()),
     })
 }

@@ -123,6 +123,7 @@ pub fn plan_for<D: Device>(
         let others = others();
         does_not_fit(e, &inputs, dev.name(), dims.context, [matrices + always, kv, activations], &others)
     })?;
+    dev.limit_link(options.link_limit);
     let rates = rates(dev, model, &plan);
     plan.prediction = plan.load.predict(&rates);
     Ok(Placement {
@@ -164,7 +165,7 @@ fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
         platform::disk_rate(largest).ok()
     };
     Rates {
-        link: if plan.streams() { dev.link_rate().ok() } else { None },
+        link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
         disk: if plan.load.disk_bytes > 0 { disk() } else { None },
         vram: dev.memory_rate().ok().flatten(),
     }

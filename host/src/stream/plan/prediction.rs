@@ -30,7 +30,7 @@ pub struct Load {
     pub largest_group: u64,
 }
 
-/// What limits the speed.
+/// What can limit the speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// Bytes from RAM to the device.
@@ -71,7 +71,7 @@ pub struct Prediction {
 
 /// The rates that a prediction lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unknown(pub Vec<&'static str>);
+pub struct Unknown(pub Vec<Bound>);
 
 impl Load {
     /// The longest of what goes on at the same time, and what cannot: while a group is computed, the link goes on as far as the ring
@@ -82,9 +82,9 @@ impl Load {
     pub fn predict(&self, rates: &Rates) -> Result<Prediction, Unknown> {
         let known = |rate: Option<f64>| rate.filter(|rate| rate.is_finite() && *rate > 0.0);
         let parts = [
-            ("link", self.link_bytes, known(rates.link)),
-            ("disk", self.disk_bytes, known(rates.disk)),
-            ("vram", self.weight_bytes, known(rates.vram).map(|rate| ATTAINED * rate)),
+            (Bound::Link, self.link_bytes, known(rates.link)),
+            (Bound::Disk, self.disk_bytes, known(rates.disk)),
+            (Bound::Vram, self.weight_bytes, known(rates.vram).map(|rate| ATTAINED * rate)),
         ];
         let unknown: Vec<_> =
             parts.iter().filter(|(_, bytes, rate)| *bytes > 0 && rate.is_none()).map(|part| part.0).collect();
@@ -140,10 +140,10 @@ mod tests {
     #[test]
     fn without_a_rate_that_matters_there_is_none() {
         let vram_only = Rates { vram: Some(1e9), ..Rates::default() };
-        assert_eq!(LOAD.predict(&vram_only), Err(Unknown(vec!["link", "disk"])));
+        assert_eq!(LOAD.predict(&vram_only), Err(Unknown(vec![Bound::Link, Bound::Disk])));
         let resident = Load { link_bytes: 0, disk_bytes: 0, ring_bytes: 0, ..LOAD };
         assert_eq!(resident.predict(&vram_only).unwrap().bound, Bound::Vram);
-        assert_eq!(resident.predict(&Rates::default()), Err(Unknown(vec!["vram"])));
-        assert_eq!(resident.predict(&Rates { vram: Some(f64::NAN), ..vram_only }), Err(Unknown(vec!["vram"])));
+        assert_eq!(resident.predict(&Rates::default()), Err(Unknown(vec![Bound::Vram])));
+        assert_eq!(resident.predict(&Rates { vram: Some(f64::NAN), ..vram_only }), Err(Unknown(vec![Bound::Vram])));
     }
 }

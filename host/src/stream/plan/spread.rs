@@ -1,23 +1,30 @@
 //! Choosing which units stay and which travel, so that what travels is spread evenly.
 
+use std::cmp::Reverse;
+
+/// Shares that are tried at least.
+const STEPS: u64 = 64;
+
 /// Which of the units, `bytes` each, in the order of a pass, stay: as many bytes as possible, `cap` at most, the others spread
 /// evenly. `left` says how much room there is beside those that stay and whatever the others need, or none where they do not
 /// fit; it may not shrink when one more unit stays and its own bytes are taken off. None where nothing fits.
 ///
-/// Each share from all to nothing is tried with [`spread`], and what is left of the room is then filled with the largest units that
-/// fit. More room never makes fewer bytes stay.
+/// Each share from all to nothing is tried with [`spread`], and what is left of the room, but no more than one unit's bytes, is then
+/// filled with the largest units that fit. More room never makes fewer bytes stay: that holds for each share, and so for the best.
 pub fn most(bytes: &[u64], cap: u64, left: impl Fn(&[bool]) -> Option<u64>) -> Option<Vec<bool>> {
     let total: u64 = bytes.iter().sum();
-    let steps = bytes.len().max(1) as u64;
+    let largest = bytes.iter().copied().max().unwrap_or(0);
     // Units of equal size in an order that is itself spread, so that filling does not pile up at the beginning of the pass.
     let mut by_size: Vec<usize> = (0..bytes.len()).collect();
-    by_size.sort_by_key(|&i| (std::cmp::Reverse(bytes[i]), i.reverse_bits()));
+    by_size.sort_by_key(|&i| (Reverse(bytes[i]), i.reverse_bits()));
+    let steps = STEPS.max(2 * bytes.len() as u64);
     let mut best: Option<(u64, Vec<bool>)> = None;
     for step in (0..=steps).rev() {
         let mut stays = spread(bytes, total - (u128::from(total) * u128::from(step) / u128::from(steps)) as u64);
         let mut kept: u64 = stays.iter().zip(bytes).filter(|(stays, _)| **stays).map(|(_, b)| b).sum();
-        let Some(mut room) = left(&stays).zip(cap.checked_sub(kept)).map(|(room, cap)| room.min(cap)) else { continue };
-        for &i in by_size.iter().filter(|&&i| bytes[i] <= room).collect::<Vec<_>>() {
+        let Some((room, cap)) = left(&stays).zip(cap.checked_sub(kept)) else { continue };
+        let mut room = room.min(cap).min(largest);
+        for &i in &by_size {
             if !stays[i] && bytes[i] <= room {
                 stays[i] = true;
                 room -= bytes[i];
