@@ -12,7 +12,10 @@ use cust::{
 };
 
 use super::super::driver::{Capturing, Properties};
-use crate::device::{DeviceError, MemoryInfo};
+use crate::{
+    device::{DeviceError, MemoryInfo},
+    platform,
+};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -44,6 +47,8 @@ pub(super) struct Gpu {
     pub properties: Properties,
     /// The compute capability that PTX is chosen for: the GPU's, or less where the driver is too old for its variant.
     pub ptx_capability: (u32, u32),
+    /// The NUMA node that the GPU is at, where the machine has several.
+    pub numa_node: Option<u32>,
     /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
     pub programmatic: bool,
     /// Passes can be captured.
@@ -84,6 +89,7 @@ impl Gpu {
             name: name.clone(),
             properties,
             ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
+            numa_node: numa_node(&device),
             programmatic: possible && !is_set("NT_NO_PDL"),
             graphs: !is_set("NT_NO_GRAPH"),
             capturing: Capturing::default(),
@@ -172,6 +178,20 @@ impl SharedContext {
 /// Whether an environment variable is 1.
 fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// The NUMA node that `device` is at, where the machine has several and says so.
+fn numa_node(device: &Device) -> Option<u32> {
+    use CUdevice_attribute::*;
+    let [domain, bus, slot] =
+        [CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID, CU_DEVICE_ATTRIBUTE_PCI_BUS_ID, CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID].map(
+            |attribute| {
+                let mut value = 0;
+                // SAFETY: the driver writes one int, to a local one.
+                unsafe { raw::cuDeviceGetAttribute(&mut value, attribute, device.as_raw()) }.ok().map(|()| value)
+            },
+        );
+    platform::numa_node(&format!("{:04x}:{:02x}:{:02x}.0", domain?, bus?, slot?))
 }
 
 /// What `device` has.
