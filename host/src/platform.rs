@@ -82,3 +82,24 @@ fn prefer_node(map: &mut MmapMut, node: u32) {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_made_real_is_zeroed() {
+        for len in [1, PART + 5] {
+            let mut map = MmapMut::map_anon(len).unwrap();
+            // A node that surely has no memory, and one that surely has.
+            prepare(&mut map, Some(1000));
+            prepare(&mut map, Some(0));
+            assert!(map.iter().all(|&byte| byte == 0));
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_node() {
+        assert_eq!(numa_node("ffff:ff:1f.0"), None);
+    }
+}
