@@ -211,7 +211,7 @@ export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexit
 check machine 30 machine
 for part in "${parts[@]}"; do
     case $part in
-    kernels) check kernels 120 suite_on_gpu kernels::gpu:: ;;
+    kernels) check kernels 120 suite_on_gpu kernels::gpu:: link::gpu:: ;;
     models) check models 180 suite_on_gpu models:: ;;
     sanitizer)
         check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::

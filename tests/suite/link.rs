@@ -2,12 +2,22 @@
 //!
 //! `gpu::` runs the same on a GPU (ignored otherwise; scripts/gpu-check.sh).
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use ntransformer::device::{
-    Activation, Batch, Device, Dims, Pairing, Rotation, Tensor, Transfer,
-    cpu::{CpuBuf, CpuDevice},
-    cuda::{CudaDevice, cust::CustDriver, emulator::EmulatorDriver},
+use ntransformer::{
+    demo,
+    device::{
+        Activation, Batch, Device, DeviceError, Dims, Pairing, Rotation, Tensor, Transfer,
+        cpu::{CpuBuf, CpuDevice},
+        cuda::{CudaDevice, cust::CustDriver, emulator::EmulatorDriver},
+    },
+    engine::{self, DeviceChoice, LoadOptions},
+    gguf::Gguf,
+    model::Model,
 };
 use quant::TensorType;
 
@@ -56,6 +66,7 @@ on_every_device! {
     units_in_a_ring_are_whole_when_they_are_read;
     a_slow_link_takes_its_time;
     events_tell_when_copies_were_made;
+    bytes_from_a_source_arrive;
 }
 
 mod checks {
@@ -154,13 +165,40 @@ mod checks {
         for (i, end) in ends.iter().enumerate() {
             let (least, seconds) = ((i + 1) as f64 * 10e-3, device.seconds(&begin, end).unwrap());
             // Late by a hiccup of the machine perhaps, early never: but for the clocks' steps, and the first event's own way.
-            assert!((least - 0.5e-3..least + 50e-3).contains(&seconds), "copy {i} ended after {seconds} s");
+            assert!((least - 0.5e-3..least + 80e-3).contains(&seconds), "copy {i} ended after {seconds} s");
         }
         let limited = device.link_rate().unwrap();
-        assert!((0.7..1.03).contains(&(limited / limit)), "measured {limited} B/s of {limit}");
+        assert!((0.5..1.03).contains(&(limited / limit)), "measured {limited} B/s of {limit}");
         device.limit_link(None);
         let again = device.link_rate().unwrap();
         assert!(again > 2.0 * limit, "{again} B/s");
+    }
+
+    /// What several threads bring arrives in its place, whatever is around it; and an error of theirs comes out.
+    pub fn bytes_from_a_source_arrive<D: Device>(mut device: D) {
+        let mut x = prepare(&mut device);
+        // Behind other bytes, and in more pieces than one.
+        let (before, units) = (UNIT / 2, 50);
+        let all: Vec<u8> = (0..units * UNIT / 4).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let buf = device.alloc("target", before + all.len()).unwrap();
+        let bring = |at: usize, piece: &mut [u8]| {
+            piece.copy_from_slice(&all[at..at + piece.len()]);
+            Ok(())
+        };
+        device.fill(&buf, before, all.len(), &bring).unwrap();
+        for unit in [0, 1, units / 2, units - 1] {
+            let found = rows(&mut device, &buf, before + unit * UNIT, &mut x);
+            let row = |row: usize| (0..COLS).map(move |col| ((unit * ROWS + row) * COLS + col) as f32);
+            let expected: Vec<f32> = [0, ROWS / 2, ROWS - 1].into_iter().flat_map(row).collect();
+            assert_eq!(found, expected, "unit {unit}");
+        }
+        let failing = |at: usize, piece: &mut [u8]| match at + piece.len() > all.len() / 2 {
+            true => Err(DeviceError::Source("no more".into())),
+            false => bring(at, piece),
+        };
+        let error = device.fill(&buf, before, all.len(), &failing).unwrap_err();
+        assert_eq!(error.to_string(), "no more");
+        assert!(device.fill(&buf, before + 1000, all.len(), &bring).is_err(), "beyond the end");
     }
 
     pub fn events_tell_when_copies_were_made<D: Device>(mut device: D) {
@@ -280,4 +318,23 @@ fn ranges_outside_of_the_cpus_memory_are_refused() {
         assert!(message.contains(part), "{message}");
     }
     assert!(device.write(&to, 99, &[0; 2]).is_err());
+}
+
+/// Weights are read rather than mapped, so that a file that changes while it is loaded cannot end the process.
+#[test]
+fn a_file_that_shrinks_while_it_is_loaded_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, demo::BYTES).unwrap();
+    let gguf = Arc::new(Gguf::open(&path).unwrap());
+    let model = Model::new(gguf, None, 64).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(demo::BYTES.len() as u64 / 2).unwrap();
+    let options = LoadOptions::default();
+    let Err(error) = engine::open(DeviceChoice::Emulator, model, &options, &mut |_| (), &mut |_| ()) else {
+        panic!("it loaded");
+    };
+    let message = error.to_string();
+    for part in ["model.gguf", "tensor ", "reading", "has become shorter"] {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
 }

@@ -15,7 +15,7 @@ use cuda_std::kernel::{Grid, Kernel};
 use ntransformer::{
     cli::synth::Shape,
     device::{
-        Device, DeviceError, MemoryInfo,
+        Device, DeviceError, MemoryInfo, ReadAt,
         cuda::{
             CudaDevice,
             driver::{self, Driver, Properties},
@@ -128,6 +128,10 @@ impl Driver for Recorder {
 
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()> {
         self.emulator.write(dst, offset, bytes)
+    }
+
+    fn fill(&self, dst: &Self::Mem, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
+        self.emulator.fill(dst, offset, len, source)
     }
 
     fn read(&self, src: &Self::Mem, offset: usize, bytes: &mut [u8]) -> Result<()> {

@@ -23,6 +23,12 @@ impl Code {
     pub const NO_DEVICE: Code = Code(CUDA_ERROR_NO_DEVICE as u32);
     /// A named symbol does not exist: in a module, or a function in an old driver.
     pub const NOT_FOUND: Code = Code(CUDA_ERROR_NOT_FOUND as u32);
+    /// The operating system refused.
+    pub const OPERATING_SYSTEM: Code = Code(CUDA_ERROR_OPERATING_SYSTEM as u32);
+    /// This process may not do that.
+    pub const NOT_PERMITTED: Code = Code(CUDA_ERROR_NOT_PERMITTED as u32);
+    /// This system cannot do that.
+    pub const NOT_SUPPORTED: Code = Code(CUDA_ERROR_NOT_SUPPORTED as u32);
     /// What was asked about has not happened yet.
     pub const NOT_READY: Code = Code(CUDA_ERROR_NOT_READY as u32);
     /// Something that has no better code.

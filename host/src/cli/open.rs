@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::PathBuf,
+    time::Instant,
 };
 
 use anyhow::Context;
@@ -86,11 +87,25 @@ impl ModelArgs {
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(file.load_bytes()?) };
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
         bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
+        let (mut begin, mut bytes) = (None, 0);
         let engine = file.load(self.device, &options, |event| match event {
             Loading::Device(line) => bar.suspend(|| self.say(&format!("device: {line}"))),
-            Loading::Bytes { done, .. } => bar.set_position(done),
+            Loading::Bytes { done, .. } => {
+                begin.get_or_insert_with(Instant::now);
+                bytes = done;
+                bar.set_position(done);
+            }
         })?;
         bar.finish_and_clear();
+        let moved = engine.memory().device_weights + engine.memory().pinned;
+        if let Some(begin) = begin.filter(|_| moved > 0) {
+            let seconds = begin.elapsed().as_secs_f64();
+            self.say(&format!(
+                "loaded {} in {seconds:.2} s, {}/s",
+                ByteSize(bytes),
+                ByteSize((bytes as f64 / seconds) as u64)
+            ));
+        }
         if self.streaming {
             let (layers, resident) = (engine.config().layers, engine.memory().resident_layers);
             self.say(&match layers - resident {

@@ -52,6 +52,9 @@ pub enum DeviceError {
         /// The buffer's length.
         len: usize,
     },
+    /// Bytes that were to be copied could not be had, e.g. read.
+    #[error("{0}")]
+    Source(Box<dyn std::error::Error + Send + Sync>),
     /// Something that a capture cannot record was asked for during one: a bug in the caller.
     #[error("{0} inside of a captured pass, which would not be repeated when the pass is replayed")]
     Captured(&'static str),

@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod link;
+mod read_at;
 mod replay;
 mod shared;
 mod stages;
@@ -17,6 +18,7 @@ pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
 pub use cuda::driver::Launch;
 pub use error::DeviceError;
 use quant::TensorType;
+pub use read_at::{ReadAt, fill};
 pub use replay::{Owner, ReplayKey, ReplayPart};
 pub use shared::SharedBytes;
 pub use stages::Scratch;
@@ -38,6 +40,18 @@ pub struct MemoryInfo {
     pub total: u64,
 }
 
+/// What came of asking for page-locked memory.
+#[derive(Debug)]
+pub enum HostMemory<P> {
+    /// The memory.
+    Pinned(P),
+    /// There is RAM for it, but it would not be page-locked, and copies out of it go through staging buffers.
+    Pageable {
+        /// Who refused, and the reason.
+        why: String,
+    },
+}
+
 /// All that the streamer sees of a device: memory, copies into it, and the order between copies and computing.
 pub trait Transfer: Sized {
     /// Device memory; clones are handles of the same memory.
@@ -57,8 +71,12 @@ pub trait Transfer: Sized {
     }
     /// `bytes` bytes of device memory. `what` names them in an error.
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Buf>;
-    /// Page-locked host memory.
+    /// Page-locked host memory, zeroed. On a GPU it is near it where there are several NUMA nodes.
     fn pinned(&self, what: &str, bytes: usize) -> Result<Self::Pinned>;
+    /// The same where the caller can do without: that the memory is not locked is no error. That there is not enough is one.
+    fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
+        self.pinned(what, bytes).map(HostMemory::Pinned)
+    }
     /// The device computes in host memory: resident weights are [`Transfer::share`]d and cost none of it.
     fn in_place(&self) -> bool {
         false
@@ -69,6 +87,13 @@ pub trait Transfer: Sized {
     }
     /// Copies `bytes` to `dst[offset..]` before anything that is queued later; `bytes` may be reused on return.
     fn write(&self, dst: &Self::Buf, offset: usize, bytes: &[u8]) -> Result<()>;
+    /// As [`Transfer::write`], of `len` bytes that several threads get from `source`. After an error `dst[offset..][..len]` holds
+    /// anything.
+    fn fill(&self, dst: &Self::Buf, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
+        let mut bytes = crate::platform::zeroed("a write", len)?;
+        fill(&mut bytes, 0, source)?;
+        self.write(dst, offset, &bytes)
+    }
     /// Starts copying `src[range]` to `dst[offset..]`, beside the computation, once `after` has passed. The event is the
     /// copy's end.
     fn upload(

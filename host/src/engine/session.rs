@@ -175,6 +175,11 @@ impl<D: Device + 'static> Session<D> {
         dev.prepare(&model.config.dims, max_batch)?;
         let state = State::new(&dev, &model.config.dims, model.config.layers, max_batch, max_wanted)?;
         let layers = Streamed::load(&dev, &model, &Streams::of(&placement.inputs, &placement.plan), progress)?;
+        if let Some(why) = layers.pageable() {
+            (options.announce)(&format!(
+                "some RAM could not be page-locked ({why}): what was to be there is read through the page cache, which is slower"
+            ));
+        }
         if let Some(how) = layers.reads_by() {
             (options.announce)(&format!("what is on disk is read by {how}"));
         }

@@ -24,6 +24,8 @@ impl GgufError {
 pub enum GgufFault {
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
+    #[error("tensor {tensor}: reading {len} bytes at byte {at} failed: {source}")]
+    Read { tensor: String, at: u64, len: u64, source: std::io::Error },
     #[error("is not a regular file")]
     NotAFile,
     #[error("is not a GGUF file (it does not start with the letters GGUF)")]

@@ -175,6 +175,21 @@ impl Gguf {
         &self.part(tensor).bytes()[start..start + tensor.bytes as usize]
     }
 
+    /// Reads `out.len()` bytes of the tensor's data from the file, from byte `at` of the tensor on.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or no longer has them.
+    ///
+    /// # Panics
+    /// When the tensor does not have as many.
+    pub fn read(&self, tensor: &TensorInfo, at: usize, out: &mut [u8]) -> Result<(), GgufError> {
+        assert!(at.checked_add(out.len()).is_some_and(|end| end as u64 <= tensor.bytes), "outside of {}", tensor.name);
+        let (part, at) = (self.part(tensor), self.tensor_file_offset(tensor) + at as u64);
+        part.read_at(at, out).map_err(|source| {
+            part.error(GgufFault::Read { tensor: tensor.name.clone(), at, len: out.len() as u64, source })
+        })
+    }
+
     /// Where the tensor's data starts, in bytes from the start of [its part](Self::part)'s file.
     pub fn tensor_file_offset(&self, tensor: &TensorInfo) -> u64 {
         self.part(tensor).offset(tensor)

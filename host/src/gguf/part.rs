@@ -6,7 +6,7 @@ use super::{
     metadata::{Entries, Entry},
 };
 use memmap2::Mmap;
-use std::{borrow::Cow, fs::File, path::Path, sync::Arc};
+use std::{borrow::Cow, fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// GGUF allows keys of at most 65535 bytes.
@@ -22,6 +22,7 @@ const MIN_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
 /// A file's content.
 #[derive(Debug)]
 enum Bytes {
+    /// The map, and the file for reading what is not to be mapped.
     Map(Mmap, File),
     Memory(Cow<'static, [u8]>),
 }
@@ -62,6 +63,27 @@ impl Part {
         }
     }
 
+    /// Copies the bytes from `at` on into `out`, from the file rather than from its map: that is as fast, takes no memory, and a
+    /// file that was truncated meanwhile is an error.
+    ///
+    /// # Errors
+    /// When the bytes cannot be read, or are not there.
+    pub fn read_at(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+        let gone = || io::Error::new(io::ErrorKind::UnexpectedEof, "the file has become shorter since it was opened");
+        match &self.bytes {
+            Bytes::Map(_, file) => file.read_exact_at(out, at).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => gone(),
+                _ => e,
+            }),
+            Bytes::Memory(bytes) => {
+                let start = usize::try_from(at).unwrap_or(usize::MAX);
+                let bytes = bytes.get(start..start.saturating_add(out.len())).ok_or_else(gone)?;
+                out.copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+
     /// Where the data of `tensor`, which is in this part, starts, in bytes from the start of the file.
     pub(super) fn offset(&self, tensor: &TensorInfo) -> u64 {
         self.data_start + tensor.offset
@@ -91,7 +113,7 @@ pub(super) struct Opened {
 impl Opened {
     /// Maps the file into memory and reads its header.
     pub(super) fn map(path: &Path) -> Result<Self, GgufError> {
-        let map = || -> Result<(Mmap, File), GgufFault> {
+        let map = || -> Result<Bytes, GgufFault> {
             // Asked before opening, because opening a pipe would wait for its writer.
             if !std::fs::metadata(path)?.is_file() {
                 return Err(GgufFault::NotAFile);
@@ -103,11 +125,11 @@ impl Opened {
             // on each decoding, block formats have no invalid bytes), and truncation ends in SIGBUS, which the
             // documentation of `Gguf::open` states.
             let map = unsafe { Mmap::map(&file) }?;
-            Ok((map, file))
+            Ok(Bytes::Map(map, file))
         };
         let name = path.display().to_string();
         match map() {
-            Ok((map, file)) => Self::read(name, Bytes::Map(map, file)),
+            Ok(bytes) => Self::read(name, bytes),
             Err(fault) => Err(GgufError::new(&name, fault)),
         }
     }

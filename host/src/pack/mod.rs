@@ -122,6 +122,22 @@ impl Placed {
         Cow::Owned(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
     }
 
+    /// Copies the tensor's bytes, as its image holds them, from byte `at` on into `out`, from the file rather than from its map.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    /// When the tensor has fewer bytes.
+    pub fn read(&self, gguf: &Gguf, at: usize, out: &mut [u8]) -> Result<(), GgufError> {
+        if self.ty == self.stored {
+            return gguf.read(&gguf.tensors()[self.id.0], at, out);
+        }
+        // A vector, of a few KB.
+        out.copy_from_slice(&self.data(gguf)[at..at + out.len()]);
+        Ok(())
+    }
+
     /// The file that holds these very bytes and their range in it, if there is one.
     pub fn file_range(&self, gguf: &Gguf) -> Option<(Arc<Part>, Range<usize>)> {
         let info = &gguf.tensors()[self.id.0];

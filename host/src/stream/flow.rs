@@ -4,8 +4,6 @@
 //! each other without a seam: while the last groups of one are computed, the first ones of the next are copied. Only events order
 //! copies and computations. A group that is asked for out of turn (a skipped layer, an error before) starts the flow anew there.
 
-use std::rc::Rc;
-
 use super::{
     log::Log,
     ring::{Layout, Segment},
@@ -17,23 +15,25 @@ use crate::{
 };
 
 /// Where a streamed matrix is when it is not in the ring.
-pub(super) enum Origin<D: Transfer> {
-    /// In page-locked memory, from this byte on.
-    Pinned(Rc<D::Pinned>, usize),
+#[derive(Clone, Copy)]
+pub(super) enum Origin {
+    /// In page-locked memory of this number, from this byte on.
+    Pinned(usize, usize),
     /// Behind the staging buffers: the first of its pieces.
     Staged(usize),
 }
 
 /// A segment of the layout, and what it is copied from.
-struct Copy<D: Transfer> {
+struct Copy {
     segment: Segment,
-    from: From<D>,
+    from: From,
     /// It is its group's last one.
     last: bool,
 }
 
-enum From<D: Transfer> {
-    Pinned(Rc<D::Pinned>, usize),
+#[derive(Clone, Copy)]
+enum From {
+    Pinned(usize, usize),
     Piece(usize),
 }
 
@@ -41,13 +41,15 @@ enum From<D: Transfer> {
 pub(super) struct Flow<D: Transfer> {
     ring: D::Buf,
     /// A cycle's copies, in their order.
-    copies: Vec<Copy<D>>,
+    copies: Vec<Copy>,
     /// The first copy of each group.
     first: Vec<usize>,
     /// What each group is called in the log.
     names: Vec<usize>,
     /// The group of each piece.
     pieces: Vec<usize>,
+    /// Page-locked memory that is copied from.
+    rams: Vec<D::Pinned>,
     staging: Option<Staging<D>>,
     /// The turn to be computed next.
     turn: u64,
@@ -75,19 +77,20 @@ impl<D: Transfer> Flow<D> {
         dev: &D,
         ring: D::Buf,
         layout: Layout,
-        origins: Vec<(usize, Vec<Origin<D>>)>,
+        origins: Vec<(usize, Vec<Origin>)>,
+        rams: Vec<D::Pinned>,
         staging: Option<Staging<D>>,
     ) -> Result<Self, DeviceError> {
         let groups = origins.len();
         let last = |i: usize, segments: &[Segment]| segments.get(i + 1).is_none_or(|s| s.group != segments[i].group);
         let mut piece = 0;
-        let copies: Vec<Copy<D>> = (0..layout.segments.len())
+        let copies: Vec<Copy> = (0..layout.segments.len())
             .map(|i| {
                 let segment = layout.segments[i].clone();
-                let from = match &origins[segment.group].1[segment.unit] {
-                    Origin::Pinned(ram, start) => From::Pinned(ram.clone(), start + segment.range.start as usize),
+                let from = match origins[segment.group].1[segment.unit] {
+                    Origin::Pinned(ram, start) => From::Pinned(ram, start + segment.range.start as usize),
                     Origin::Staged(first) => {
-                        piece = if segment.range.start == 0 { *first } else { piece + 1 };
+                        piece = if segment.range.start == 0 { first } else { piece + 1 };
                         From::Piece(piece)
                     }
                 };
@@ -106,6 +109,7 @@ impl<D: Transfer> Flow<D> {
             first,
             names: origins.into_iter().map(|(name, _)| name).collect(),
             pieces,
+            rams,
             staging,
             turn: 0,
             next: (0, 0),
@@ -243,11 +247,11 @@ impl<D: Transfer> Flow<D> {
         };
         let asked = dev.mark_copies()?;
         let (len, offset) = ((segment.range.end - segment.range.start) as usize, segment.offset as usize);
-        let end = match from {
-            From::Pinned(ram, start) => dev.upload(ram, *start..start + len, &self.ring, offset, after)?,
+        let end = match *from {
+            From::Pinned(ram, start) => dev.upload(&self.rams[ram], start..start + len, &self.ring, offset, after)?,
             From::Piece(piece) => {
                 let staging = self.staging.as_mut().expect("pieces are staged");
-                match staging.upload(dev, *piece, wait, &self.ring, offset, after)? {
+                match staging.upload(dev, piece, wait, &self.ring, offset, after)? {
                     Some(end) => end,
                     None => return Ok(false),
                 }

@@ -6,7 +6,7 @@ use crate::{
     pack::{Image, Placed, TensorId},
 };
 
-/// Told of the bytes loaded so far.
+/// Told of bytes that were loaded, in portions; the first is 0, when loading begins.
 pub type Progress<'a> = &'a mut dyn FnMut(u64);
 
 /// The tensors of one image on a device.
@@ -27,6 +27,7 @@ pub(super) fn place<D: Transfer>(
     image: &Image,
     progress: Progress<'_>,
 ) -> Result<Views<D::Buf>, DeviceError> {
+    progress(0);
     if dev.in_place() {
         let tensors = image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<_, _>>()?;
         progress(image.tensor_bytes() as u64);
@@ -34,12 +35,19 @@ pub(super) fn place<D: Transfer>(
     }
     let buf = dev.alloc(image.name(), image.bytes())?;
     for placed in image.tensors() {
-        let data = placed.data(gguf);
-        dev.write(&buf, placed.range.start, &data)?;
-        progress(data.len() as u64);
+        dev.fill(&buf, placed.range.start, placed.range.len(), &reading(gguf, placed))?;
+        progress(placed.range.len() as u64);
     }
     let tensors = image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))).collect();
     Ok(Views { tensors, bytes: image.bytes() as u64 })
+}
+
+/// A tensor's bytes, read from the file by whoever wants them.
+pub(super) fn reading<'a>(
+    gguf: &'a Gguf,
+    placed: &'a Placed,
+) -> impl Fn(usize, &mut [u8]) -> Result<(), DeviceError> + Sync + 'a {
+    move |at, piece| placed.read(gguf, at, piece).map_err(|e| DeviceError::Source(e.into()))
 }
 
 /// A tensor where the file's map has it. One that needs converting gets memory of its own: those are a few vectors.

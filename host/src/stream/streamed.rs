@@ -1,8 +1,12 @@
 //! A model's weights where the plan wants them: on the device to stay, or flowing through its ring.
 
-use std::{collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    collections::HashMap,
+    ptr::NonNull,
+    sync::{Arc, atomic::AtomicBool},
+};
 
-use readahead::{Input, Piece, Source, SourceOptions};
+use readahead::{HostBuf, Input, Piece, Source, SourceOptions, Target};
 
 use super::{
     flow::{Flow, Origin},
@@ -12,7 +16,7 @@ use super::{
     staging::{Staging, piece_bytes},
 };
 use crate::{
-    device::{Device, DeviceError, Head, Layer, Tensor, Weight},
+    device::{Device, DeviceError, Head, HostMemory, Layer, Tensor, Weight},
     gguf::Part,
     model::{Compute, ComputeHead, Flowed, Layers, Model, Span},
     pack::{Image, Placed, TensorId, TensorPart},
@@ -51,13 +55,14 @@ pub struct Streamed<D: Device> {
     device_bytes: u64,
     streamed_bytes: u64,
     pinned_bytes: u64,
+    pageable: Option<String>,
 }
 
 /// A group's matrices that flow: their bytes by segment, and where they come from.
-struct Group<D: Device> {
+struct Group {
     placed: Vec<Placed>,
     segments: Vec<Vec<u64>>,
-    origins: Vec<Origin<D>>,
+    origins: Vec<Origin>,
 }
 
 impl<D: Device> Streamed<D> {
@@ -68,9 +73,9 @@ impl<D: Device> Streamed<D> {
     pub fn load(dev: &D, model: &Model, streams: &Streams, progress: Progress<'_>) -> Result<Self, DeviceError> {
         let count = model.config.layers;
         let mut tensors: HashMap<TensorId, Weight<D>> = HashMap::new();
-        let (mut groups, mut flowing) = (Vec::<Group<D>>::new(), Vec::new());
+        let (mut groups, mut flowing) = (Vec::<Group>::new(), Vec::new());
         let (mut device_bytes, mut pinned_bytes) = (0, 0);
-        let mut pieces = Vec::new();
+        let (mut pieces, mut rams, mut pageable) = (Vec::new(), Rams::default(), None);
         for group in 0..=count {
             let ids = if group < count { model.layer_tensors(group) } else { model.head_tensors() };
             let name = if group < count { format!("layer {group}") } else { "the output head".into() };
@@ -85,25 +90,33 @@ impl<D: Device> Streamed<D> {
             tensors.extend(placed.tensors);
 
             let mut moved = Group { placed: Vec::new(), segments: Vec::new(), origins: Vec::new() };
+            let mut staged = image(|tier| matches!(tier, Some(Tier::Disk { .. }))).tensors().to_vec();
             let ram = image(|tier| matches!(tier, Some(Tier::Ram { .. })));
             if !ram.tensors().is_empty() {
-                let pinned = Rc::new(pin(dev, model, &ram, progress).map_err(in_group)?);
-                pinned_bytes += ram.bytes() as u64;
-                for placed in ram.tensors() {
-                    moved.origins.push(Origin::Pinned(pinned.clone(), placed.range.start));
-                    moved.segments.push(ring::cut(placed.range.len() as u64, SEGMENT_BYTES).collect());
+                match dev.try_pinned(ram.name(), ram.bytes()).map_err(in_group)? {
+                    HostMemory::Pinned(pinned) => {
+                        pinned_bytes += ram.bytes() as u64;
+                        let number = rams.add(pinned, &ram);
+                        for placed in ram.tensors() {
+                            moved.origins.push(Origin::Pinned(number, placed.range.start));
+                            moved.segments.push(ring::cut(placed.range.len() as u64, SEGMENT_BYTES).collect());
+                        }
+                        moved.placed.extend_from_slice(ram.tensors());
+                    }
+                    HostMemory::Pageable { why } => {
+                        pageable.get_or_insert(why);
+                        staged.extend_from_slice(ram.tensors());
+                    }
                 }
-                moved.placed.extend_from_slice(ram.tensors());
             }
-            let disk = image(|tier| matches!(tier, Some(Tier::Disk { .. })));
-            for placed in disk.tensors() {
+            for placed in staged {
                 let (part, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
                 let file = model.gguf.parts().iter().position(|p| Arc::ptr_eq(p, &part)).expect("it is the model's");
                 let (start, longest) = (range.start as u64, piece_bytes(streams.staging_bytes));
                 let cut: Vec<Piece> = Piece::cut(file, start, range.len() as u64, longest).collect();
                 moved.origins.push(Origin::Staged(pieces.len()));
                 moved.segments.push(cut.iter().map(|piece| piece.len as u64).collect());
-                moved.placed.push(placed.clone());
+                moved.placed.push(placed);
                 progress(range.len() as u64);
                 pieces.extend(cut);
             }
@@ -130,12 +143,13 @@ impl<D: Device> Streamed<D> {
             }
             let staging = match pieces.is_empty() {
                 true => None,
-                false => Some(Staging::start(dev, open(model)?, pieces, streams.staging_bytes)?),
+                false => Some(Staging::start(dev, open(model, pageable.is_none())?, pieces, streams.staging_bytes)?),
             };
             pinned_bytes += staging.as_ref().map_or(0, Staging::bytes);
             let names = flowing.iter().enumerate().filter(|(_, flows)| flows.is_some()).map(|(group, _)| group);
             let groups = names.zip(groups).map(|(name, group)| (name, group.origins)).collect();
-            Some(Flow::new(dev, buf, layout, groups, staging)?)
+            let rams = rams.filled(model, progress)?;
+            Some(Flow::new(dev, buf, layout, groups, rams, staging)?)
         };
         let streamed_bytes = streams.elsewhere.keys().map(|id| model.gguf.tensors()[id.0].bytes).sum();
         let get = |part: &TensorPart| {
@@ -153,7 +167,13 @@ impl<D: Device> Streamed<D> {
             device_bytes,
             streamed_bytes,
             pinned_bytes,
+            pageable,
         })
+    }
+
+    /// Why RAM could not be page-locked, if any could not: what was to be there is read through the page cache.
+    pub fn pageable(&self) -> Option<&str> {
+        self.pageable.as_deref()
     }
 
     /// How what is on disk is read, if anything is.
@@ -187,9 +207,9 @@ impl<D: Device> Streamed<D> {
     }
 }
 
-/// What reads the model's files past the page cache.
-fn open(model: &Model) -> Result<Box<dyn Source>, DeviceError> {
-    Ok(readahead::open(inputs(model)?, &SourceOptions::default())?)
+/// What reads the model's files: past the page cache, or what that has.
+fn open(model: &Model, direct: bool) -> Result<Box<dyn Source>, DeviceError> {
+    Ok(readahead::open(inputs(model)?, &SourceOptions { direct, ..SourceOptions::default() })?)
 }
 
 /// The model's files, to read from.
@@ -204,14 +224,65 @@ fn inputs(model: &Model) -> Result<Vec<Input>, DeviceError> {
     model.gguf.parts().iter().map(input).collect()
 }
 
-/// An image in page-locked memory.
-fn pin<D: Device>(dev: &D, model: &Model, image: &Image, progress: Progress<'_>) -> Result<D::Pinned, DeviceError> {
-    let mut ram = dev.pinned(image.name(), image.bytes())?;
-    for placed in image.tensors() {
-        ram.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
-        progress(placed.range.len() as u64);
+/// Page-locked memory of groups, and what belongs there.
+struct Rams<P> {
+    memory: Vec<P>,
+    images: Vec<Image>,
+}
+
+impl<P> Default for Rams<P> {
+    fn default() -> Self {
+        Rams { memory: Vec::new(), images: Vec::new() }
     }
-    Ok(ram)
+}
+
+impl<P: AsMut<[u8]>> Rams<P> {
+    /// Its number.
+    fn add(&mut self, memory: P, image: &Image) -> usize {
+        self.memory.push(memory);
+        self.images.push(image.clone());
+        self.memory.len() - 1
+    }
+
+    /// All of them, with what belongs there: read at full depth, past the page cache but for what that has.
+    fn filled(mut self, model: &Model, progress: Progress<'_>) -> Result<Vec<P>, DeviceError> {
+        if model.gguf.parts().iter().any(|part| part.file().is_none()) {
+            for (memory, image) in self.memory.iter_mut().zip(&self.images) {
+                for placed in image.tensors() {
+                    memory.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
+                    progress(placed.range.len() as u64);
+                }
+            }
+            return Ok(self.memory);
+        }
+        let mut targets = Vec::new();
+        for (memory, image) in self.memory.iter_mut().zip(&self.images) {
+            let memory = memory.as_mut();
+            for placed in image.tensors() {
+                let (part, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
+                let file = model.gguf.parts().iter().position(|p| Arc::ptr_eq(p, &part)).expect("it is the model's");
+                let bytes = &mut memory[placed.range.clone()];
+                let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
+                // SAFETY: the memory does not move and outlives `fill`, which waits for all its reads. The tensors of an image do not
+                // overlap, and nobody else has the memory yet.
+                let dst = unsafe { HostBuf::new(ptr, bytes.len(), None) };
+                targets.push(Target { file, offset: range.start as u64, dst });
+            }
+        }
+        if !targets.is_empty() {
+            let source = readahead::loader(
+                inputs(model)?,
+                std::thread::available_parallelism().map_or(8, |n| n.get().clamp(8, 32)),
+            )?;
+            let mut told = 0;
+            let never = AtomicBool::new(false);
+            readahead::fill(source, &targets, &readahead::Options::default(), &never, &mut |done| {
+                progress(done - told);
+                told = done;
+            })?;
+        }
+        Ok(self.memory)
+    }
 }
 
 impl<D: Device> Layers<D> for Streamed<D> {

@@ -36,12 +36,12 @@ impl CpuEvent {
     /// A point that is reached.
     pub(super) fn now() -> Self {
         let event = CpuEvent::default();
-        event.reach();
+        event.reach(Instant::now());
         event
     }
 
-    fn reach(&self) {
-        *self.0.at.lock().expect("nothing panics with the lock taken") = Some(Instant::now());
+    fn reach(&self, at: Instant) {
+        *self.0.at.lock().expect("nothing panics with the lock taken") = Some(at);
         self.0.reached.notify_all();
     }
 
@@ -127,8 +127,8 @@ impl Copies {
     /// Starts the thread.
     pub fn start() -> Result<Self> {
         let (queue, jobs) = mpsc::channel::<Queued>();
-        let mut link = Throttle::default();
-        let run = move || jobs.into_iter().for_each(|queued| queued.run(&mut link));
+        let (mut link, mut last) = (Throttle::default(), Instant::now());
+        let run = move || jobs.into_iter().for_each(|queued| last = queued.run(&mut link, last));
         let thread = thread::Builder::new()
             .name("copies".into())
             .spawn(run)
@@ -183,19 +183,26 @@ impl Drop for Copies {
 }
 
 impl Queued {
-    fn run(self, link: &mut Throttle) {
-        if let Job::Copy { from, range, to, offset, after, limit } = self.job {
-            // No range is held meanwhile: who is to reach this point may need one.
-            let ready = after.map_or(self.at, |after| after.wait().max(self.at));
-            let end = limit.map(|limit| link.copy(ready, range.len(), limit));
-            // SAFETY: `upload` checked the range, and who has the memory writes none of it before the copy's end: `as_mut` waits.
-            // The slice is this range alone, since another thread may be filling the rest through a pointer.
-            let bytes = unsafe { slice::from_raw_parts(from.as_ptr().add(range.start), range.len()) };
-            let target = to.write("upload", offset..offset + range.len());
-            target.expect("`upload` checked the range").copy_from_slice(bytes);
-            end.into_iter().for_each(sleep_until);
-            // `from` ends here, before the point is reached.
-        }
-        self.end.reach();
+    /// Does the job that comes after the one which ended at `last`. Says when it ended.
+    fn run(self, link: &mut Throttle, last: Instant) -> Instant {
+        let end = match self.job {
+            // The queue's end, and not the moment at which the thread gets to looking at it.
+            Job::Nothing => last.max(self.at),
+            Job::Copy { from, range, to, offset, after, limit } => {
+                // No range is held meanwhile: who is to reach this point may need one.
+                let ready = after.map_or(self.at, |after| after.wait().max(self.at));
+                let end = limit.map(|limit| link.copy(ready, range.len(), limit));
+                // SAFETY: `upload` checked the range, and who has the memory writes none of it before the copy's end: `as_mut`
+                // waits. The slice is this range alone, since another thread may be filling the rest through a pointer.
+                let bytes = unsafe { slice::from_raw_parts(from.as_ptr().add(range.start), range.len()) };
+                let target = to.write("upload", offset..offset + range.len());
+                target.expect("`upload` checked the range").copy_from_slice(bytes);
+                end.into_iter().for_each(sleep_until);
+                // `from` ends here, before the point is reached.
+                Instant::now()
+            }
+        };
+        self.end.reach(end);
+        end
     }
 }

@@ -19,8 +19,8 @@ pub use memory::{CpuBuf, Memory};
 use rayon::prelude::*;
 
 use super::{
-    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Rotation, Scratch,
-    SharedBytes, Tensor, Transfer, Weight, new_scratch,
+    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, ReadAt, Result, Rotation,
+    Scratch, SharedBytes, Tensor, Transfer, Weight, fill, new_scratch,
     top_k::{self, Candidate},
 };
 
@@ -131,6 +131,10 @@ impl Transfer for CpuDevice {
         let target = offset..offset.saturating_add(bytes.len());
         dst.owned()?.write("write", target)?.copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn fill(&self, dst: &CpuBuf, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
+        fill(&mut *dst.owned()?.write("write", offset..offset.saturating_add(len))?, 0, source)
     }
 
     fn upload(

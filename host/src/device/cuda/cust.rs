@@ -8,6 +8,7 @@ mod gpu;
 mod graph;
 mod memory;
 mod modules;
+mod pinned;
 mod throttle;
 
 use std::{
@@ -21,11 +22,7 @@ use std::{
 use cuda_dlopen::{Code, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
 
-pub use self::{
-    event::Event,
-    graph::Graph,
-    memory::{Mem, Pinned},
-};
+pub use self::{event::Event, graph::Graph, memory::Mem, pinned::Pinned};
 use self::{
     event::Timers,
     gpu::Gpu,
@@ -35,7 +32,7 @@ use self::{
 };
 use super::driver::{Driver, Grid, Launch, Profile, Properties};
 use crate::{
-    device::{DeviceError, MemoryInfo},
+    device::{DeviceError, HostMemory, MemoryInfo, ReadAt},
     ptx,
 };
 
@@ -184,11 +181,23 @@ impl Driver for CustDriver {
         Pinned::new(&self.gpu, what, bytes)
     }
 
+    fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Pinned>> {
+        self.gpu.capturing.refuse("an allocation")?;
+        Pinned::lock(&self.gpu, what, bytes)
+    }
+
     fn write(&self, dst: &Mem, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.fill(dst, offset, bytes.len(), &|at, piece| {
+            piece.copy_from_slice(&bytes[at..at + piece.len()]);
+            Ok(())
+        })
+    }
+
+    fn fill(&self, dst: &Mem, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
         self.gpu.capturing.refuse("a write")?;
-        let dst = dst.range("write", offset, bytes.len())?;
+        let dst = dst.range("write", offset, len)?;
         self.gpu.activate()?;
-        self.staging()?.write(&self.gpu, dst, bytes)
+        self.staging()?.fill(&self.gpu, dst, len, source)
     }
 
     fn read(&self, src: &Mem, offset: usize, bytes: &mut [u8]) -> Result<()> {

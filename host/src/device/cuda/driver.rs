@@ -9,7 +9,7 @@ pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
 use gpu::gemv::Room;
 
-use crate::device::{DeviceError, MemoryInfo};
+use crate::device::{DeviceError, HostMemory, MemoryInfo, ReadAt};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -90,9 +90,15 @@ pub trait Driver: Sized + 'static {
     fn len(mem: &Self::Mem) -> usize;
     /// `bytes` bytes of page-locked host memory, zeroed, page-aligned.
     fn pinned(&self, what: &str, bytes: usize) -> Result<Self::Pinned>;
+    /// As [`crate::device::Transfer::try_pinned`].
+    fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
+        self.pinned(what, bytes).map(HostMemory::Pinned)
+    }
 
     /// Copies `bytes` to `dst[offset..]`, in the compute queue's order. `bytes` may be reused on return.
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()>;
+    /// As [`Driver::write`], of `len` bytes that `source` brings.
+    fn fill(&self, dst: &Self::Mem, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()>;
     /// Waits for the compute queue and copies `src[offset..]` into `bytes`.
     fn read(&self, src: &Self::Mem, offset: usize, bytes: &mut [u8]) -> Result<()>;
     /// Copies `len` bytes of `src` to `dst` on the device, in the compute queue's order. The yardstick of the benchmarks.

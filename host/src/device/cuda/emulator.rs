@@ -13,7 +13,7 @@ use cuda_std::kernel::Kernel;
 
 use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
 use crate::device::{
-    DeviceError, MemoryInfo,
+    DeviceError, MemoryInfo, ReadAt, fill,
     link::{Throttle, sleep_until},
 };
 
@@ -118,6 +118,12 @@ impl Driver for EmulatorDriver {
     fn write(&self, dst: &Allocation, offset: usize, bytes: &[u8]) -> Result<()> {
         self.capturing.refuse("a write")?;
         dst.write(offset, bytes).map_err(memory_error("write"))
+    }
+
+    fn fill(&self, dst: &Allocation, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
+        let mut bytes = crate::platform::zeroed("a write", len)?;
+        fill(&mut bytes, 0, source)?;
+        self.write(dst, offset, &bytes)
     }
 
     fn read(&self, src: &Allocation, offset: usize, bytes: &mut [u8]) -> Result<()> {

@@ -16,7 +16,7 @@ use std::{ops::Range, rc::Rc};
 use quant::TensorType;
 
 use self::{driver::Driver, pass::Pass, recordings::Recordings};
-use super::{DeviceError, MemoryInfo, Result, Scratch, Tensor, Transfer};
+use super::{DeviceError, HostMemory, MemoryInfo, ReadAt, Result, Scratch, Tensor, Transfer};
 
 /// A device whose kernels `D` runs.
 pub struct CudaDevice<D: Driver> {
@@ -156,8 +156,16 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.pinned(what, bytes)
     }
 
+    fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<D::Pinned>> {
+        self.driver.try_pinned(what, bytes)
+    }
+
     fn write(&self, dst: &CudaBuf<D>, offset: usize, bytes: &[u8]) -> Result<()> {
         self.driver.write(&dst.mem, offset, bytes)
+    }
+
+    fn fill(&self, dst: &CudaBuf<D>, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
+        self.driver.fill(&dst.mem, offset, len, source)
     }
 
     fn upload(

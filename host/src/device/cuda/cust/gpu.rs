@@ -12,7 +12,10 @@ use cust::{
 };
 
 use super::super::driver::{Capturing, Properties};
-use crate::device::{DeviceError, MemoryInfo};
+use crate::{
+    device::{DeviceError, MemoryInfo},
+    platform,
+};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -46,6 +49,8 @@ pub(super) struct Gpu {
     pub pci_address: Option<String>,
     /// The compute capability that PTX is chosen for: the GPU's, or less where the driver is too old for its variant.
     pub ptx_capability: (u32, u32),
+    /// The NUMA node that the GPU is at, where the machine has several.
+    pub numa_node: Option<u32>,
     /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
     pub programmatic: bool,
     /// Passes can be captured.
@@ -87,6 +92,7 @@ impl Gpu {
             properties,
             pci_address: pci_address(&device),
             ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
+            numa_node: pci_address(&device).and_then(|address| platform::numa_node(&address.to_lowercase())),
             programmatic: possible && !is_set("NT_NO_PDL"),
             graphs: !is_set("NT_NO_GRAPH"),
             capturing: Capturing::default(),

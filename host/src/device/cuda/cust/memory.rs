@@ -1,4 +1,4 @@
-//! Device memory, page-locked host memory, and the staging through which bytes get from one to the other.
+//! Device memory, and the staging through which bytes get there from ordinary host memory and from files.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,12 +6,10 @@ use std::{
 };
 
 use cuda_dlopen::{Code, raw};
-use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr};
-use memmap2::{MmapMut, MmapOptions};
-use rayon::prelude::*;
+use cust::sys::CUdeviceptr;
 
-use super::{Event, gpu::Gpu};
-use crate::{device::DeviceError, platform};
+use super::{Event, Pinned, gpu::Gpu};
+use crate::device::{DeviceError, ReadAt, fill};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -63,75 +61,7 @@ impl Drop for Mem {
     }
 }
 
-/// Page-locked host memory: an anonymous mapping, in huge pages where the system has them.
-pub struct Pinned {
-    gpu: Rc<Gpu>,
-    map: MmapMut,
-    len: usize,
-}
-
-impl Pinned {
-    pub(super) fn new(gpu: &Rc<Gpu>, what: &str, len: usize) -> Result<Pinned> {
-        gpu.activate()?;
-        let out_of_memory = |free| DeviceError::OutOfMemory {
-            device: "page-locked host memory".into(),
-            what: what.into(),
-            need: len as u64,
-            free,
-            advice: "close other programs or use a smaller model",
-        };
-        // Page-locking makes every page real, so a mapping that only overcommits would end in the OOM killer.
-        // Where the system doesn't tell, the driver decides.
-        let available = platform::memory().map_or(u64::MAX, |memory| memory.free);
-        if len as u64 > available {
-            return Err(out_of_memory(available));
-        }
-        let mut map = MmapOptions::new().len(len.max(1)).map_anon().map_err(|_| out_of_memory(available))?;
-        // Advice only: without transparent huge pages the mapping works as well, if a little slower to pin.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-        // SAFETY: the mapping is live, and `drop` unregisters it before it ends.
-        match unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) } {
-            Err(Code::OUT_OF_MEMORY) => Err(out_of_memory(available)),
-            result => {
-                gpu.check("cuMemHostRegister", result)?;
-                Ok(Pinned { gpu: gpu.clone(), map, len })
-            }
-        }
-    }
-
-    /// The bytes `start..end`.
-    pub(super) fn range(&self, what: &'static str, start: usize, end: usize) -> Result<&[u8]> {
-        check_range(what, start, Some(end), self.len)?;
-        Ok(&self.map[start..end])
-    }
-}
-
-impl AsRef<[u8]> for Pinned {
-    fn as_ref(&self) -> &[u8] {
-        &self.map[..self.len]
-    }
-}
-
-impl AsMut<[u8]> for Pinned {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.map[..self.len]
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // Copies out of it, on the copy queue or (staging) on the compute queue, must have ended before the pages go.
-        let _ = self.gpu.activate();
-        let _ = self.gpu.wait(&self.gpu.copy);
-        let _ = self.gpu.wait(&self.gpu.compute);
-        // SAFETY: registered by `new`; unregistered once.
-        let _ = unsafe { raw::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
-    }
-}
-
-fn check_range(what: &'static str, start: usize, end: Option<usize>, len: usize) -> Result<()> {
+pub(super) fn check_range(what: &'static str, start: usize, end: Option<usize>, len: usize) -> Result<()> {
     match end {
         Some(end) if start <= end && end <= len => Ok(()),
         _ => Err(DeviceError::OutOfRange { what, start, end: end.unwrap_or(usize::MAX), len }),
@@ -140,18 +70,18 @@ fn check_range(what: &'static str, start: usize, end: Option<usize>, len: usize)
 
 /// Size of a staging buffer: copies of 16 MiB run at the link's full speed.
 pub(super) const STAGE: usize = 16 << 20;
-/// What one thread copies into staging at a time.
-const PIECE: usize = 1 << 20;
+/// How many there are. With two, one of them is empty whenever filling takes longer than the link for once (43 of 55 GB/s).
+pub(super) const STAGES: usize = 4;
 
-/// Two page-locked buffers between ordinary host memory and the device, filled in turn: one takes new bytes while the link
-/// reads the other.
+/// Page-locked buffers between the device and what lies elsewhere, filled in turn: some take new bytes while the link reads
+/// another.
 ///
 /// Every `write` goes this way, whatever its size, because it alone makes the source reusable on return without waiting
 /// for the queue. What `cuMemcpyHtoDAsync` does with pageable memory is not fixed ("might be synchronous", says "API
 /// synchronization behavior" of the CUDA Driver API), is a fifth as fast, and a source that happens to be page-locked
 /// would be read after the return.
 pub(super) struct Staging {
-    buffers: RefCell<[Stage; 2]>,
+    buffers: RefCell<[Stage; STAGES]>,
     current: Cell<usize>,
 }
 
@@ -172,46 +102,38 @@ impl Staging {
                 busy: None,
             })
         };
-        Ok(Staging { buffers: RefCell::new([stage()?, stage()?]), current: Cell::new(0) })
+        Ok(Staging { buffers: RefCell::new([stage()?, stage()?, stage()?, stage()?]), current: Cell::new(0) })
     }
 
-    /// Copies `bytes` to the device address `dst`, in the compute queue's order.
-    pub fn write(&self, gpu: &Rc<Gpu>, mut dst: CUdeviceptr, mut bytes: &[u8]) -> Result<()> {
+    /// Copies `len` bytes of `source` to the device address `dst`, in the compute queue's order.
+    pub fn fill(&self, gpu: &Rc<Gpu>, dst: CUdeviceptr, len: usize, source: ReadAt<'_>) -> Result<()> {
         let mut buffers = self.buffers.borrow_mut();
-        while !bytes.is_empty() {
+        let mut done = 0;
+        while done < len {
             let mut stage = &mut buffers[self.current.get()];
             if stage.used == STAGE {
                 stage.busy = Some(Event::record(gpu, &gpu.compute, false)?);
-                self.current.set(1 - self.current.get());
+                self.current.set((self.current.get() + 1) % STAGES);
                 stage = &mut buffers[self.current.get()];
                 if let Some(event) = stage.busy.take() {
                     event.wait(gpu)?;
                 }
                 stage.used = 0;
             }
-            let (now, later) = bytes.split_at(bytes.len().min(STAGE - stage.used));
-            let slot = &mut stage.memory.as_mut()[stage.used..][..now.len()];
-            copy(now, slot);
+            let now = (len - done).min(STAGE - stage.used);
+            let slot = &mut stage.memory.as_mut()[stage.used..][..now];
+            fill(slot, done, source)?;
             // SAFETY: `dst` has room (the caller's check); `slot` is page-locked, and stays as it is until the event that
             // is recorded behind this copy has been waited for.
-            let queued =
-                unsafe { raw::cuMemcpyHtoDAsync_v2(dst, slot.as_ptr().cast(), now.len(), gpu.compute.as_inner()) };
+            let queued = unsafe {
+                raw::cuMemcpyHtoDAsync_v2(dst + done as u64, slot.as_ptr().cast(), now, gpu.compute.as_inner())
+            };
             gpu.check("cuMemcpyHtoDAsync", queued)?;
             // The next slot starts at a cache line, which the link likes.
-            stage.used = (stage.used + now.len()).next_multiple_of(64).min(STAGE);
-            dst += now.len() as u64;
-            bytes = later;
+            stage.used = (stage.used + now).next_multiple_of(64).min(STAGE);
+            done += now;
         }
         Ok(())
-    }
-}
-
-/// Copies with several threads where that pays: one thread moves some 10 GB/s, the link five times that.
-fn copy(from: &[u8], to: &mut [u8]) {
-    if from.len() <= PIECE {
-        to.copy_from_slice(from);
-    } else {
-        to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
     }
 }
 
