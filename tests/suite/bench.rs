@@ -170,7 +170,8 @@ fn the_time_has_the_choice_of_a_token_and_not_the_filling() {
         assert!((rate * sample.as_secs_f64() - 2.0).abs() < 1e-9, "{rate} tokens per second in {sample:?}");
     }
     // A prompt of 2 passes reads the weights twice for 10 tokens.
-    let prompt = ntransformer::engine::Measured { workload: workload(10, 0, 0), passes: 2, samples: vec![argmax] };
+    let prompt =
+        ntransformer::engine::Measured { workload: workload(10, 0, 0), passes: 2, samples: vec![argmax], flowed: None };
     assert_eq!(prompt.bandwidth(500.0, 1000), 500.0 / 10.0 * 2.0 * 1000.0);
 }
 

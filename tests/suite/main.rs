@@ -28,4 +28,5 @@ mod split;
 mod streaming;
 mod synth;
 mod tokenizer;
+mod trace;
 mod untrusted;

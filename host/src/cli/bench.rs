@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::open::ModelArgs;
 use crate::{
-    engine::{Bench, Stage, Workload},
+    engine::{Bench, Runner, Stage, Workload},
     gguf::Gguf,
     model::Config,
 };
@@ -105,13 +105,26 @@ pub fn measure(model: &ModelArgs, plan: &Plan) -> anyhow::Result<()> {
     let subject = Subject::new(&gguf);
     drop::<Gguf>(gguf);
 
-    let mut engine = model.load(model.open(Some(context))?, 1)?;
-    let runner = engine.runner();
+    let file = model.open(Some(context))?;
+    let trace = model.trace_file()?;
+    let mut engine = model.load(file, 1)?;
+    let result = print(model, plan, &workloads, subject, engine.runner());
+    let traced = model.write_trace(trace, engine.runner());
+    result.and(traced)
+}
+
+fn print(
+    model: &ModelArgs,
+    plan: &Plan,
+    workloads: &[Workload],
+    subject: Subject,
+    runner: &mut dyn Runner,
+) -> anyhow::Result<()> {
     if plan.profile {
         // Where none can be made, that is said before anything is measured.
         runner.profile(false)?;
     }
-    let mut report = Report::new(plan.output, subject, runner, &workloads, io::stdout());
+    let mut report = Report::new(plan.output, subject, runner, workloads, io::stdout());
     report.begin()?;
     let mut bench = Bench::new(runner);
     for (done, workload) in workloads.iter().enumerate() {

@@ -85,6 +85,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     tell_merged(args, &chat);
     let sampling = args.sampling.sampling(file.config().dims.vocab)?;
     let grammar = args.grammar(file.tokenizer())?;
+    let trace = args.model.trace_file()?;
     let engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&args.sampling.describe(&sampling));
@@ -95,7 +96,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     interrupt::set_idle(true);
     let options = GenerateOptions { max_new: args.n_predict, sampling, grammar, stop: Vec::new() };
     let mut talk = Talk { args, engine, options };
-    if io::stdin().is_terminal() { talk.with_user(&mut chat, first) } else { talk.with_lines(&mut chat, first) }
+    let terminal = io::stdin().is_terminal();
+    let result = if terminal { talk.with_user(&mut chat, first) } else { talk.with_lines(&mut chat, first) };
+    let traced = args.model.write_trace(trace, talk.engine.runner());
+    let code = result?;
+    traced?;
+    Ok(code)
 }
 
 /// The parts of a conversation that stay.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     bench,
     chat::{self, ChatArgs},
+    flowed::Figures,
     interrupt,
     open::ModelArgs,
     plan,
@@ -41,7 +42,7 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "TOKENS")]
     pub(super) context: Option<usize>,
     /// Print what would be placed where, how fast it would be, and why, and stop before anything is loaded.
-    #[arg(long, conflicts_with = "benchmark")]
+    #[arg(long, conflicts_with_all = ["benchmark", "trace"])]
     plan: bool,
     /// Print one JSON object at the end instead of text.
     #[arg(long, conflicts_with = "chat")]
@@ -77,6 +78,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     check_length(file.config(), &prompt, length)?;
     let sampling = args.sampling.sampling(file.config().dims.vocab)?;
     let grammar = args.grammar(tokenizer)?;
+    let trace = args.model.trace_file()?;
     let mut engine = args.model.load(file, 1)?;
     if args.model.verbose {
         args.model.say(&args.sampling.describe(&sampling));
@@ -107,12 +109,14 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     bar.finish_and_clear();
     // Also after an error, so that its message begins a line.
     output.finish(generated.is_ok())?;
+    let traced = args.model.write_trace(trace, engine.runner());
     let generated = generated?;
     if args.json {
         writeln!(io::stdout(), "{:#}", report(&engine, &generated, args.sampling.report(&options.sampling)))?;
     }
     args.tell_unfinished(&generated);
     summary(args, &engine, &generated);
+    traced?;
     Ok(if generated.stop == Stop::Interrupted { interrupt::EXIT_CODE } else { 0 })
 }
 
@@ -203,6 +207,9 @@ fn summary(args: &GenerateArgs, engine: &Engine, generated: &Generated) {
         bytes => format!(", {} of them streamed to the device", ByteSize(bytes)),
     };
     say(format!("per token: {} of weights read{streamed}", ByteSize(memory.read_per_pass)));
+    let (name, timing) =
+        if generated.decode.passes > 0 { ("decode", generated.decode) } else { ("prompt", generated.prompt) };
+    figures(engine, &timing).iter().flat_map(|figures| figures.lines(name)).for_each(say);
     say(format!(
         "memory: on {}: weights {}, KV cache {}, activations {}; RAM, to stream from {}; mapped file {}",
         engine.device(),
@@ -214,10 +221,25 @@ fn summary(args: &GenerateArgs, engine: &Engine, generated: &Generated) {
     ));
 }
 
+/// The figures of what was streamed, if anything was.
+fn figures(engine: &Engine, timing: &Timing) -> Option<Figures> {
+    let (memory, rates) = (engine.memory(), engine.rates());
+    let (passes, seconds) = (timing.passes, timing.time.as_secs_f64());
+    timing.flowed.filter(|_| passes > 0).map(|flowed| Figures { passes, seconds, memory, rates, flowed })
+}
+
 fn report(engine: &Engine, generated: &Generated, sampling: Value) -> Value {
     let memory = engine.memory();
     let config = engine.config();
-    let timing = |t: &Timing| json!({ "tokens": t.tokens, "passes": t.passes, "seconds": t.time.as_secs_f64(), "tokens_per_second": t.rate() });
+    let timing = |t: &Timing| {
+        json!({
+            "tokens": t.tokens,
+            "passes": t.passes,
+            "seconds": t.time.as_secs_f64(),
+            "tokens_per_second": t.rate(),
+            "streamed": figures(engine, t).map(|figures| figures.json()),
+        })
+    };
     json!({
         "text": generated.text,
         "tokens": generated.tokens,
@@ -236,6 +258,7 @@ fn report(engine: &Engine, generated: &Generated, sampling: Value) -> Value {
             "resident_layers": memory.resident_layers,
             "read_per_pass": memory.read_per_pass,
             "streamed_per_pass": memory.streamed_per_pass,
+            "disk_per_pass": memory.disk_per_pass,
         },
     })
 }

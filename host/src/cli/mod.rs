@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod flowed;
 mod generate;
 pub mod inspect;
 mod interrupt;
@@ -12,6 +13,7 @@ mod plan;
 mod sampling;
 pub mod synth;
 mod tokenize;
+mod trace;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};

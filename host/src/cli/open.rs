@@ -10,9 +10,10 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::trace::TraceFile;
 use crate::{
     demo,
-    engine::{Budget, DeviceChoice, Engine, LoadOptions, Loading, ModelFile, Placement},
+    engine::{Budget, DeviceChoice, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
     gguf::Gguf,
     stream::ring::Buffers,
 };
@@ -42,6 +43,9 @@ pub struct ModelArgs {
     /// Slow the link to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     link_limit: Option<f64>,
+    /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Say more on stderr.
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
@@ -88,7 +92,7 @@ impl ModelArgs {
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
         bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
         let (mut begin, mut bytes) = (None, 0);
-        let engine = file.load(self.device, &options, |event| match event {
+        let mut engine = file.load(self.device, &options, |event| match event {
             Loading::Device(line) => bar.suspend(|| self.say(&format!("device: {line}"))),
             Loading::Bytes { done, .. } => {
                 begin.get_or_insert_with(Instant::now);
@@ -97,6 +101,7 @@ impl ModelArgs {
             }
         })?;
         bar.finish_and_clear();
+        engine.runner().trace(self.trace.is_some());
         let moved = engine.memory().device_weights + engine.memory().pinned;
         if let Some(begin) = begin.filter(|_| moved > 0) {
             let seconds = begin.elapsed().as_secs_f64();
@@ -114,6 +119,19 @@ impl ModelArgs {
             });
         }
         Ok(engine)
+    }
+
+    /// The file of --trace, empty. To be asked for before the weights are loaded, which takes long.
+    pub fn trace_file(&self) -> anyhow::Result<Option<TraceFile>> {
+        self.trace.as_deref().map(TraceFile::create).transpose()
+    }
+
+    /// Writes the trace of an engine that [`Self::load`] made.
+    pub fn write_trace(&self, file: Option<TraceFile>, runner: &mut dyn Runner) -> anyhow::Result<()> {
+        if let Some(line) = file.map_or(Ok(None), |file| file.write(runner))? {
+            self.say(&line);
+        }
+        Ok(())
     }
 
     /// What loading the model would place where.

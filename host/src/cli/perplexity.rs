@@ -33,6 +33,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     let tokenizer = file.tokenizer();
     let tokens = tokenizer.prompt(&text)?;
     check_windows(tokens.len(), args.context)?;
+    let trace = args.model.trace_file()?;
     let mut engine = args.model.load(file, args.context.div_ceil(2))?;
     interrupt::install();
     let bar = args.model.counter("window {pos}/{len} perplexity {msg}", (tokens.len() / args.context.max(1)) as u64)?;
@@ -40,8 +41,11 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
         bar.set_position(so_far.windows as u64);
         bar.set_message(format!("{:.4}", so_far.value()));
         !interrupt::requested()
-    })?;
+    });
     bar.finish_and_clear();
+    let traced = args.model.write_trace(trace, engine.runner());
+    let result = result?;
+    traced?;
     args.model.say(&format!("{} windows of {}, {} tokens scored", result.windows, args.context, result.scored));
     if result.windows < result.of {
         args.model.say(&format!(

@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{EngineError, Runner};
+use crate::model::Flowed;
 
 /// What is measured: a prompt, then generated tokens, after `depth` tokens that are in the KV cache already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,8 @@ pub struct Measured {
     pub passes: usize,
     /// The time of each repetition.
     pub samples: Vec<Duration>,
+    /// What was streamed in all of them; none where nothing is.
+    pub flowed: Option<Flowed>,
 }
 
 impl Measured {
@@ -132,6 +135,7 @@ impl<'a> Bench<'a> {
         progress(Stage::WarmUp);
         let tokens = self.tokens(workload.tokens());
         self.run(&Workload { generate: workload.generate.min(1), ..workload }, &tokens)?;
+        let before = self.runner.flowed()?;
         let (mut samples, mut passes) = (Vec::new(), 0);
         for done in 0..repetitions {
             progress(Stage::Repetition(done));
@@ -140,7 +144,8 @@ impl<'a> Bench<'a> {
             passes = self.run(&workload, &tokens)?;
             samples.push(started.elapsed());
         }
-        Ok(Measured { workload, passes, samples })
+        let flowed = before.zip(self.runner.flowed()?).map(|(before, now)| now.since(&before));
+        Ok(Measured { workload, passes, samples, flowed })
     }
 
     /// Puts tokens at the positions up to `depth` that have none yet. What lies behind will be overwritten.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Engine, EngineError, Grammar, SampleError, Sampler, Sampling, Utf8Stream, Wanted, stop::StopStrings};
-use crate::model::Config;
+use crate::model::{Config, Flowed};
 
 /// How a prompt is continued.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +54,8 @@ pub struct Timing {
     pub passes: usize,
     /// Time taken.
     pub time: Duration,
+    /// What was streamed meanwhile; none where nothing is.
+    pub flowed: Option<Flowed>,
 }
 
 impl Timing {
@@ -179,6 +181,7 @@ impl Engine {
         let mut sampler = Sampler::new(options.sampling.clone(), options.grammar.clone());
         let mut answer = Answer::new(&options.stop);
 
+        let before = self.runner.flowed()?;
         let started = Instant::now();
         self.keep_prefix(prompt);
         answer.out.reused = self.cached.len();
@@ -190,18 +193,19 @@ impl Engine {
             answer.out.prompt.time = started.elapsed();
             answer.tell(Event::Prompt(self.cached.len()), told);
             if answer.interrupted {
+                answer.out.prompt.flowed = self.flowed_since(before)?;
                 return Ok(answer.end(Stop::Interrupted, told));
             }
         }
-        if max_new == 0 {
-            return Ok(answer.end(Stop::Length, told));
-        }
-        if sampler.is_complete() {
-            return Ok(answer.end(Stop::End, told));
+        if max_new == 0 || sampler.is_complete() {
+            answer.out.prompt.flowed = self.flowed_since(before)?;
+            return Ok(answer.end(if max_new == 0 { Stop::Length } else { Stop::End }, told));
         }
         let mut next = self.choose(&mut sampler)?;
         answer.out.prompt.time = started.elapsed();
+        answer.out.prompt.flowed = self.flowed_since(before)?;
 
+        let before = self.runner.flowed()?;
         let started = Instant::now();
         let stop = loop {
             if self.tokenizer.is_end(next) {
@@ -222,8 +226,14 @@ impl Engine {
             next = self.choose(&mut sampler)?;
         };
         answer.out.decode.time = started.elapsed();
+        answer.out.decode.flowed = self.flowed_since(before)?;
         answer.out.unfinished = sampler.is_unfinished();
         Ok(answer.end(stop, told))
+    }
+
+    /// What has been streamed since it was `before`.
+    fn flowed_since(&mut self, before: Option<Flowed>) -> Result<Option<Flowed>, EngineError> {
+        Ok(before.zip(self.runner.flowed()?).map(|(before, now)| now.since(&before)))
     }
 
     /// The bytes that a token adds to the answer.

@@ -14,7 +14,7 @@ use crate::{
     },
     gguf::{Gguf, Metadata},
     model::{Config, Model},
-    stream::Progress,
+    stream::{Progress, plan::Rates},
 };
 
 /// The context where none is asked for, unless the model allows less.
@@ -209,6 +209,11 @@ impl Engine {
     /// Where the model's memory is.
     pub fn memory(&self) -> MemoryReport {
         self.runner.memory()
+    }
+
+    /// How fast bytes travel when nothing else does, as measured before loading, as far as that was needed.
+    pub fn rates(&self) -> Rates {
+        self.runner.rates()
     }
 
     /// The model's vocabulary, for all that [`Self::tokenize`] does not do.

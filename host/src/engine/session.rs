@@ -3,8 +3,8 @@
 use super::{Budget, EngineError, Placement, plan_for};
 use crate::{
     device::{Device, DeviceError, Launch, top_k::Candidate},
-    model::{Config, Embedding, Flowed, Layers, Model, Span, State, Weights, forward},
-    stream::{Progress, Streamed, Streams, ring::Buffers},
+    model::{Config, Embedding, Flowed, Layers, Model, State, Trace, Weights, forward},
+    stream::{Progress, Streamed, Streams, plan::Rates, ring::Buffers},
 };
 
 /// How a model is placed.
@@ -60,6 +60,8 @@ pub struct MemoryReport {
     pub read_per_pass: u64,
     /// Bytes of weights that each pass copies to the device.
     pub streamed_per_pass: u64,
+    /// Bytes of these that it reads from the model's files before.
+    pub disk_per_pass: u64,
 }
 
 /// A model that computes, whatever it runs on.
@@ -95,7 +97,12 @@ pub trait Runner {
     /// # Errors
     /// When the device fails.
     fn top_k(&mut self, k: usize) -> Result<Vec<Candidate>, EngineError>;
-    /// What has been streamed so far, and what was waited for; none where nothing is streamed.
+    /// How fast bytes travel when nothing else does, as measured before loading, as far as that was needed.
+    fn rates(&self) -> Rates {
+        Rates::default()
+    }
+    /// What has been streamed so far, and what was waited for; none where nothing is streamed. What is waited for from now until the
+    /// next pass is not counted.
     ///
     /// # Errors
     /// When the device fails.
@@ -104,12 +111,12 @@ pub trait Runner {
     }
     /// Remembers from now on what is streamed and computed when, or no longer.
     fn trace(&mut self, _on: bool) {}
-    /// What was streamed and computed when, since this was last asked for.
+    /// What was streamed and computed when, since this was last asked for. Empty where nothing is streamed.
     ///
     /// # Errors
     /// When the device fails.
-    fn take_trace(&mut self) -> Result<Vec<Span>, EngineError> {
-        Ok(Vec::new())
+    fn take_trace(&mut self) -> Result<Trace, EngineError> {
+        Ok(Trace::default())
     }
     /// Starts or ends the timing of every launch ([`Device::profile`]).
     ///
@@ -141,6 +148,7 @@ pub struct Session<D: Device> {
     state: State<D>,
     dev: D,
     memory: MemoryReport,
+    rates: Rates,
     max_batch: usize,
     max_wanted: usize,
     /// Rows of logits that the last pass left.
@@ -194,9 +202,11 @@ impl<D: Device + 'static> Session<D> {
             resident_layers: placement.resident_layers(),
             read_per_pass: placement.plan.load.weight_bytes + always,
             streamed_per_pass: layers.streamed_bytes(),
+            disk_per_pass: layers.read_bytes(),
         };
         let weights = Weights::new(embedding, Box::new(layers));
-        Ok(Session { model, weights, state, dev, memory, max_batch, max_wanted, wanted: 0 })
+        let rates = placement.inputs.rates;
+        Ok(Session { model, weights, state, dev, memory, rates, max_batch, max_wanted, wanted: 0 })
     }
 }
 
@@ -251,6 +261,10 @@ impl<D: Device> Runner for Session<D> {
         Ok(best.pop().unwrap_or_default())
     }
 
+    fn rates(&self) -> Rates {
+        self.rates
+    }
+
     fn flowed(&mut self) -> Result<Option<Flowed>, EngineError> {
         Ok(self.weights.layers().flowed(&self.dev)?)
     }
@@ -259,7 +273,7 @@ impl<D: Device> Runner for Session<D> {
         self.weights.layers().trace(on);
     }
 
-    fn take_trace(&mut self) -> Result<Vec<Span>, EngineError> {
+    fn take_trace(&mut self) -> Result<Trace, EngineError> {
         Ok(self.weights.layers().take_trace(&self.dev)?)
     }
 

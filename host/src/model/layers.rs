@@ -1,6 +1,6 @@
 //! How weights reach the forward pass. `stream` implements it.
 
-use super::{Flowed, Span};
+use super::{Flowed, Trace};
 use crate::device::{Device, DeviceError, Head, Layer, Weight};
 
 /// What a layer's computation looks like to whoever provides the layer.
@@ -31,7 +31,8 @@ pub trait Layers<D: Device> {
     /// Bytes of page-locked host memory.
     fn pinned_bytes(&self) -> u64;
 
-    /// What has been streamed so far, and what was waited for; none where nothing is streamed.
+    /// What has been streamed so far, and what was waited for; none where nothing is streamed. What is waited for from now until the
+    /// next pass is not counted.
     ///
     /// # Errors
     /// The device's.
@@ -42,5 +43,5 @@ pub trait Layers<D: Device> {
     ///
     /// # Errors
     /// The device's.
-    fn take_trace(&mut self, dev: &D) -> Result<Vec<Span>, DeviceError>;
+    fn take_trace(&mut self, dev: &D) -> Result<Trace, DeviceError>;
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use arch::{Architecture, Traits};
 pub use config::{Config, LayerKind};
 pub use error::ModelError;
-pub use flowed::{Flowed, Lane, Span};
+pub use flowed::{Cause, Flowed, Lane, Span, Trace};
 pub use forward::{Embedding, State, Weights, forward};
 pub use layers::{Compute, ComputeHead, Layers};
 pub use rope::Rope;

@@ -5,13 +5,13 @@
 //! copies and computations. A group that is asked for out of turn (a skipped layer, an error before) starts the flow anew there.
 
 use super::{
-    log::Log,
+    log::{Computed, Copied, Log},
     ring::{Layout, Segment},
     staging::Staging,
 };
 use crate::{
     device::{DeviceError, Transfer},
-    model::{Flowed, Span},
+    model::{Flowed, Trace},
 };
 
 /// Where a streamed matrix is when it is not in the ring.
@@ -55,6 +55,8 @@ pub(super) struct Flow<D: Transfer> {
     turn: u64,
     /// The copy to be made next, and the turn that it is for.
     next: (u64, usize),
+    /// The number of this pass, and the turn at which its cycle begins.
+    pass: (u64, u64),
     /// The turn with which the flow began.
     began: u64,
     /// What had been asked to be computed then: copies wait for it instead of turns before. None: nothing had.
@@ -113,6 +115,7 @@ impl<D: Transfer> Flow<D> {
             staging,
             turn: 0,
             next: (0, 0),
+            pass: (0, 0),
             began: 0,
             before: None,
             computed,
@@ -127,7 +130,7 @@ impl<D: Transfer> Flow<D> {
         self.staging.as_ref().map(Staging::describe)
     }
 
-    /// What has been copied so far, and what was waited for.
+    /// What has been copied so far, and what was waited for. Between this and the next computation nothing is waited for.
     pub fn flowed(&mut self, dev: &D) -> Result<Flowed, DeviceError> {
         self.settle(dev)?;
         Ok(self.log.sums())
@@ -135,13 +138,19 @@ impl<D: Transfer> Flow<D> {
 
     /// Keeps a trace from now on, or no longer.
     pub fn trace(&mut self, on: bool) {
+        self.note_reads();
         self.log.trace(on);
     }
 
     /// The trace since the last time.
-    pub fn take_trace(&mut self, dev: &D) -> Result<Vec<Span>, DeviceError> {
+    pub fn take_trace(&mut self, dev: &D) -> Result<Trace, DeviceError> {
         self.settle(dev)?;
-        Ok(self.log.spans())
+        Ok(self.log.take())
+    }
+
+    /// A pass begins.
+    pub fn begin_pass(&mut self) {
+        self.pass = (self.pass.0 + 1, self.turn);
     }
 
     fn groups(&self) -> u64 {
@@ -169,7 +178,8 @@ impl<D: Transfer> Flow<D> {
         let result = f(dev);
         match dev.mark() {
             Ok(end) => {
-                self.log.compute(self.names[group], idle, begin, end.clone());
+                let (group_name, pass, idle) = (self.names[group], self.pass.0, Some(idle));
+                self.log.compute(Computed { group: group_name, pass, idle, begin, end: end.clone() });
                 self.computed[group] = Some(end);
             }
             Err(e) => {
@@ -184,8 +194,28 @@ impl<D: Transfer> Flow<D> {
         self.settle(dev)
     }
 
+    /// Runs `f`, the computation of a group of this name that is always on the device, and lets copies run ahead.
+    pub fn beside(
+        &mut self,
+        dev: &mut D,
+        name: usize,
+        f: &mut dyn FnMut(&mut D) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        // Marks would keep the kernels of one layer from overlapping those of the next: only a trace is worth it.
+        let begin = if self.log.traces() { Some(dev.mark()?) } else { None };
+        let mut result = f(dev);
+        if let Some(begin) = begin {
+            match dev.mark() {
+                Ok(end) => self.log.compute(Computed { group: name, pass: self.pass.0, idle: None, begin, end }),
+                Err(e) => result = result.and(Err(e)),
+            }
+        }
+        self.run_ahead(dev);
+        result
+    }
+
     /// Makes the copies that have room and data by now. One that fails is made again when its group's turn comes, and fails then.
-    pub fn run_ahead(&mut self, dev: &D) {
+    fn run_ahead(&mut self, dev: &D) {
         while !self.stopped {
             match self.copy(dev, false) {
                 Ok(true) => (),
@@ -197,10 +227,14 @@ impl<D: Transfer> Flow<D> {
 
     /// Takes down what has ended by now.
     fn settle(&mut self, dev: &D) -> Result<(), DeviceError> {
+        self.note_reads();
+        self.log.settle(dev)
+    }
+
+    fn note_reads(&mut self) {
         if let Some(staging) = &self.staging {
             staging.reads(&mut |read| self.log.read(self.names[self.pieces[read.piece]], &read));
         }
-        self.log.settle(dev)
     }
 
     /// Starts anew with `group`: what is in the ring, or under way, is not used.
@@ -209,6 +243,7 @@ impl<D: Transfer> Flow<D> {
         self.turn = (self.turn / self.groups() + 1) * self.groups() + group as u64;
         self.began = self.turn;
         self.next = (self.turn, self.first[group]);
+        self.pass.1 = self.turn;
         if let Some(staging) = &mut self.staging {
             let following = self.copies[self.first[group]..].iter().chain(&self.copies);
             let piece = following.into_iter().find_map(|copy| match copy.from {
@@ -221,13 +256,13 @@ impl<D: Transfer> Flow<D> {
         Ok(())
     }
 
-    /// Makes all copies of this turn's group, and lets the computation wait for the last one. The computation's end before that, and
-    /// behind it.
+    /// Makes all copies of this turn's group, and lets the computation wait for the last one. Where the computation had come to before
+    /// that, and behind it.
     fn fetch(&mut self, dev: &D) -> Result<(D::Event, D::Event), DeviceError> {
+        let idle = dev.mark()?;
         while self.next.0 <= self.turn {
             self.copy(dev, true)?;
         }
-        let idle = dev.mark()?;
         if let Some(copied) = &self.copied[(self.turn % self.groups()) as usize] {
             dev.compute_waits(copied)?;
         }
@@ -257,7 +292,15 @@ impl<D: Transfer> Flow<D> {
                 }
             }
         };
-        self.log.copy(self.names[segment.group], len as u64, asked, after.cloned(), end.clone());
+        self.log.copy(Copied {
+            group: self.names[segment.group],
+            pass: self.pass.0 + (turn / groups - self.pass.1 / groups),
+            bytes: len as u64,
+            staged: matches!(from, From::Piece(_)),
+            asked,
+            after: after.cloned(),
+            end: end.clone(),
+        });
         if *last {
             self.copied[segment.group] = Some(end);
         }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     device::{Device, DeviceError, Head, HostMemory, Layer, Tensor, Weight},
     gguf::Part,
-    model::{Compute, ComputeHead, Flowed, Layers, Model, Span},
+    model::{Compute, ComputeHead, Flowed, Layers, Model, Trace},
     pack::{Image, Placed, TensorId, TensorPart},
 };
 
@@ -54,6 +54,7 @@ pub struct Streamed<D: Device> {
     flow: Option<Flow<D>>,
     device_bytes: u64,
     streamed_bytes: u64,
+    read_bytes: u64,
     pinned_bytes: u64,
     pageable: Option<String>,
 }
@@ -126,6 +127,7 @@ impl<D: Device> Streamed<D> {
             }
         }
 
+        let read_bytes = pieces.iter().map(|piece| piece.len as u64).sum();
         let flow = if groups.is_empty() {
             None
         } else {
@@ -166,6 +168,7 @@ impl<D: Device> Streamed<D> {
             flow,
             device_bytes,
             streamed_bytes,
+            read_bytes,
             pinned_bytes,
             pageable,
         })
@@ -179,6 +182,11 @@ impl<D: Device> Streamed<D> {
     /// How what is on disk is read, if anything is.
     pub fn reads_by(&self) -> Option<&str> {
         self.flow.as_ref().and_then(Flow::reads_by)
+    }
+
+    /// Bytes of the streamed ones that every pass reads from the model's files.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
     }
 
     /// The output matrix, where it is always on the device.
@@ -195,13 +203,12 @@ impl<D: Device> Streamed<D> {
     ) -> Result<(), DeviceError> {
         let Streamed { layers, head, flowing, flow, .. } = self;
         let layer = &layers[id.min(layers.len() - 1)];
+        if let (0, Some(flow)) = (id, &mut *flow) {
+            flow.begin_pass();
+        }
         match (flow, flowing[id]) {
             (Some(flow), Some(group)) => flow.with(dev, group, &mut |dev| f(dev, layer, head)),
-            (Some(flow), None) => {
-                let result = f(dev, layer, head);
-                flow.run_ahead(dev);
-                result
-            }
+            (Some(flow), None) => flow.beside(dev, id, &mut |dev| f(dev, layer, head)),
             (None, _) => f(dev, layer, head),
         }
     }
@@ -320,7 +327,7 @@ impl<D: Device> Layers<D> for Streamed<D> {
         }
     }
 
-    fn take_trace(&mut self, dev: &D) -> Result<Vec<Span>, DeviceError> {
-        self.flow.as_mut().map_or(Ok(Vec::new()), |flow| flow.take_trace(dev))
+    fn take_trace(&mut self, dev: &D) -> Result<Trace, DeviceError> {
+        self.flow.as_mut().map_or(Ok(Trace::default()), |flow| flow.take_trace(dev))
     }
 }

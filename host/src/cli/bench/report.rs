@@ -1,14 +1,19 @@
 //! What `ntransformer bench` prints: a table for people, JSON and CSV for programs. Names and units are llama-bench's
 //! where it has them.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use serde_json::{Map, Value, json};
 
-use super::{Format, profile};
+use super::{super::flowed::Figures, Format, profile};
 use crate::{
     engine::{Measured, MemoryReport, Profile, Runner, Workload, mean_and_deviation},
     gguf::Gguf,
+    model::Flowed,
+    stream::plan::Rates,
 };
 
 /// The model that is measured.
@@ -68,10 +73,12 @@ pub struct Report<W> {
     layers: usize,
     max_batch: usize,
     memory: MemoryReport,
+    rates: Rates,
     /// Widths of the table's columns, in characters.
     widths: Vec<usize>,
     rows: usize,
-    /// They come after the table.
+    /// They come after the table: what was streamed, and profiles.
+    streamed: Vec<String>,
     profiles: Vec<Profile>,
 }
 
@@ -86,8 +93,10 @@ impl<W: Write> Report<W> {
             layers: runner.config().layers,
             max_batch: runner.max_batch(),
             memory: runner.memory(),
+            rates: runner.rates(),
             widths: Vec::new(),
             rows: 0,
+            streamed: Vec::new(),
             profiles: Vec::new(),
         };
         let usual = "12345.67 ± 123.45";
@@ -131,6 +140,8 @@ impl<W: Write> Report<W> {
                     &format!("{gbs:.1}"),
                 );
                 self.line(&cells)?;
+                let streamed = self.figures(measured).map(|figures| figures.lines(&measured.workload.to_string()));
+                self.streamed.extend(streamed.into_iter().flatten());
                 self.profiles.extend(profile);
             }
             Format::Json => {
@@ -155,13 +166,26 @@ impl<W: Write> Report<W> {
     pub fn end(&mut self) -> io::Result<()> {
         match self.format {
             Format::Json => writeln!(self.out, "\n]"),
-            Format::Md => self.profiles.iter().try_for_each(|profile| profile::print(profile, &mut self.out)),
+            Format::Md => {
+                if !self.streamed.is_empty() {
+                    writeln!(self.out, "\n{}", self.streamed.join("\n"))?;
+                }
+                self.profiles.iter().try_for_each(|profile| profile::print(profile, &mut self.out))
+            }
             Format::Csv => Ok(()),
         }
     }
 
     fn streams(&self) -> bool {
         self.memory.resident_layers < self.layers
+    }
+
+    /// The figures of what was streamed in all repetitions, if anything was.
+    fn figures(&self, measured: &Measured) -> Option<Figures> {
+        let Report { memory, rates, .. } = *self;
+        let (passes, seconds) = (measured.passes * measured.samples.len(), measured.samples.iter().sum::<Duration>());
+        let seconds = seconds.as_secs_f64();
+        measured.flowed.map(|flowed| Figures { passes, seconds, memory, rates, flowed })
     }
 
     /// The names of the table's columns.
@@ -192,13 +216,21 @@ impl<W: Write> Report<W> {
     }
 
     /// All that is known of a result: sizes in bytes and tokens, times in ns, rates in tokens (`ts`) and in 10^9 bytes of
-    /// weights (`gbs`) per second.
+    /// weights (`gbs`) per second. Waits are a repetition's; what does not exist or is not known is null, in CSV an empty cell.
     fn fields(&self, measured: &Measured) -> Map<String, Value> {
         let samples_ns: Vec<u64> = measured.samples.iter().map(|time| time.as_nanos() as u64).collect();
         let samples_ts = measured.rates();
         let (avg_ns, stddev_ns) = mean_and_deviation(&samples_ns.iter().map(|&ns| ns as f64).collect::<Vec<_>>());
         let (avg_ts, stddev_ts) = mean_and_deviation(&samples_ts);
         let Workload { prompt, generate, depth } = measured.workload;
+        let figures = self.figures(measured);
+        let of = |figure: fn(&Figures) -> Option<f64>| figures.as_ref().and_then(figure);
+        let gbs = |figure: fn(&Figures) -> Option<f64>| of(figure).map(|rate| rate / 1e9);
+        // Nanoseconds of one repetition.
+        let waits = |part: fn(&Flowed) -> f64| {
+            let flowed = measured.flowed.as_ref();
+            flowed.map(|flowed| (part(flowed) * 1e9 / measured.samples.len().max(1) as f64).round() as u64)
+        };
         let fields = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "device": self.device,
@@ -212,6 +244,7 @@ impl<W: Write> Report<W> {
             "n_batch": self.max_batch,
             "read_per_pass": self.memory.read_per_pass,
             "streamed_per_pass": self.memory.streamed_per_pass,
+            "disk_per_pass": self.memory.disk_per_pass,
             "test": measured.workload.to_string(),
             "n_prompt": prompt,
             "n_gen": generate,
@@ -222,6 +255,15 @@ impl<W: Write> Report<W> {
             "avg_ts": avg_ts,
             "stddev_ts": stddev_ts,
             "avg_gbs": measured.bandwidth(avg_ts, self.memory.read_per_pass) / 1e9,
+            "link_gbs": gbs(|figures| Some(figures.link())),
+            "link_measured_gbs": self.rates.link.map(|rate| rate / 1e9),
+            "link_percent": of(|figures| figures.link_share().map(|share| share * 100.0)),
+            "disk_gbs": gbs(Figures::disk),
+            "disk_measured_gbs": self.rates.disk.map(|rate| rate / 1e9),
+            "link_waits_for_room_ns": waits(|flowed| flowed.link_waits_for_room),
+            "link_waits_for_data_ns": waits(|flowed| flowed.link_waits_for_data),
+            "link_waits_for_host_ns": waits(|flowed| flowed.link_waits_for_host),
+            "compute_waits_ns": waits(|flowed| flowed.compute_waits),
             "samples_ns": samples_ns,
             "samples_ts": samples_ts,
         });
@@ -242,6 +284,7 @@ fn csv(value: &Value) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     match value {
         Value::String(text) => quoted(text),
+        Value::Null => String::new(),
         Value::Array(list) => quoted(&list.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")),
         other => other.to_string(),
     }
