@@ -194,7 +194,7 @@ def legend(out, spans, y):
     for label, fill in rows:
         out.append(f'<rect x="{x:.1f}" y="{y - 9}" width="11" height="11" fill="{fill}"/>')
         text(out, x + 15, y, label)
-        x += 15 + len(label) * CHARACTER * 0.87 + 14
+        x += 15 + len(label) * CHARACTER + 12
 
 
 def text(out, x, y, content, style=""):

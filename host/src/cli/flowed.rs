@@ -94,10 +94,10 @@ impl Figures {
     }
 }
 
-/// `6.50 GB/s`.
+/// `6.50 GB/s`, `200.1 MB/s`.
 fn rate(bytes_per_second: f64) -> String {
     match bytes_per_second {
-        slow if slow < 1e8 => format!("{:.2} MB/s", slow / 1e6),
+        slow if slow < 1e9 => format!("{:.1} MB/s", slow / 1e6),
         fast => format!("{:.2} GB/s", fast / 1e9),
     }
 }

@@ -29,9 +29,10 @@ pub struct TraceFile {
 }
 
 impl TraceFile {
-    /// An empty file at `path`.
+    /// The file at `path`, which keeps what it has until [`Self::write`]: a run that fails takes no older trace away.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("--trace {}: cannot be written", path.display()))?;
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let file = file.with_context(|| format!("--trace {}: cannot be written", path.display()))?;
         Ok(TraceFile { path: path.to_owned(), file })
     }
 
@@ -39,8 +40,10 @@ impl TraceFile {
     pub fn write(self, runner: &mut dyn Runner) -> anyhow::Result<Option<String>> {
         let TraceFile { path, file } = self;
         let trace = runner.take_trace()?;
+        // A pipe has no length.
+        let emptied = file.metadata().and_then(|of| if of.is_file() { file.set_len(0) } else { Ok(()) });
         let mut out = BufWriter::new(file);
-        let written = write(&trace, runner, &mut out).and_then(|()| out.flush());
+        let written = emptied.and_then(|()| write(&trace, runner, &mut out)).and_then(|()| out.flush());
         written.with_context(|| format!("--trace {}: cannot be written", path.display()))?;
         Ok(match (trace.spans.len(), trace.dropped) {
             (0, _) if runner.memory().streamed_per_pass == 0 => Some(format!(
@@ -76,7 +79,7 @@ fn write(trace: &Trace, runner: &dyn Runner, out: &mut dyn Write) -> io::Result<
     let begin = trace.spans.iter().map(|span| span.begin).fold(f64::INFINITY, f64::min);
     let (reads, others): (Vec<_>, Vec<_>) = trace.spans.iter().partition(|span| span.lane == Lane::Disk);
     let reads = beside_each_other(reads);
-    let disks = reads.iter().map(|(at_once, _)| at_once + 1).max().unwrap_or(1);
+    let disks = reads.iter().map(|(at_once, _)| at_once + 1).max().unwrap_or(0);
     let disk_names = (0..disks).map(|i| (DISK + i, format!("disk, read {}", i + 1)));
     let names = [(PASSES, "passes"), (COMPUTE, "compute"), (LINK, "link")].map(|(lane, name)| (lane, name.to_owned()));
     for (lane, name) in names.into_iter().chain(disk_names) {

@@ -16,7 +16,8 @@ const PIECE: (usize, usize) = (1 << 20, 4 << 20);
 pub(super) struct Staging<D: Transfer> {
     // Dropped first: behind it, nothing is written into the buffers any more.
     ahead: ReadAhead,
-    buffers: Vec<D::Pinned>,
+    /// The buffers, each with the first of its bytes that is lent.
+    buffers: Vec<(D::Pinned, usize)>,
     /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
     busy: VecDeque<(BufferId, D::Event)>,
 }
@@ -33,13 +34,19 @@ impl<D: Transfer> Staging<D> {
     /// The device's, and those of starting to read.
     pub fn start(dev: &D, source: Box<dyn Source>, pieces: Vec<Piece>, bytes: u64) -> Result<Self, DeviceError> {
         let longest = pieces.iter().map(|piece| piece.len).max().unwrap_or(0);
-        let room = source.room(longest);
+        // Direct reads want whole blocks of memory, too.
+        let (room, block) = (source.room(longest), source.block());
         // One to be read into while another is copied.
         let count = (bytes as usize / longest.max(1)).clamp(2, BUFFERS);
-        let mut buffers =
-            (0..count).map(|_| dev.pinned("the buffers for reads", room)).collect::<Result<Vec<_>, _>>()?;
-        let lent = buffers.iter_mut().map(|buffer| {
-            let bytes = buffer.as_mut();
+        let mut buffers = (0..count)
+            .map(|_| {
+                let buffer = dev.pinned("the buffers for reads", room + block - 1)?;
+                let start = buffer.as_ref().as_ptr().align_offset(block);
+                Ok((buffer, start))
+            })
+            .collect::<Result<Vec<_>, DeviceError>>()?;
+        let lent = buffers.iter_mut().map(|(buffer, start)| {
+            let bytes = &mut buffer.as_mut()[*start..*start + room];
             let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
             // SAFETY: page-locked memory does not move. `buffers` lives until `ahead` has been dropped, which waits for its reads. The
             // bytes are read by copies only, between `take` and `give_back`.
@@ -51,7 +58,7 @@ impl<D: Transfer> Staging<D> {
 
     /// Page-locked memory.
     pub fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|buffer| buffer.as_ref().len() as u64).sum()
+        self.buffers.iter().map(|(buffer, _)| buffer.as_ref().len() as u64).sum()
     }
 
     /// One line: how it is read.
@@ -90,8 +97,9 @@ impl<D: Transfer> Staging<D> {
                 Err(e) => return Err(e.into()),
             }
         };
-        let range = filled.begin..filled.begin + filled.len;
-        let result = dev.upload(&self.buffers[filled.buffer.index()], range, ring, offset, after);
+        let (buffer, start) = &self.buffers[filled.buffer.index()];
+        let range = start + filled.begin..start + filled.begin + filled.len;
+        let result = dev.upload(buffer, range, ring, offset, after);
         // A copy that failed may have begun; the next point of the queue is behind it.
         let end = match &result {
             Ok(end) => end.clone(),
