@@ -168,13 +168,20 @@ impl<D: Device + 'static> Session<D> {
         options: &LoadOptions,
         progress: Progress<'_>,
     ) -> Result<Self, EngineError> {
-        let placement = plan_for(&mut dev, index, &model, options)?;
+        let mut attempts = 0;
+        let (placement, state, layers) = loop {
+            let placement = plan_for(&mut dev, index, &model, options)?;
+            match place(&mut dev, &model, &placement, progress) {
+                Ok((state, layers)) => break (placement, state, layers),
+                // Somebody took memory between the plan and the allocation: with what is left, a plan that streams more.
+                Err(e) if options.streaming && e.is_out_of_memory() && attempts < REPLANS => {
+                    attempts += 1;
+                    (options.announce)(&format!("{e}; planning again with what is free now"));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        };
         let Placement { max_batch, max_wanted, kv, activations, .. } = placement;
-
-        dev.load_kernels(&placement.types)?;
-        dev.prepare(&model.config.dims, max_batch)?;
-        let state = State::new(&dev, &model.config.dims, model.config.layers, max_batch, max_wanted)?;
-        let layers = Streamed::load(&dev, &model, &Streams::of(&placement.inputs, &placement.plan), progress)?;
         if let Some(why) = layers.pageable() {
             (options.announce)(&format!(
                 "some RAM could not be page-locked ({why}): what was to be there is read through the page cache, which is slower"
@@ -198,6 +205,25 @@ impl<D: Device + 'static> Session<D> {
         let weights = Weights::new(embedding, Box::new(layers));
         Ok(Session { model, weights, state, dev, memory, max_batch, max_wanted, wanted: 0 })
     }
+}
+
+/// How often a plan that does not fit any more is made anew.
+const REPLANS: usize = 3;
+
+/// Takes all memory of the plan, and loads the weights.
+fn place<D: Device>(
+    dev: &mut D,
+    model: &Model,
+    placement: &Placement,
+    progress: Progress<'_>,
+) -> Result<(State<D>, Streamed<D>), DeviceError> {
+    let Placement { max_batch, max_wanted, .. } = *placement;
+    let (dims, layers) = (&model.config.dims, model.config.layers);
+    dev.load_kernels(&placement.types)?;
+    dev.prepare(dims, max_batch)?;
+    let state = State::new(dev, dims, layers, max_batch, max_wanted)?;
+    let streams = Streams::of(&placement.inputs, &placement.plan);
+    Ok((state, Streamed::load(dev, model, &streams, progress)?))
 }
 
 impl<D: Device> Runner for Session<D> {
