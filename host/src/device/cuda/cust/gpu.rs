@@ -39,6 +39,8 @@ pub(super) struct Gpu {
     pub compute: Stream,
     pub copy: Stream,
     context: Context,
+    /// In the driver's order.
+    pub index: usize,
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
     pub properties: Properties,
@@ -83,6 +85,7 @@ impl Gpu {
             compute: stream()?,
             copy: stream()?,
             context,
+            index,
             name: name.clone(),
             properties,
             pci_address: pci_address(&device),
