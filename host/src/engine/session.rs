@@ -157,20 +157,19 @@ pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
 }
 
 impl<D: Device + 'static> Session<D> {
-    /// Places the model on `dev`, the device number `index`, where [`plan_for`] says.
+    /// Places the model on `dev`, where [`plan_for`] says.
     ///
     /// # Errors
     /// When the memory does not suffice, with what would.
     pub fn load(
         mut dev: D,
-        index: usize,
         model: Model,
         options: &LoadOptions,
         progress: Progress<'_>,
     ) -> Result<Self, EngineError> {
         let mut attempts = 0;
         let (placement, state, layers) = loop {
-            let placement = plan_for(&mut dev, index, &model, options)?;
+            let placement = plan_for(&mut dev, &model, options)?;
             match place(&mut dev, &model, &placement, progress) {
                 Ok((state, layers)) => break (placement, state, layers),
                 // Somebody took memory between the plan and the allocation: with what is left, a plan that streams more.

@@ -42,6 +42,8 @@ pub(super) struct Gpu {
     pub compute: Stream,
     pub copy: Stream,
     context: Context,
+    /// In the driver's order.
+    pub index: usize,
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
     pub properties: Properties,
@@ -88,6 +90,7 @@ impl Gpu {
             compute: stream()?,
             copy: stream()?,
             context,
+            index,
             name: name.clone(),
             properties,
             numa_node: pci_address(&device).as_deref().and_then(platform::numa_node),
