@@ -91,7 +91,7 @@ fn bash_completes_commands_flags_and_values() {
     let set = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<BTreeSet<_>>();
     let Some(answer) = completed(&["be"]) else { return };
     assert_eq!(answer, set(&["bench"]));
-    assert_eq!(completed(&["bench", "--n-"]).unwrap(), set(&["--n-depth", "--n-gen", "--n-prompt"]));
+    assert_eq!(completed(&["bench", "--n-"]).unwrap(), set(&["--n-buffers", "--n-depth", "--n-gen", "--n-prompt"]));
     assert_eq!(completed(&["bench", "--output", ""]).unwrap(), set(&["csv", "json", "md"]));
     assert_eq!(completed(&["--vram"]).unwrap(), set(&["--vram-budget"]));
 }

@@ -90,7 +90,7 @@ fn compute(bytes: Vec<u8>) -> Result<bool, EngineError> {
     let model = Model::new(Arc::new(Gguf::from_vec("untrusted", bytes)?), None, 8)?;
     let (vocab, tokens) = (model.config.dims.vocab, model.config.dims.context.min(2));
     let options = LoadOptions { wanted: tokens, ..Default::default() };
-    let mut session = Session::load(CpuDevice::new(), 0, model, &options, &mut |_| ())?;
+    let mut session = Session::load(CpuDevice::new(), model, &options, &mut |_| ())?;
     session.pass(&[0, vocab as u32 - 1][..tokens], 0, tokens)?;
     let logits = session.logits()?;
     assert_eq!(logits.len(), tokens * vocab);

@@ -229,12 +229,12 @@ fn more_memory_is_never_worse() {
         let mut last: Option<(bool, u64)> = None;
         for vram in (least..full + step).step_by(step as usize) {
             let plan = plan(&Inputs { vram, ..inputs.clone() }).unwrap();
-            let now = (head(&plan), plan.load.link_bytes);
-            if let Some(last) = last {
-                assert!(last.0 <= now.0, "the head left the device with more memory");
-                assert!(last.0 < now.0 || now.1 <= last.1, "{} bytes travel, and {} with less memory", now.1, last.1);
+            let (head, now) = (head(&plan), plan.load.link_bytes);
+            if let Some((head_before, before)) = last {
+                assert!(head || !head_before, "the head left the device with more memory");
+                assert!(head != head_before || now <= before, "{now} bytes travel, and {before} with less memory");
             }
-            last = Some(now);
+            last = Some((head, now));
         }
         inputs.vram = rng.random_range(least..full);
         let mut last = u64::MAX;

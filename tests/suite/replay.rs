@@ -252,7 +252,7 @@ fn recording(gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> (Session<CudaDevice<
         wanted: 64,
         ..Default::default()
     };
-    (Session::load(CudaDevice::new(recorder), 0, model, &options, &mut |_| ()).unwrap(), counts)
+    (Session::load(CudaDevice::new(recorder), model, &options, &mut |_| ()).unwrap(), counts)
 }
 
 /// A small model of the golden data: the emulator is through with it in no time.

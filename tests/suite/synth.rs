@@ -49,7 +49,7 @@ fn every_type_makes_a_model_that_runs() {
         Tokenizer::from_gguf(&gguf).unwrap();
         let options = LoadOptions { wanted: 3, ..Default::default() };
         let model = Model::new(gguf, None, 4096).unwrap();
-        let mut session = Session::load(CpuDevice::new(), 0, model, &options, &mut |_| ()).unwrap();
+        let mut session = Session::load(CpuDevice::new(), model, &options, &mut |_| ()).unwrap();
         session.pass(&[7, 300, 5], 0, 3).unwrap();
         let logits = session.logits().unwrap();
         assert_eq!(logits.len(), 3 * session.config().dims.vocab);

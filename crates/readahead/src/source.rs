@@ -180,9 +180,9 @@ pub trait Source: Send {
     /// begins at the destination's first byte, and nothing around it is written. Destinations are aligned to blocks.
     fn block(&self) -> usize;
 
-    /// How many bytes a destination needs for any piece of `len` bytes, whatever its offset.
+    /// How many bytes a destination needs for a piece of `len` bytes, whatever its offset: with blocks of 4 KiB, 8 KiB more always do.
     fn room(&self, len: usize) -> usize {
-        (len + 2 * (self.block() - 1)).next_multiple_of(self.block())
+        (len + self.block() - 1).next_multiple_of(self.block())
     }
 
     /// Tells of the buffers that reads will go into, so that the system can be told once (io_uring's registered buffers). They stay

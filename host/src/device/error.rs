@@ -78,6 +78,15 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    /// Memory did not suffice, wherever that was noticed.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            DeviceError::OutOfMemory { .. } => true,
+            DeviceError::Layer { source, .. } => source.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
     /// The same error, naming the layer it happened in.
     pub fn in_layer(self, layer: usize) -> Self {
         DeviceError::Layer { layer, source: Box::new(self) }

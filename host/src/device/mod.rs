@@ -65,6 +65,10 @@ pub trait Transfer: Sized {
     fn name(&self) -> &str;
     /// Free and total memory.
     fn memory(&self) -> Result<MemoryInfo>;
+    /// Its number among the devices of its kind.
+    fn index(&self) -> usize {
+        0
+    }
     /// The address of its slot, e.g. `0000:3B:00.0`, if it has one.
     fn pci_address(&self) -> Option<String> {
         None

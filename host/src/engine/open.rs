@@ -265,23 +265,23 @@ impl Engine {
 trait OnDevice {
     type Output;
 
-    /// `why` says why it is this one, for behind its name; `index` is its number among those of its kind.
-    fn run<D: Device + 'static>(self, dev: D, why: &str, index: usize) -> Result<Self::Output, EngineError>;
+    /// `why` says why it is this one, for behind its name.
+    fn run<D: Device + 'static>(self, dev: D, why: &str) -> Result<Self::Output, EngineError>;
 }
 
 fn on_device<T: OnDevice>(choice: DeviceChoice, announce: fn(&str), then: T) -> Result<T::Output, EngineError> {
     let cuda = |index| CustDriver::open(index, announce).map(CudaDevice::new);
     match choice {
-        DeviceChoice::Cpu => then.run(CpuDevice::new(), "", 0),
-        DeviceChoice::Cuda(index) => then.run(cuda(index)?, "", index),
+        DeviceChoice::Cpu => then.run(CpuDevice::new(), ""),
+        DeviceChoice::Cuda(index) => then.run(cuda(index)?, ""),
         DeviceChoice::Emulator => {
             let dev = CudaDevice::new(EmulatorDriver::new(0));
-            then.run(dev, " (slow: every GPU thread is run in turn; for tests)", 0)
+            then.run(dev, " (slow: every GPU thread is run in turn; for tests)")
         }
         DeviceChoice::Auto => match cuda(0) {
-            Ok(dev) => then.run(dev, " (auto: the first GPU)", 0),
+            Ok(dev) => then.run(dev, " (auto: the first GPU)"),
             Err(DeviceError::Unavailable { why }) => {
-                then.run(CpuDevice::new(), &format!(" (auto: no usable GPU: {why})"), 0)
+                then.run(CpuDevice::new(), &format!(" (auto: no usable GPU: {why})"))
             }
             Err(e) => Err(e.into()),
         },
@@ -308,9 +308,9 @@ pub fn open(
     impl OnDevice for Load<'_> {
         type Output = Box<dyn Runner>;
 
-        fn run<D: Device + 'static>(self, dev: D, why: &str, index: usize) -> Result<Box<dyn Runner>, EngineError> {
+        fn run<D: Device + 'static>(self, dev: D, why: &str) -> Result<Box<dyn Runner>, EngineError> {
             (self.say)(&format!("{}{why}", dev.name()));
-            Ok(Box::new(Session::load(dev, index, self.model, self.options, self.progress)?))
+            Ok(Box::new(Session::load(dev, self.model, self.options, self.progress)?))
         }
     }
     on_device(choice, options.announce, Load { model, options, say, progress })
@@ -325,7 +325,7 @@ struct Planning<'a> {
 impl OnDevice for Planning<'_> {
     type Output = Placement;
 
-    fn run<D: Device + 'static>(self, mut dev: D, _why: &str, index: usize) -> Result<Placement, EngineError> {
-        plan_for(&mut dev, index, self.model, self.options)
+    fn run<D: Device + 'static>(self, mut dev: D, _why: &str) -> Result<Placement, EngineError> {
+        plan_for(&mut dev, self.model, self.options)
     }
 }

@@ -63,17 +63,11 @@ pub struct Placement {
     pub others: Vec<Holder>,
 }
 
-/// Plans how `model` is placed on `dev`, the device number `index`.
+/// Plans how `model` is placed on `dev`.
 ///
 /// # Errors
 /// When the memory does not suffice, with what would and who else uses it; an environment variable that is no number.
-pub fn plan_for<D: Device>(
-    dev: &mut D,
-    index: usize,
-    model: &Model,
-    options: &LoadOptions,
-) -> Result<Placement, EngineError> {
-    dev.limit_link(options.link_limit);
+pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) -> Result<Placement, EngineError> {
     let dims = &model.config.dims;
     let max_batch = dims.context.min(MAX_BATCH);
     let max_wanted = options.wanted.clamp(1, max_batch);
@@ -102,7 +96,7 @@ pub fn plan_for<D: Device>(
         units: weights.units,
         layers: model.config.layers,
         fixed: fixed.into_iter().filter(|(_, bytes)| *bytes > 0).map(|(what, bytes)| Fixed { what, bytes }).collect(),
-        device: index,
+        device: dev.index(),
         vram: within(options.vram_budget, vram.total, usable),
         ram: within(options.ram_budget, ram.map_or(u64::MAX, |ram| ram.total), usable_ram),
         max_vram_layers,

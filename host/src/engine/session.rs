@@ -165,24 +165,30 @@ pub fn load_bytes(model: &Model) -> Result<u64, EngineError> {
 }
 
 impl<D: Device + 'static> Session<D> {
-    /// Places the model on `dev`, the device number `index`, where [`plan_for`] says.
+    /// Places the model on `dev`, where [`plan_for`] says.
     ///
     /// # Errors
     /// When the memory does not suffice, with what would.
     pub fn load(
         mut dev: D,
-        index: usize,
         model: Model,
         options: &LoadOptions,
         progress: Progress<'_>,
     ) -> Result<Self, EngineError> {
-        let placement = plan_for(&mut dev, index, &model, options)?;
+        let mut attempts = 0;
+        let (placement, state, layers) = loop {
+            let placement = plan_for(&mut dev, &model, options)?;
+            match place(&mut dev, &model, &placement, progress) {
+                Ok((state, layers)) => break (placement, state, layers),
+                // Somebody took memory between the plan and the allocation: with what is left, a plan that streams more.
+                Err(e) if options.streaming && e.is_out_of_memory() && attempts < REPLANS => {
+                    attempts += 1;
+                    (options.announce)(&format!("{e}; planning again with what is free now"));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        };
         let Placement { max_batch, max_wanted, kv, activations, .. } = placement;
-
-        dev.load_kernels(&placement.types)?;
-        dev.prepare(&model.config.dims, max_batch)?;
-        let state = State::new(&dev, &model.config.dims, model.config.layers, max_batch, max_wanted)?;
-        let layers = Streamed::load(&dev, &model, &Streams::of(&placement.inputs, &placement.plan), progress)?;
         if let Some(why) = layers.pageable() {
             (options.announce)(&format!(
                 "some RAM could not be page-locked ({why}): what was to be there is read through the page cache, which is slower"
@@ -208,6 +214,25 @@ impl<D: Device + 'static> Session<D> {
         let rates = placement.inputs.rates;
         Ok(Session { model, weights, state, dev, memory, rates, max_batch, max_wanted, wanted: 0 })
     }
+}
+
+/// How often a plan that does not fit any more is made anew.
+const REPLANS: usize = 3;
+
+/// Takes all memory of the plan, and loads the weights.
+fn place<D: Device>(
+    dev: &mut D,
+    model: &Model,
+    placement: &Placement,
+    progress: Progress<'_>,
+) -> Result<(State<D>, Streamed<D>), DeviceError> {
+    let Placement { max_batch, max_wanted, .. } = *placement;
+    let (dims, layers) = (&model.config.dims, model.config.layers);
+    dev.load_kernels(&placement.types)?;
+    dev.prepare(dims, max_batch)?;
+    let state = State::new(dev, dims, layers, max_batch, max_wanted)?;
+    let streams = Streams::of(&placement.inputs, &placement.plan);
+    Ok((state, Streamed::load(dev, model, &streams, progress)?))
 }
 
 impl<D: Device> Runner for Session<D> {

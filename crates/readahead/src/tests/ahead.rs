@@ -192,7 +192,7 @@ fn wrong_use_is_an_error() {
     assert_eq!(start(&[], vec![]), "reading ahead cannot start: no pieces");
     assert_eq!(start(&it.pieces, vec![]), "reading ahead cannot start: no buffers");
     let small = start(&it.pieces, vec![HostBuf::allocate(MAX, 4096)]);
-    assert!(small.contains("buffer 0 has 20000 bytes; a piece of 20000 needs 28672"), "{small}");
+    assert!(small.contains("buffer 0 has 20000 bytes; a piece of 20000 needs 24576"), "{small}");
 
     let outside = Piece { file: 0, offset: FILE as u64 - 10, len: 11 };
     let nowhere = Piece { file: usize::MAX, offset: 0, len: 1 };

@@ -2,12 +2,16 @@
 //! notification. `ahead.rs` is compiled a second time here, over shuttle's locks and threads and a clock that the source moves; shuttle's
 //! waits never time out, so every wake-up that is missing is a deadlock, which it reports.
 //!
-//! Seen to fail, each within a second, with these put into the code:
-//! - `Protocol::begin` makes a buffer `Filled` at once: "wrong data";
-//! - `Protocol::expire` or `Protocol::seek` frees the buffers of reads that are in flight: the source sees two reads in one buffer;
-//! - `completed` does not compare the length, or keeps what void tickets brought: "wrong data";
-//! - `give_back`, `seek`, the reading thread's `news`, or `Ended` without its notification: deadlock;
-//! - a failed read's buffer is not freed, or `starved` is left out: deadlock.
+//! Seen to fail with each of these put into the code:
+//! - a buffer counts as filled when its read begins: deadlock, because the completion finds no read;
+//! - `expire` or `seek` frees the buffers of reads that are in flight: two reads in one buffer;
+//! - `completed` does not compare the length, `seek` leaves old tickets valid, or taken buffers are read into: wrong data;
+//! - reads of void tickets count as filled, or the buffer of a failed read is not freed: nothing is left to read into;
+//! - `give_back`, `seek`, `drop`, a completion, a refused read or the thread's end without its notification: deadlock;
+//! - `take` waits although all buffers are taken: deadlock;
+//! - one read more than the source's depth: the source sees it.
+//!
+//! What no interleaving shows (retries, how long a stall is) is in `tests/protocol.rs`.
 
 mod sync {
     pub(crate) use shuttle::{
@@ -185,7 +189,7 @@ fn check(memory: &[HostBuf], filled: &Filled) {
 /// Takes pieces, keeps up to `keep` of them, seeks now and then and after errors, and drops the reader at some time.
 fn consume(buffers: usize, depth: usize) {
     let (memory, ahead, gone) = start(buffers, depth, 12);
-    let keep = shuttle::rand::thread_rng().gen_range(0..buffers);
+    let keep = shuttle::rand::thread_rng().gen_range(0..=buffers);
     let mut kept: Vec<Filled> = Vec::new();
     let (mut next, mut taken) = (0, 0);
     while taken < 5 {
@@ -200,8 +204,8 @@ fn consume(buffers: usize, depth: usize) {
                 kept.push(filled);
                 (next, taken) = ((next + 1) % PIECES, taken + 1);
             }
-            // A buffer that is not among those kept is in a read that is stalled.
-            Err(ReadError::AllTaken { .. }) => assert!(!kept.is_empty(), "no buffer is taken"),
+            // Those that are not kept are in reads that are stalled.
+            Err(ReadError::AllTaken { .. }) => ahead.give_back(kept.pop().expect("no buffer is taken").buffer),
             Err(ReadError::Failed { .. } | ReadError::Stalled { .. }) => ahead.seek(next),
             Err(error) => panic!("{error}"),
         }

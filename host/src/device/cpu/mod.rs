@@ -134,7 +134,7 @@ impl Transfer for CpuDevice {
     }
 
     fn fill(&self, dst: &CpuBuf, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
-        fill(&mut *dst.owned()?.write("write", offset..offset.saturating_add(len))?, 0, source)
+        fill(&mut dst.owned()?.write("write", offset..offset.saturating_add(len))?, 0, source)
     }
 
     fn upload(

@@ -155,6 +155,10 @@ impl Driver for CustDriver {
         &self.gpu.properties
     }
 
+    fn index(&self) -> usize {
+        self.gpu.index
+    }
+
     fn pci_address(&self) -> Option<String> {
         self.gpu.pci_address.clone()
     }

@@ -72,6 +72,10 @@ pub trait Driver: Sized + 'static {
     fn name(&self) -> &str;
     /// What the GPU has.
     fn properties(&self) -> &Properties;
+    /// The GPU's number.
+    fn index(&self) -> usize {
+        0
+    }
     /// Where it is attached, as `cuDeviceGetPCIBusId` writes it.
     fn pci_address(&self) -> Option<String> {
         None

@@ -140,6 +140,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.memory()
     }
 
+    fn index(&self) -> usize {
+        self.driver.index()
+    }
+
     fn pci_address(&self) -> Option<String> {
         self.driver.pci_address()
     }

@@ -1,7 +1,7 @@
 //! Which matrix is where, decided before anything is loaded. Pure: numbers in, numbers out.
 //!
 //! Device memory is filled first, then RAM; what is left stays in the model's files. Whatever is streamed is spread evenly over a
-//! pass ([`spread`]), so that neither the link nor the disk idles while resident layers are computed.
+//! pass (`spread`), so that neither the link nor the disk idles while resident layers are computed.
 
 mod prediction;
 mod spread;

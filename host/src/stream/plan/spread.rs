@@ -9,7 +9,7 @@ const STEPS: u64 = 64;
 /// evenly. `left` says how much room there is beside those that stay and whatever the others need, or none where they do not
 /// fit; it may not shrink when one more unit stays and its own bytes are taken off. None where nothing fits.
 ///
-/// Each share from all to nothing is tried with [`spread`], and what is left of the room, but no more than one unit's bytes, is then
+/// Each share from all to nothing is tried with `spread`, and what is left of the room, but no more than one unit's bytes, is then
 /// filled with the largest units that fit. More room never makes fewer bytes stay: that holds for each share, and so for the best.
 pub fn most(bytes: &[u64], cap: u64, left: impl Fn(&[bool]) -> Option<u64>) -> Option<Vec<bool>> {
     let total: u64 = bytes.iter().sum();

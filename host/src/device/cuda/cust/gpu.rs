@@ -42,6 +42,8 @@ pub(super) struct Gpu {
     pub compute: Stream,
     pub copy: Stream,
     context: Context,
+    /// In the driver's order.
+    pub index: usize,
     /// `cuda:0 NVIDIA H200`.
     pub name: String,
     pub properties: Properties,
@@ -88,11 +90,12 @@ impl Gpu {
             compute: stream()?,
             copy: stream()?,
             context,
+            index,
             name: name.clone(),
             properties,
+            numa_node: pci_address(&device).as_deref().and_then(platform::numa_node),
             pci_address: pci_address(&device),
             ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
-            numa_node: pci_address(&device).and_then(|address| platform::numa_node(&address.to_lowercase())),
             programmatic: possible && !is_set("NT_NO_PDL"),
             graphs: !is_set("NT_NO_GRAPH"),
             capturing: Capturing::default(),
