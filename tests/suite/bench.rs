@@ -332,7 +332,10 @@ fn csv_has_the_same_columns_in_every_line() {
 #[test]
 fn the_table_is_markdown_with_even_columns() {
     let text = stdout(&[&SMALL[..], &["--streaming", "--vram-budget", "8MiB"]].concat());
-    let lines: Vec<&str> = text.lines().collect();
+    let (table, streamed) = text.split_once("\n\n").unwrap_or_else(|| panic!("{text}"));
+    // What was moved, and what was waited for.
+    assert_eq!(streamed.lines().count(), 2 * NAMES.len(), "{text}");
+    let lines: Vec<&str> = table.lines().collect();
     let cells = |line: &str| -> Vec<String> {
         let inner =
             line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |")).unwrap_or_else(|| panic!("{text}"));
