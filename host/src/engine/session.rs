@@ -27,7 +27,7 @@ pub struct LoadOptions {
     pub vram_budget: Option<u64>,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
-    /// Told what takes long meanwhile.
+    /// Told what takes long meanwhile, and what goes on less well than it should.
     pub announce: fn(&str),
 }
 

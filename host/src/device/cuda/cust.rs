@@ -22,6 +22,7 @@ pub use self::{
 use self::{
     event::Timers,
     gpu::Gpu,
+    graph::Failed,
     memory::{Landing, Staging},
     modules::{Entry, Modules, Source},
 };
@@ -43,12 +44,13 @@ pub struct CustDriver {
     landing: OnceCell<Landing>,
     profile: Profile<Event>,
     timers: Timers,
+    announce: fn(&str),
     gpu: Rc<Gpu>,
 }
 
 impl CustDriver {
     /// Opens the GPU `index` (in the driver's order, after `CUDA_VISIBLE_DEVICES`). `announce` is told when compiling the
-    /// kernels takes long.
+    /// kernels takes long, and when passes cannot be captured.
     ///
     /// # Errors
     /// [`DeviceError::Unavailable`] says what is missing: driver, GPU, or one new enough; and the way out.
@@ -72,6 +74,7 @@ impl CustDriver {
             landing: OnceCell::new(),
             profile: Profile::default(),
             timers: Timers::default(),
+            announce,
             gpu,
         })
     }
@@ -267,11 +270,21 @@ impl Driver for CustDriver {
 
     fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
         self.gpu.capturing.refuse("a capture")?;
-        if self.profile.on() || !self.gpu.graphs {
-            return self.gpu.capturing.during(f).map(|()| None);
+        if !self.profile.on() && self.gpu.graphs.get() {
+            self.gpu.activate()?;
+            match Graph::capture(&self.gpu, &self.modules, f) {
+                Ok(graph) => return Ok(Some(graph)),
+                Err(Failed::Body(error)) => return Err(error),
+                Err(Failed::Recording(error)) => {
+                    self.gpu.graphs.set(false);
+                    (self.announce)(&format!(
+                        "warning: passes cannot be captured as CUDA graphs: {error}; each kernel is launched by itself from now on, \
+                         which is slower (NT_NO_GRAPH=1 does so from the start)"
+                    ));
+                }
+            }
         }
-        self.gpu.activate()?;
-        Graph::capture(&self.gpu, &self.modules, f).map(Some)
+        self.gpu.capturing.during(f).map(|()| None)
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {

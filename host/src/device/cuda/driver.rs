@@ -109,7 +109,8 @@ pub trait Driver: Sized + 'static {
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()>;
 
     /// Records what `f` launches and copies on the device, which is then not executed but repeated by each [`Driver::replay`];
-    /// or, where the driver cannot record or a profile is on, just runs `f` and returns none.
+    /// or, where the driver cannot record or a profile is on, just runs `f` and returns none. Where recording fails, `f` is
+    /// called a second time, to run.
     ///
     /// In `f`, everything that a replay would not repeat is [`DeviceError::Captured`]: to allocate, to move bytes between host
     /// and device, to mark, and to wait; in a driver that cannot record, too. An error of `f` is returned, and the recording
