@@ -26,3 +26,4 @@ mod streaming;
 mod synth;
 mod tokenizer;
 mod untrusted;
+mod wide;

@@ -66,7 +66,8 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is.
 pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
-    let acts = columns * W::acts_bytes(cols as usize) as u32 + 8 * MAX_STAGES * WARPS as u32;
+    let acts = columns as usize * W::acts_bytes(cols as usize) + 8 * MAX_STAGES as usize * WARPS;
+    let acts = u32::try_from(acts).ok().filter(|&acts| acts <= room.block)?;
     let step = 32 / W::LANES as u32;
     // A row may begin between two multiples of 16, and reading may look at a word more than it needs.
     let stage = |blocks: u32| (blocks * W::BYTES as u32).next_multiple_of(16) + 32;
@@ -92,4 +93,23 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;
     let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared);
     Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages })
+}
+
+/// The columns of a piece of a matrix of `cols` columns in `W` whose rows do not fit into a block's shared memory, not even beside
+/// one column of x: the matrix is cut into as few pieces as possible, of as many columns each, but for the last one. `None` where no
+/// piece fits.
+pub fn piece_cols<W: Weights>(room: Room, cols: u32) -> Option<u32> {
+    // Whole blocks, of weights and of quantised activations.
+    let step = (W::ELEMS as u32).max(32);
+    let mut pieces = 2;
+    loop {
+        let piece = cols.div_ceil(pieces).next_multiple_of(step);
+        if launch::<W>(room, 1, piece, 1, 1).is_some() {
+            return Some(piece);
+        }
+        if piece == step {
+            return None;
+        }
+        pieces += 1;
+    }
 }

@@ -72,9 +72,9 @@ pub struct Product {
     /// The matrices, of one type and `cols` columns each. `gemv`: all their rows, one after the other; `glu`: the gate and the up
     /// projection, of as many rows.
     pub matrices: [Matrix; 3],
-    /// Columns of the matrices, a multiple of the format's block.
+    /// Columns of the matrices that are multiplied, a multiple of the format's block.
     pub cols: u32,
-    /// Bytes of a row.
+    /// Bytes of so many columns of a row.
     pub row_bytes: u32,
     /// Columns of x.
     pub tokens: u32,
@@ -90,8 +90,9 @@ pub struct Product {
     pub activation: u32,
     /// RMSNorm's epsilon.
     pub eps: f32,
-    /// 0
-    pub reserved: u32,
+    /// Bytes from a row to the next one: `row_bytes`, or more, where only some columns are multiplied. Both are multiples of 16 for
+    /// floats then.
+    pub stride: u32,
 }
 
 // SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 10 x 4 bytes.
@@ -129,9 +130,9 @@ impl Plan for Rows {
     #[inline(always)]
     fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
         let (offset, rows, row, _, _) = find(p, group);
-        let first = weights.wrapping_add(offset as usize + row as usize * p.row_bytes as usize);
+        let first = weights.wrapping_add(offset as usize + row as usize * p.stride as usize);
         // A last row without a partner is computed twice.
-        (first, if row + 1 < rows { p.row_bytes as usize } else { 0 })
+        (first, if row + 1 < rows { p.stride as usize } else { 0 })
     }
 }
 
@@ -144,7 +145,7 @@ impl Plan for Pairs {
     #[inline(always)]
     fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
         let [gate, up, _] = &p.matrices;
-        let first = weights.wrapping_add(gate.offset as usize + group as usize * p.row_bytes as usize);
+        let first = weights.wrapping_add(gate.offset as usize + group as usize * p.stride as usize);
         (first, (up.offset as usize).wrapping_sub(gate.offset as usize))
     }
 }

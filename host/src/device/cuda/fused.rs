@@ -36,6 +36,11 @@ impl<D: Driver> Attention<D> {
 }
 
 impl<D: Driver> CudaDevice<D> {
+    /// Whether one token goes through [`Self::project`] and [`Self::decode`]: both or neither.
+    pub(super) fn projects(&self, w: &Attn<Tensor<CudaBuf<D>>>) -> bool {
+        self.fit([&w.q, &w.k, &w.v])
+    }
+
     /// [`Device::qkv`] of one token, up to the projections: keys and values are in the scratch afterwards.
     pub(super) fn project(&mut self, w: &Attn<Tensor<CudaBuf<D>>>, x: &CudaAct<D>, q: &CudaAct<D>) -> Result<()> {
         with_scratch(self, |dev, s| {

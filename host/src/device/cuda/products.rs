@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use cuda_std::kernel::Kernel;
-use gpu::gemv::{self, Launch, Matrix, NONE, Product, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, Launch, Matrix, NONE, Product, Room, WeightKernels, WeightVisitor, Weights};
 
-use super::{CudaAct, CudaBuf, CudaDevice, driver::Driver};
+use super::{CudaAct, CudaBuf, CudaDevice, count, driver::Driver};
 use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, Tensor};
 
 /// Matrices of a launch at most.
@@ -97,26 +97,50 @@ impl<D: Driver> CudaDevice<D> {
                 offset: offset(&w.weight)?,
                 bias: vector(w.bias.as_ref(), w.weight.rows)?,
                 y: y.ptr("a matrix's output", n * w.weight.rows)?,
-                rows: w.weight.rows as u32,
+                rows: count("rows of a matrix", w.weight.rows)?,
                 reserved: 0,
             };
         }
+        // The kernels number the rows of all matrices.
+        count("rows of matrices", outputs.iter().map(|(w, _)| w.weight.rows).sum())?;
+        let row_bytes = count("bytes of a row", ty.row_bytes(*cols).expect("the weights were checked"))?;
         Ok(Product {
             home: D::address(&buf.home) as *const u64,
             x: x.ptr("a matrix's input", n * cols)?,
             norm: vector(norm, *cols)?,
             matrices,
-            cols: *cols as u32,
-            row_bytes: ty.row_bytes(*cols).expect("the weights were checked") as u32,
-            tokens: n as u32,
+            cols: count("columns of a matrix", *cols)?,
+            row_bytes,
+            tokens: count("tokens", n)?,
             piece_blocks: 0,
             stage_bytes: 0,
             stages: 0,
             accumulate: 0,
             activation: 0,
             eps: self.dims().eps,
-            reserved: 0,
+            stride: row_bytes,
         })
+    }
+
+    /// Whether rows of these matrices fit into a block's shared memory: without, there are products only, nothing fused with them.
+    pub(super) fn fit<'a>(&self, matrices: impl IntoIterator<Item = &'a Linear<Tensor<CudaBuf<D>>>>) -> bool {
+        let room = self.driver.properties().room(false);
+        matrices.into_iter().all(|w| gemv::visit(w.weight.ty, Fit { room, cols: w.weight.cols }))
+    }
+}
+
+/// Whether a row of so many columns fits into a block's shared memory, beside a column of activations.
+struct Fit {
+    room: Room,
+    cols: usize,
+}
+
+impl WeightVisitor for Fit {
+    type Out = bool;
+
+    fn visit<F: WeightKernels>(self) -> bool {
+        let cols = u32::try_from(self.cols).ok();
+        cols.is_some_and(|cols| gemv::launch::<F::Weights>(self.room, 1, cols, 1, 1).is_some())
     }
 }
 
@@ -187,7 +211,54 @@ impl<D: Driver> WeightVisitor for Multiply<'_, D> {
                 return Ok(());
             }
         }
-        Err(too_wide::<F>(driver, &product))
+        self.in_pieces::<F>()
+    }
+}
+
+impl<D: Driver> Multiply<'_, D> {
+    /// Multiplies a matrix whose rows do not fit: piece by piece, each of which adds to y what its columns of x make, and token by
+    /// token. That takes the bits of a token's results from it alone, as everywhere.
+    fn in_pieces<F: WeightKernels>(self) -> Result<()> {
+        let Multiply { driver, product, mut large } = self;
+        let (cols, tokens) = (product.cols as usize, product.tokens as usize);
+        // The norm is one over all columns. Kernels take from the number of columns how rows of floats and x are aligned: pieces of 32
+        // are at multiples of 16 bytes, and so must all rows be.
+        let possible = product.norm == NONE && cols.is_multiple_of(<F::Weights as Weights>::ELEMS);
+        let room = driver.properties().room(large);
+        let piece = gemv::piece_cols::<F::Weights>(room, product.cols).filter(|_| possible);
+        let piece = piece.ok_or_else(|| too_wide::<F>(driver, &product))? as usize;
+        for token in 0..tokens {
+            for first in (0..cols).step_by(piece) {
+                let len = piece.min(cols - first);
+                let part = |matrix: Matrix| match matrix.rows {
+                    0 => matrix,
+                    rows => Matrix {
+                        offset: matrix.offset + (first / F::ELEMS * F::BYTES) as u64,
+                        bias: if first == 0 { matrix.bias } else { NONE },
+                        y: matrix.y.wrapping_add(token * rows as usize),
+                        ..matrix
+                    },
+                };
+                let part = Product {
+                    x: product.x.wrapping_add(token * cols + first),
+                    matrices: product.matrices.map(part),
+                    // Both are parts of numbers that fit.
+                    cols: len as u32,
+                    row_bytes: (len / F::ELEMS * F::BYTES) as u32,
+                    tokens: 1,
+                    accumulate: if first == 0 { product.accumulate } else { 1 },
+                    ..product
+                };
+                let groups = gemv::row_groups(&part.matrices);
+                // SAFETY: parts of what `product` checked, whole blocks of weights; x begins at a multiple of 16 bytes, as
+                // do rows of floats, since `piece` and `cols` are multiples of 16 bytes of them.
+                if !unsafe { launch::<F, F::Gemv>(driver, part, groups, 1, large)? } {
+                    return Err(too_wide::<F>(driver, &product));
+                }
+                large = !large;
+            }
+        }
+        Ok(())
     }
 }
 
