@@ -2,6 +2,7 @@
 
 mod place;
 mod resident;
+pub mod ring;
 mod streamed;
 
 pub use place::{Progress, place_head};
