@@ -15,27 +15,50 @@ pub struct Room {
     pub multiprocessor: u32,
     /// Bytes of it that a block takes beside its own.
     pub reserved: u32,
-    /// The launch is one whose blocks take more than half of a multiprocessor.
-    ///
-    /// Each kernel has a block for every multiprocessor, and they must be on one each, or the kernel takes up to twice as long.
-    /// But a kernel's blocks start as soon as there is room, while other multiprocessors are still full. So large and small ones
-    /// take turns in a pass: of the large ones no two fit together, and beside a large one there is room for one small one (and,
-    /// where it is no larger than it must be, for one of attention, of heads of up to 128).
-    pub large: bool,
+    /// Which launches' blocks are to fit onto a multiprocessor beside each other.
+    pub share: Share,
+}
+
+/// How launches share the multiprocessors.
+///
+/// Each kernel has a block for every multiprocessor, and they must be on one each, or the kernel takes up to twice as long. But a
+/// kernel's blocks start as soon as there is room, while other multiprocessors are still full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// One of those that take turns with large ones: beside a large one there is room for one small one (and, where the large
+    /// one is no larger than it must be, for one of attention, of heads of up to 128).
+    Small,
+    /// One whose blocks take more than half of a multiprocessor: no two large ones fit together.
+    Large,
+    /// One with no other product beside it, whose stages are as many as keep the memory busy and no more: what is on its way is
+    /// in the way of what is waited for.
+    Alone,
+    /// As `Alone`, for products without a norm: still fewer.
+    AloneFew,
 }
 
 impl Room {
-    /// Bytes of shared memory that a block should have: at least, and at most.
+    /// Bytes of shared memory that a block should have: at least, and at most as far as it can do with that.
     fn share(&self) -> (u32, u32) {
         let least_large = self.multiprocessor / 2 - self.reserved + 16;
         let rest = |taken: u32| self.multiprocessor.saturating_sub(taken + self.reserved + ATTENTION + self.reserved);
         let small = rest(least_large + self.reserved);
-        if self.large { (least_large, self.multiprocessor - small - 2 * self.reserved) } else { (0, small) }
+        match self.share {
+            Share::Small => (0, small),
+            Share::Large => (least_large, self.multiprocessor - small - 2 * self.reserved),
+            Share::Alone => (least_large, ALONE),
+            Share::AloneFew => (least_large, ALONE_FEW),
+        }
     }
 }
 
 /// Bytes of shared memory that a block of attention takes beside a large and a small block.
 const ATTENTION: u32 = 19 << 10;
+
+/// Bytes of shared memory that a block of [`Share::Alone`] uses. Of 48, 60, 75, 93 and 113 KiB the best for models of 8B and 70B.
+const ALONE: u32 = 75 << 10;
+/// The same for [`Share::AloneFew`], of 48, 60, 75, 113, 151 and 226. Wide matrices, for which it is too little, take all there is.
+const ALONE_FEW: u32 = 48 << 10;
 
 /// Bytes of `shared_array!`s in the kernels.
 const STATIC: u32 = 4 * WARPS as u32;

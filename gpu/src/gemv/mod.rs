@@ -93,6 +93,9 @@ pub struct Product {
     /// Bytes from a row to the next one: `row_bytes`, or more, where only some columns are multiplied. Both are multiples of 16 for
     /// floats then.
     pub stride: u32,
+    /// 1: the next kernel may start when this one has. 0: only when this one has its activations, which would arrive later with the
+    /// weights that the next one asks for at once.
+    pub overlap: u32,
 }
 
 // SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 10 x 4 bytes.
@@ -387,7 +390,9 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             next.at = next.at.wrapping_add(pieces.bytes as usize);
         }
     };
-    grid::launch_dependents();
+    if p.overlap != 0 {
+        grid::launch_dependents();
+    }
     let mut stage = 0;
     while stage < p.stages {
         fetch(stage, &mut skews);
@@ -395,6 +400,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     }
     // SAFETY: all threads are here.
     unsafe { load_activations::<W, C>(p, weights, acts, first) };
+    grid::launch_dependents();
 
     let slice = lane as usize % W::LANES;
     // The lane's block in a step, by its first value.

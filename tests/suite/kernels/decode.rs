@@ -138,7 +138,7 @@ impl Attention {
                 scale: self.scale,
                 cap: self.cap,
                 eps: EPS,
-                reserved: 0,
+                overlap: position % 2,
             };
             visit_decode(head_dim as u32, Launch(lab, shape, args));
             lab.read::<f32>(&y)

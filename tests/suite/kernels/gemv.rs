@@ -1,6 +1,6 @@
 //! Matrix-vector products with activations that are quantised on the way, and embedding rows, for each tensor type.
 
-use gpu::gemv::{self, GELU, Matrix, NONE, Product, SILU, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, GELU, Matrix, NONE, Product, SILU, Share, WeightKernels, WeightVisitor};
 use ntransformer::device::cuda::driver::Driver;
 use quant::TensorType;
 use rand::Rng;
@@ -252,9 +252,14 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             Entry::Glu(_) => (matrices[0].rows, 1),
         };
         let tokens = case.tokens() as u32;
-        let launch =
-            gemv::launch::<F::Weights>(lab.driver.properties().room(false), groups, case.cols as u32, tokens, columns)
-                .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
+        let launch = gemv::launch::<F::Weights>(
+            lab.driver.properties().room(Share::Small),
+            groups,
+            case.cols as u32,
+            tokens,
+            columns,
+        )
+        .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
         let product = Product {
             home: pointer::<D, _>(&home),
             x: pointer::<D, _>(&x),
@@ -270,6 +275,7 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,
             stride: row_bytes as u32,
+            overlap: groups % 2,
         };
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),
@@ -438,5 +444,38 @@ pub fn embed<D: Driver>(lab: &mut Lab<D>) {
                 }
             }
         }
+    }
+}
+
+/// The sizes of an H100 or H200.
+fn room(share: Share) -> gemv::Room {
+    gemv::Room { multiprocessors: 132, block: 227 << 10, multiprocessor: 228 << 10, reserved: 1 << 10, share }
+}
+
+/// Shared memory of a multiprocessor that the launch of a product of `cols` columns in `F` takes.
+struct Taken(Share, u32);
+
+impl WeightVisitor for Taken {
+    type Out = u32;
+
+    fn visit<F: WeightKernels>(self) -> u32 {
+        let Taken(share, cols) = self;
+        let launch = gemv::launch::<F::Weights>(room(share), 4096, cols, 1, 1).expect("it fits");
+        // With the kernel's array of a float for each warp, and what the GPU takes for each block.
+        launch.grid.shared + 4 * gemv::WARPS as u32 + (1 << 10)
+    }
+}
+
+#[test]
+fn no_two_products_that_are_apart_fit_on_a_multiprocessor() {
+    for ty in TensorType::ALL.iter().copied().filter(|ty| 4096 % ty.block_elems() == 0) {
+        let taken = |share, cols| gemv::visit(ty, Taken(share, cols));
+        for share in [Share::Alone, Share::AloneFew] {
+            for cols in [4096, 8192, 14336] {
+                assert!(2 * taken(share, cols) > 228 << 10, "{ty}, {cols} columns: {share:?}");
+            }
+        }
+        let turns = taken(Share::Small, 4096) + taken(Share::Large, 4096);
+        assert!(turns <= 228 << 10, "{ty}: large and small launches take {turns} bytes together");
     }
 }

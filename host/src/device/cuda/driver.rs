@@ -7,7 +7,7 @@ use std::{
 
 pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
-use gpu::gemv::Room;
+use gpu::gemv::{Room, Share};
 
 use crate::device::{DeviceError, MemoryInfo};
 
@@ -44,14 +44,14 @@ pub struct Launch {
 }
 
 impl Properties {
-    /// What the launch of a product must know. Large and small ones take turns in a pass.
-    pub fn room(&self, large: bool) -> Room {
+    /// What the launch of a product must know.
+    pub fn room(&self, share: Share) -> Room {
         Room {
             multiprocessors: self.multiprocessors,
             block: self.shared_per_block,
             multiprocessor: self.shared_per_multiprocessor,
             reserved: self.shared_reserved,
-            large,
+            share,
         }
     }
 }

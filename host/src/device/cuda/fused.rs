@@ -92,7 +92,7 @@ impl<D: Driver> CudaDevice<D> {
                 scale: dims.attention_scale,
                 cap: dims.attention_cap.unwrap_or(0.0),
                 eps: dims.eps,
-                reserved: 0,
+                overlap: dev.overlap().into(),
             };
             let launch = || {
                 attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })
