@@ -240,7 +240,7 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 piece_blocks: gemv.piece_blocks,
                 stage_bytes: gemv.stage_bytes,
                 stages: gemv.stages,
-                reserved: 0,
+                align: gemv.align,
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,

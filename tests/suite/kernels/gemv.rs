@@ -268,7 +268,7 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             accumulate: case.y.is_some().into(),
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,
-            reserved: 0,
+            align: launch.align,
         };
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),

@@ -115,7 +115,7 @@ impl<D: Driver> CudaDevice<D> {
             accumulate: 0,
             activation: 0,
             eps: self.dims().eps,
-            reserved: 0,
+            align: 0,
         })
     }
 }
@@ -142,8 +142,8 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
         return Ok(false);
     };
-    let Launch { grid, piece_blocks, stage_bytes, stages } = launch;
-    let product = Product { piece_blocks, stage_bytes, stages, ..product };
+    let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
+    let product = Product { piece_blocks, stage_bytes, stages, align, ..product };
     // SAFETY: the caller's promise.
     unsafe { driver.launch::<K>(grid, (product,)) }.map(|()| true)
 }
