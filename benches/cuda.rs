@@ -241,6 +241,7 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 stage_bytes: gemv.stage_bytes,
                 stages: gemv.stages,
                 stride: (bytes / shape.0) as u32,
+                align: gemv.align,
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,

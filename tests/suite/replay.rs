@@ -396,7 +396,8 @@ fn a_pass_in_pieces_is_the_pass() {
             ..*EmulatorDriver::new(0).properties()
         };
         let hidden = Model::new(gguf.clone(), None, 64).unwrap().config.dims.hidden as u32;
-        let whole = gemv::launch::<<formats::F32 as WeightKernels>::Weights>(shared.room(false), 1, hidden, 1, 1);
+        let whole =
+            gemv::launch::<<formats::F32 as WeightKernels>::Weights>(shared.room(gemv::Share::Small), 1, hidden, 1, 1);
         assert!(whole.is_none(), "{hidden} columns fit");
         EmulatorDriver::with_properties(0, shared)
     };

@@ -44,7 +44,7 @@ fn properties() -> Properties {
 
 /// Bytes of shared memory without which a row of so many columns in `ty` does not fit.
 fn least(ty: TensorType, cols: usize) -> u32 {
-    gemv::visit(ty, Least { cols, room: properties().room(false) })
+    gemv::visit(ty, Least { cols, room: properties().room(gemv::Share::Small) })
 }
 
 /// A product with a bias of `[tokens x cols]` activations, on a GPU whose blocks have `shared` bytes.

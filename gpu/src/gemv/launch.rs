@@ -1,8 +1,11 @@
 //! The launches: how a product is cut to what a GPU has.
 
-use cuda_std::{async_copy::MAX_STAGES, kernel::Grid};
+use cuda_std::{
+    async_copy::{LINE, MAX_STAGES},
+    kernel::Grid,
+};
 
-use super::{Matrix, ROWS, THREADS, WARPS, Weights};
+use super::{MAX_COLUMNS, Matrix, ROWS, THREADS, WARPS, Weights};
 
 /// What a launch must know of the GPU, and of its place in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,17 @@ pub enum Share {
     AloneFew,
 }
 
+impl Share {
+    /// The share of the launch behind one of this share.
+    pub fn next(self) -> Self {
+        match self {
+            Share::Small => Share::Large,
+            Share::Large => Share::Small,
+            alone => alone,
+        }
+    }
+}
+
 impl Room {
     /// Bytes of shared memory that a block should have: at least, and at most as far as it can do with that.
     fn share(&self) -> (u32, u32) {
@@ -61,7 +75,7 @@ const ALONE: u32 = 75 << 10;
 const ALONE_FEW: u32 = 48 << 10;
 
 /// Bytes of `shared_array!`s in the kernels.
-const STATIC: u32 = 4 * WARPS as u32;
+const STATIC: u32 = (4 * MAX_COLUMNS * WARPS) as u32;
 
 /// A launch's geometry, and what the kernel is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +88,8 @@ pub struct Launch {
     pub stage_bytes: u32,
     /// [`super::Product::stages`]
     pub stages: u32,
+    /// [`super::Product::align`]
+    pub align: u32,
 }
 
 /// Groups of rows of the matrices of a `gemv`.
@@ -89,19 +105,30 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is.
 pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
-    let acts = columns as usize * W::acts_bytes(cols as usize) + 8 * MAX_STAGES as usize * WARPS;
+    // Behind the last stage, reading may look at two words more than it needs.
+    let acts = columns as usize * W::acts_bytes(cols as usize) + 8 * MAX_STAGES as usize * WARPS + LINE + 16;
     let acts = u32::try_from(acts).ok().filter(|&acts| acts <= room.block)?;
     let step = 32 / W::LANES as u32;
-    // A row may begin between two multiples of 16, and reading may look at a word more than it needs.
-    let stage = |blocks: u32| (blocks * W::BYTES as u32).next_multiple_of(16) + 32;
-    let shared = |stages: u32, blocks: u32| STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(blocks);
-    let least = step.min(blocks);
-    let fits = |limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(stages, least) <= limit);
-    let (padded, share) = room.share();
-    let (stages, limit) = match fits(share.min(room.block)) {
-        Some(stages) => (stages, share.min(room.block)),
-        None => (fits(room.block)?, room.block),
+    // A row may begin between two multiples of 16.
+    let bytes = |blocks: u32| (blocks * W::BYTES as u32 + 15).next_multiple_of(16);
+    let stage = |lines: bool, blocks: u32| match lines {
+        true => (LINE as u32 - 16 + bytes(blocks)).next_multiple_of(LINE as u32),
+        false => bytes(blocks) + 16,
     };
+    let shared = |lines: bool, stages: u32, blocks: u32| {
+        STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(lines, blocks)
+    };
+    let least = step.min(blocks);
+    let fits = |lines: bool, limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(lines, stages, least) <= limit);
+    let (padded, share) = room.share();
+    let (stages, limit) = match fits(false, share.min(room.block)) {
+        Some(stages) => (stages, share.min(room.block)),
+        None => (fits(false, room.block)?, room.block),
+    };
+    // Whole lines where that costs no stage.
+    let lines = fits(true, limit) == Some(stages);
+    let stage = |blocks: u32| stage(lines, blocks);
+    let shared = |stages: u32, blocks: u32| shared(lines, stages, blocks);
     let mut most = least;
     while most < blocks && shared(stages, (most + step).min(blocks)) <= limit {
         most = (most + step).min(blocks);
@@ -115,7 +142,8 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     let width = if few { groups.max(1) } else { room.multiprocessors };
     let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;
     let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared);
-    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages })
+    let align = if lines { LINE as u32 - 1 } else { 15 };
+    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages, align })
 }
 
 /// The columns of a piece of a matrix of `cols` columns in `W` whose rows do not fit into a block's shared memory, not even beside

@@ -276,6 +276,7 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             eps: EPS,
             stride: row_bytes as u32,
             overlap: groups % 2,
+            align: launch.align,
         };
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),

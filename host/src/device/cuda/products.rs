@@ -141,12 +141,13 @@ impl<D: Driver> CudaDevice<D> {
             eps: self.dims().eps,
             stride: row_bytes,
             overlap: (n > 1 || self.overlap()).into(),
+            align: 0,
         })
     }
 
     /// Whether rows of these matrices fit into a block's shared memory: without, there are products only, nothing fused with them.
     pub(super) fn fit<'a>(&self, matrices: impl IntoIterator<Item = &'a Linear<Tensor<CudaBuf<D>>>>) -> bool {
-        let room = self.driver.properties().room(false);
+        let room = self.driver.properties().room(Share::Small);
         matrices.into_iter().all(|w| gemv::visit(w.weight.ty, Fit { room, cols: w.weight.cols }))
     }
 }
@@ -193,8 +194,8 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
         return Ok(false);
     };
-    let Launch { grid, piece_blocks, stage_bytes, stages } = launch;
-    let product = Product { piece_blocks, stage_bytes, stages, ..product };
+    let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
+    let product = Product { piece_blocks, stage_bytes, stages, align, ..product };
     // SAFETY: the caller's promise.
     unsafe { driver.launch::<K>(grid, (product,)) }.map(|()| true)
 }
@@ -246,12 +247,12 @@ impl<D: Driver> Multiply<'_, D> {
     /// Multiplies a matrix whose rows do not fit: piece by piece, each of which adds to y what its columns of x make, and token by
     /// token. That takes the bits of a token's results from it alone, as everywhere.
     fn in_pieces<F: WeightKernels>(self) -> Result<()> {
-        let Multiply { driver, product, mut large } = self;
+        let Multiply { driver, product, mut share } = self;
         let (cols, tokens) = (product.cols as usize, product.tokens as usize);
         // The norm is one over all columns. Kernels take from the number of columns how rows of floats and x are aligned: pieces of 32
         // are at multiples of 16 bytes, and so must all rows be.
         let possible = product.norm == NONE && cols.is_multiple_of(<F::Weights as Weights>::ELEMS);
-        let room = driver.properties().room(large);
+        let room = driver.properties().room(share);
         let piece = gemv::piece_cols::<F::Weights>(room, product.cols).filter(|_| possible);
         let piece = piece.ok_or_else(|| too_wide::<F>(driver, &product))? as usize;
         for token in 0..tokens {
@@ -279,10 +280,10 @@ impl<D: Driver> Multiply<'_, D> {
                 let groups = gemv::row_groups(&part.matrices);
                 // SAFETY: parts of what `product` checked, whole blocks of weights; x begins at a multiple of 16 bytes, as
                 // do rows of floats, since `piece` and `cols` are multiples of 16 bytes of them.
-                if !unsafe { launch::<F, F::Gemv>(driver, part, groups, 1, large)? } {
+                if !unsafe { launch::<F, F::Gemv>(driver, part, groups, 1, share)? } {
                     return Err(too_wide::<F>(driver, &product));
                 }
-                large = !large;
+                share = share.next();
             }
         }
         Ok(())
