@@ -29,3 +29,4 @@ mod streaming;
 mod synth;
 mod tokenizer;
 mod untrusted;
+mod wide;
