@@ -94,7 +94,7 @@ impl<D: Driver> DecodeVisitor for Attention<'_, D> {
                 scale: 0.1,
                 cap: 0.0,
                 eps: 1e-5,
-                reserved: 0,
+                overlap: 1,
             };
             // SAFETY: a layer's caches inside `caches`, the position inside those; vectors are as wide as all queries, which no
             // other is wider than; the workspace is the shape's and began with zeros.

@@ -1,6 +1,6 @@
 //! Matrix times vector on a GPU, and what it is measured by.
 
-use gpu::gemv::{self, Matrix, NONE, Product, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, Matrix, NONE, Product, Share, WeightKernels, WeightVisitor};
 use ntransformer::device::{
     DeviceError,
     cuda::{
@@ -221,12 +221,12 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
         let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
         let cols = shape.1 as u32;
         // Large and small launches take turns, as in a pass.
-        let fit = |large| {
-            let room = driver.properties().room(large);
+        let fit = |share| {
+            let room = driver.properties().room(share);
             let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1);
             fits.ok_or_else(|| DeviceError::Unsupported(format!("{} of {cols} columns", F::TYPE)))
         };
-        let launches = [fit(false)?, fit(true)?];
+        let launches = [fit(Share::Small)?, fit(Share::Large)?];
         let launch = |turn: usize| {
             let gemv = launches[turn % 2];
             let product = Product {
@@ -240,10 +240,12 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 piece_blocks: gemv.piece_blocks,
                 stage_bytes: gemv.stage_bytes,
                 stages: gemv.stages,
-                reserved: 0,
+                stride: (bytes / shape.0) as u32,
+                align: gemv.align,
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,
+                overlap: 1,
             };
             // SAFETY: a matrix inside the weights, whose address is in `home`, and vectors at least as long as its sides.
             unsafe { driver.launch::<F::Gemv>(gemv.grid, (product,)) }

@@ -30,3 +30,4 @@ mod synth;
 mod tokenizer;
 mod trace;
 mod untrusted;
+mod wide;

@@ -2,24 +2,27 @@
 //!
 //! With NT_TEST_GPU=1 the GPU is one of the devices, and its absence a failure.
 
+mod perplexity;
+
 use std::sync::Arc;
 
 use ntransformer::{
     cli::synth::{Quant, Shape},
     device::MAX_TOP_K,
     engine::{self, DeviceChoice, EncodeOptions, LoadOptions, Runner, Tokenizer},
-    gguf::{Gguf, Writer},
+    gguf::{Gguf, TensorInfo, Writer},
     model::{Architecture, Model},
     stream::Progress,
 };
 use quant::TensorType;
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{reference, setup::root, synth};
 
 /// Largest difference of logits over the largest logit that is put down to the order of sums: F32 arithmetic, with keys
 /// and values rounded to F16.
-const ROUNDING: f64 = 1e-3;
+pub const ROUNDING: f64 = 1e-3;
 
 /// The same where activations are quantised to signed bytes in blocks of 32, which the GPU's kernels do for all weights but
 /// floats. An activation is off by d / sqrt(12) in the mean square, with d = (the largest of its block) / 127. The largest of 32
@@ -90,7 +93,7 @@ pub fn logits_of_passes<'a>(runner: &mut dyn Runner, passes: impl IntoIterator<I
 }
 
 /// The largest difference over the largest magnitude of what is expected.
-fn difference(found: &[f32], expected: &[f32]) -> f64 {
+pub fn difference(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0, |max: f32, e| max.max(e.abs()));
     let apart = found.iter().zip(expected).fold(0.0, |max: f32, (f, e)| max.max((f - e).abs()));
@@ -108,21 +111,36 @@ const FEW: [&[u32]; 2] = [&[5, 301], &[77]];
 
 /// The model with its weights decoded, all F32.
 fn decoded(gguf: &Gguf) -> Arc<Gguf> {
+    with_matrices(gguf, TensorType::F32)
+}
+
+/// The model with its matrices decoded and encoded in `ty`, the vectors in F32.
+///
+/// # Panics
+/// If a matrix has columns that are no multiple of the type's block.
+fn with_matrices(gguf: &Gguf, ty: TensorType) -> Arc<Gguf> {
     let mut writer = Writer::new();
     for (key, value) in gguf.metadata().iter() {
         writer.set_value(key, value).unwrap();
     }
-    for tensor in gguf.tensors() {
-        writer.tensor(&tensor.name, &tensor.dims, TensorType::F32).unwrap();
+    let tensors = gguf.tensors();
+    let ty_of = |tensor: &TensorInfo| if tensor.rows() > 1 { ty } else { TensorType::F32 };
+    for tensor in tensors {
+        writer.tensor(&tensor.name, &tensor.dims, ty_of(tensor)).unwrap();
     }
-    let mut data = writer.begin(Vec::new()).unwrap();
-    for tensor in gguf.tensors() {
-        let mut values = vec![f32::NAN; tensor.elems() as usize];
+    let encoded = |tensor: &TensorInfo| {
+        let (ty, elems) = (ty_of(tensor), tensor.elems() as usize);
+        let mut values = vec![f32::NAN; elems];
         quant::decode_row(gguf.supported_type(tensor).unwrap(), gguf.bytes(tensor), &mut values).unwrap();
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut bytes = vec![0; ty.row_bytes(elems).unwrap()];
+        quant::encode_row(ty, &values, &mut bytes).unwrap();
+        bytes
+    };
+    let mut data = writer.begin(Vec::new()).unwrap();
+    for bytes in tensors.par_iter().map(encoded).collect::<Vec<_>>() {
         data.write(&bytes).unwrap();
     }
-    Arc::new(Gguf::from_vec("decoded weights", data.finish().unwrap()).unwrap())
+    Arc::new(Gguf::from_vec(&format!("matrices in {ty}"), data.finish().unwrap()).unwrap())
 }
 
 /// All devices compute the same for every type of weights, and for matrices that are parts of others: what the F32 model

@@ -7,15 +7,17 @@
 use std::{
     cell::{Cell, RefCell},
     ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
 };
 
 use cuda_std::kernel::{Grid, Kernel};
+use gpu::gemv::{self, WeightKernels};
 use ntransformer::{
     cli::synth::Shape,
     device::{
-        Device, DeviceError, MemoryInfo, ReadAt,
+        Device, DeviceError, MemoryInfo, Owner, ReadAt, ReplayKey, ReplayPart,
         cuda::{
             CudaDevice,
             driver::{self, Driver, Properties},
@@ -27,6 +29,7 @@ use ntransformer::{
     model::{Embedding, Model, State, Weights, forward},
     stream::{Streamed, Streams},
 };
+use quant::formats;
 
 use super::{
     models::{self, devices, open},
@@ -87,8 +90,12 @@ impl Drop for Recorded {
 
 impl Recorder {
     fn new() -> (Self, Rc<Counts>) {
+        Recorder::over(EmulatorDriver::new(0))
+    }
+
+    fn over(emulator: EmulatorDriver) -> (Self, Rc<Counts>) {
         let counts = Rc::new(Counts::default());
-        (Recorder { emulator: EmulatorDriver::new(0), recording: RefCell::new(None), counts: counts.clone() }, counts)
+        (Recorder { emulator, recording: RefCell::new(None), counts: counts.clone() }, counts)
     }
 }
 
@@ -244,7 +251,15 @@ fn assert_same(found: &[f32], expected: &[f32], what: &str) {
 }
 
 fn recording(gguf: &Arc<Gguf>, vram_budget: Option<u64>) -> (Session<CudaDevice<Recorder>>, Rc<Counts>) {
-    let (recorder, counts) = Recorder::new();
+    recording_over(EmulatorDriver::new(0), gguf, vram_budget)
+}
+
+fn recording_over(
+    emulator: EmulatorDriver,
+    gguf: &Arc<Gguf>,
+    vram_budget: Option<u64>,
+) -> (Session<CudaDevice<Recorder>>, Rc<Counts>) {
+    let (recorder, counts) = Recorder::over(emulator);
     let model = Model::new(gguf.clone(), None, 64).unwrap();
     let options = LoadOptions {
         streaming: vram_budget.is_some(),
@@ -386,6 +401,49 @@ fn models_and_texts_have_recordings_of_their_own() {
     let mut a1 = a.state(&dev);
     assert_same(&a.pass(&mut dev, &mut a1, TOKENS[0], 0), &first[0], "the first model, loaded again");
     assert_eq!(counts.kept.get(), 1, "recordings of a model that is gone are kept");
+}
+
+/// On a GPU where not even these models' rows fit into a block's shared memory, beside a column of activations: products go piece by
+/// piece, and nothing is fused with them.
+#[test]
+fn a_pass_in_pieces_is_the_pass() {
+    let narrow = |gguf: &Arc<Gguf>| {
+        // 32 columns of F32 fit.
+        let shared = Properties {
+            shared_per_block: 6 << 10,
+            shared_per_multiprocessor: 7 << 10,
+            ..*EmulatorDriver::new(0).properties()
+        };
+        let hidden = Model::new(gguf.clone(), None, 64).unwrap().config.dims.hidden as u32;
+        let whole =
+            gemv::launch::<<formats::F32 as WeightKernels>::Weights>(shared.room(gemv::Share::Small), 1, hidden, 1, 1);
+        assert!(whole.is_none(), "{hidden} columns fit");
+        EmulatorDriver::with_properties(0, shared)
+    };
+    for name in ["llama-gqa-tied", "llama-head-dim", "qwen2-head-20"] {
+        let gguf = golden(name);
+        let expected = models::logits_of_passes(&mut *open(DeviceChoice::Cpu, &gguf, None), PASSES);
+        let (mut session, counts) = recording_over(narrow(&gguf), &gguf, None);
+        let found = models::logits_of_passes(&mut session, PASSES);
+        assert_eq!((counts.recorded.get(), counts.replayed.get()), (1, 3), "{name}");
+        let apart = models::difference(&found, &expected);
+        assert!(apart < models::ROUNDING, "{name}: {apart:e}");
+    }
+}
+
+/// A computation that panics leaves a device that records.
+#[test]
+fn a_panic_does_not_end_recording() {
+    let (recorder, counts) = Recorder::new();
+    let mut dev = CudaDevice::new(recorder);
+    let owner = Owner::default();
+    let key = || ReplayKey::new(&owner, &owner, ReplayPart::Pass { wanted: true });
+    let panicked = catch_unwind(AssertUnwindSafe(|| dev.replay(key(), &mut |_| panic!("in a computation"))));
+    assert!(panicked.is_err());
+    for _ in 0..3 {
+        dev.replay(key(), &mut |_| Ok(())).unwrap();
+    }
+    assert_eq!((counts.recorded.get(), counts.replayed.get()), (1, 2));
 }
 
 /// Whatever was computed before it, and however often, recorded or not: a token's logits have the same bits.

@@ -10,6 +10,10 @@ use crate::warp;
 /// The most stages of a warp.
 pub const MAX_STAGES: u32 = 4;
 
+/// What the places of a run in global and in shared memory have in common: their offsets from a multiple of this. Bulk copies are slower
+/// where they differ.
+pub const LINE: usize = 128;
+
 /// The stages of one warp, each with room for `N` runs of bytes, which are filled and awaited in turn.
 #[derive(Clone, Copy)]
 pub struct Stages<const N: usize> {
@@ -28,7 +32,7 @@ impl<const N: usize> Stages<N> {
     /// `count` stages in `ring`, 2 to [`MAX_STAGES`], with room for `room` bytes for each run.
     ///
     /// # Safety
-    /// `ring` is `count * N * room` bytes of shared memory, 16-byte aligned, and `barriers` `count` words of it, of this warp
+    /// `ring` is `count * N * room` bytes of shared memory, aligned to a [`LINE`], and `barriers` `count` words of it, of this warp
     /// alone; `room` is a multiple of 16; all lanes are here.
     #[inline(always)]
     #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
@@ -65,14 +69,14 @@ impl<const N: usize> Stages<N> {
         self.ring.wrapping_add((stage as usize * N + i) * self.room as usize)
     }
 
-    /// Starts to fill stage `stage`: run `i` with the `bytes[i]` bytes from `sources[i]` on.
+    /// Starts to fill stage `stage`: run `i`, from byte `offsets[i]` on, with the `bytes[i]` bytes from `sources[i]` on.
     ///
     /// # Safety
-    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses and lengths are multiples of
-    /// 16, no length is 0 or more than the room; the sources are global memory that nobody writes until the stage has been
+    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses, offsets and lengths are multiples of
+    /// 16, no length is 0 or more than the room behind the offset; the sources are global memory that nobody writes until the stage has been
     /// waited for.
     #[inline(always)]
-    pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], bytes: [u32; N]) {
+    pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], offsets: [u32; N], bytes: [u32; N]) {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
@@ -84,7 +88,7 @@ impl<const N: usize> Stages<N> {
                 }
                 crate::nvptx::barrier_expect(barrier, all);
                 for i in 0..N {
-                    let target = self.ring_address + (stage * N as u32 + i as u32) * self.room;
+                    let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + offsets[i];
                     crate::nvptx::bulk_copy(target, sources[i], bytes[i], barrier);
                 }
             }
@@ -94,15 +98,17 @@ impl<const N: usize> Stages<N> {
         unsafe {
             for i in 0..N {
                 let mut at = 16 * warp::lane_id();
+                let offset = offsets[i];
                 while at < bytes[i] {
                     #[cfg(target_arch = "nvptx64")]
                     {
-                        let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + at;
+                        let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + offset + at;
                         crate::nvptx::copy16(target, sources[i].add(at as usize));
                     }
                     #[cfg(not(target_arch = "nvptx64"))]
                     {
-                        let target = self.run(stage, i).cast_mut().add(at as usize).cast::<crate::mem::F32x4>();
+                        let target =
+                            self.run(stage, i).cast_mut().add((offset + at) as usize).cast::<crate::mem::F32x4>();
                         target.write(crate::mem::load(sources[i].add(at as usize).cast()));
                     }
                     at += 16 * 32;

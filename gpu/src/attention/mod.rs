@@ -114,8 +114,8 @@ pub struct Decode {
     pub cap: f32,
     /// Of the norms.
     pub eps: f32,
-    /// 0: a parameter has no padding.
-    pub reserved: u32,
+    /// 1: the next kernel may start when this one has. 0: only when this one has the token's vectors.
+    pub overlap: u32,
 }
 
 // SAFETY: `repr(C)`, 14 addresses and 12 numbers of 4 bytes: no padding.
@@ -349,7 +349,9 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
     // SAFETY: the caller's promise. Barriers are reached by all threads: `split`, `active` and the ticket are the block's.
     unsafe {
         let shared = Shared::<CHUNKS>::at(shared);
-        grid::launch_dependents();
+        if args.overlap != 0 {
+            grid::launch_dependents();
+        }
         let task = Task::new(args, (16 * STEPS) as u32);
         if task.split >= task.active {
             grid::wait();
@@ -362,6 +364,7 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         grid::wait();
         query::prepare(args, &task, &shared);
         thread::sync_threads();
+        grid::launch_dependents();
         if task.has_token() {
             query::score_token(args, &task, &shared);
         }

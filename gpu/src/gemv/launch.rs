@@ -1,8 +1,11 @@
 //! The launches: how a product is cut to what a GPU has.
 
-use cuda_std::{async_copy::MAX_STAGES, kernel::Grid};
+use cuda_std::{
+    async_copy::{LINE, MAX_STAGES},
+    kernel::Grid,
+};
 
-use super::{Matrix, ROWS, THREADS, WARPS, Weights};
+use super::{MAX_COLUMNS, Matrix, ROWS, THREADS, WARPS, Weights};
 
 /// What a launch must know of the GPU, and of its place in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,30 +18,64 @@ pub struct Room {
     pub multiprocessor: u32,
     /// Bytes of it that a block takes beside its own.
     pub reserved: u32,
-    /// The launch is one whose blocks take more than half of a multiprocessor.
-    ///
-    /// Each kernel has a block for every multiprocessor, and they must be on one each, or the kernel takes up to twice as long.
-    /// But a kernel's blocks start as soon as there is room, while other multiprocessors are still full. So large and small ones
-    /// take turns in a pass: of the large ones no two fit together, and beside a large one there is room for one small one (and,
-    /// where it is no larger than it must be, for one of attention, of heads of up to 128).
-    pub large: bool,
+    /// Which launches' blocks are to fit onto a multiprocessor beside each other.
+    pub share: Share,
+}
+
+/// How launches share the multiprocessors.
+///
+/// Each kernel has a block for every multiprocessor, and they must be on one each, or the kernel takes up to twice as long. But a
+/// kernel's blocks start as soon as there is room, while other multiprocessors are still full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// One of those that take turns with large ones: beside a large one there is room for one small one (and, where the large
+    /// one is no larger than it must be, for one of attention, of heads of up to 128).
+    Small,
+    /// One whose blocks take more than half of a multiprocessor: no two large ones fit together.
+    Large,
+    /// One with no other product beside it, whose stages are as many as keep the memory busy and no more: what is on its way is
+    /// in the way of what is waited for.
+    Alone,
+    /// As `Alone`, for products without a norm: still fewer.
+    AloneFew,
+}
+
+impl Share {
+    /// The share of the launch behind one of this share.
+    pub fn next(self) -> Self {
+        match self {
+            Share::Small => Share::Large,
+            Share::Large => Share::Small,
+            alone => alone,
+        }
+    }
 }
 
 impl Room {
-    /// Bytes of shared memory that a block should have: at least, and at most.
+    /// Bytes of shared memory that a block should have: at least, and at most as far as it can do with that.
     fn share(&self) -> (u32, u32) {
         let least_large = self.multiprocessor / 2 - self.reserved + 16;
         let rest = |taken: u32| self.multiprocessor.saturating_sub(taken + self.reserved + ATTENTION + self.reserved);
         let small = rest(least_large + self.reserved);
-        if self.large { (least_large, self.multiprocessor - small - 2 * self.reserved) } else { (0, small) }
+        match self.share {
+            Share::Small => (0, small),
+            Share::Large => (least_large, self.multiprocessor - small - 2 * self.reserved),
+            Share::Alone => (least_large, ALONE),
+            Share::AloneFew => (least_large, ALONE_FEW),
+        }
     }
 }
 
 /// Bytes of shared memory that a block of attention takes beside a large and a small block.
 const ATTENTION: u32 = 19 << 10;
 
+/// Bytes of shared memory that a block of [`Share::Alone`] uses. Of 48, 60, 75, 93 and 113 KiB the best for models of 8B and 70B.
+const ALONE: u32 = 75 << 10;
+/// The same for [`Share::AloneFew`], of 48, 60, 75, 113, 151 and 226. Wide matrices, for which it is too little, take all there is.
+const ALONE_FEW: u32 = 48 << 10;
+
 /// Bytes of `shared_array!`s in the kernels.
-const STATIC: u32 = 4 * WARPS as u32;
+const STATIC: u32 = (4 * MAX_COLUMNS * WARPS) as u32;
 
 /// A launch's geometry, and what the kernel is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +88,8 @@ pub struct Launch {
     pub stage_bytes: u32,
     /// [`super::Product::stages`]
     pub stages: u32,
+    /// [`super::Product::align`]
+    pub align: u32,
 }
 
 /// Groups of rows of the matrices of a `gemv`.
@@ -66,18 +105,30 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is.
 pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
-    let acts = columns * W::acts_bytes(cols as usize) as u32 + 8 * MAX_STAGES * WARPS as u32;
+    // Behind the last stage, reading may look at two words more than it needs.
+    let acts = columns as usize * W::acts_bytes(cols as usize) + 8 * MAX_STAGES as usize * WARPS + LINE + 16;
+    let acts = u32::try_from(acts).ok().filter(|&acts| acts <= room.block)?;
     let step = 32 / W::LANES as u32;
-    // A row may begin between two multiples of 16, and reading may look at a word more than it needs.
-    let stage = |blocks: u32| (blocks * W::BYTES as u32).next_multiple_of(16) + 32;
-    let shared = |stages: u32, blocks: u32| STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(blocks);
-    let least = step.min(blocks);
-    let fits = |limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(stages, least) <= limit);
-    let (padded, share) = room.share();
-    let (stages, limit) = match fits(share.min(room.block)) {
-        Some(stages) => (stages, share.min(room.block)),
-        None => (fits(room.block)?, room.block),
+    // A row may begin between two multiples of 16.
+    let bytes = |blocks: u32| (blocks * W::BYTES as u32 + 15).next_multiple_of(16);
+    let stage = |lines: bool, blocks: u32| match lines {
+        true => (LINE as u32 - 16 + bytes(blocks)).next_multiple_of(LINE as u32),
+        false => bytes(blocks) + 16,
     };
+    let shared = |lines: bool, stages: u32, blocks: u32| {
+        STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(lines, blocks)
+    };
+    let least = step.min(blocks);
+    let fits = |lines: bool, limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(lines, stages, least) <= limit);
+    let (padded, share) = room.share();
+    let (stages, limit) = match fits(false, share.min(room.block)) {
+        Some(stages) => (stages, share.min(room.block)),
+        None => (fits(false, room.block)?, room.block),
+    };
+    // Whole lines where that costs no stage.
+    let lines = fits(true, limit) == Some(stages);
+    let stage = |blocks: u32| stage(lines, blocks);
+    let shared = |stages: u32, blocks: u32| shared(lines, stages, blocks);
     let mut most = least;
     while most < blocks && shared(stages, (most + step).min(blocks)) <= limit {
         most = (most + step).min(blocks);
@@ -91,5 +142,25 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     let width = if few { groups.max(1) } else { room.multiprocessors };
     let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;
     let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared);
-    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages })
+    let align = if lines { LINE as u32 - 1 } else { 15 };
+    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages, align })
+}
+
+/// The columns of a piece of a matrix of `cols` columns in `W` whose rows do not fit into a block's shared memory, not even beside
+/// one column of x: the matrix is cut into as few pieces as possible, of as many columns each, but for the last one. `None` where no
+/// piece fits.
+pub fn piece_cols<W: Weights>(room: Room, cols: u32) -> Option<u32> {
+    // Whole blocks, of weights and of quantised activations.
+    let step = (W::ELEMS as u32).max(32);
+    let mut pieces = 2;
+    loop {
+        let piece = cols.div_ceil(pieces).next_multiple_of(step);
+        if launch::<W>(room, 1, piece, 1, 1).is_some() {
+            return Some(piece);
+        }
+        if piece == step {
+            return None;
+        }
+        pieces += 1;
+    }
 }

@@ -19,7 +19,7 @@ mod staged;
 mod weights;
 
 use cuda_std::{
-    async_copy::{MAX_STAGES, Stages},
+    async_copy::{LINE, MAX_STAGES, Stages},
     prelude::*,
 };
 pub use dot::Dot;
@@ -35,10 +35,14 @@ pub const WARPS: usize = 8;
 pub const THREADS: u32 = 32 * WARPS as u32;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
-/// Groups of four activations that a thread reads at once.
+/// Groups of four activations of a batch, which a thread reads at once.
 const BATCH: usize = 4;
+/// Activations that the threads of a block read, each its four.
+const STEP: u32 = 4 * THREADS;
 /// Activations of a batch.
-const BATCH_COLS: usize = BATCH * 4 * THREADS as usize;
+const BATCH_COLS: u32 = BATCH as u32 * STEP;
+/// The most columns that a kernel multiplies at once.
+const MAX_COLUMNS: usize = 8;
 
 /// Says that there is no such tensor in the buffer of weights.
 pub const NONE: u64 = u64::MAX;
@@ -72,9 +76,9 @@ pub struct Product {
     /// The matrices, of one type and `cols` columns each. `gemv`: all their rows, one after the other; `glu`: the gate and the up
     /// projection, of as many rows.
     pub matrices: [Matrix; 3],
-    /// Columns of the matrices, a multiple of the format's block.
+    /// Columns of the matrices that are multiplied, a multiple of the format's block.
     pub cols: u32,
-    /// Bytes of a row.
+    /// Bytes of so many columns of a row.
     pub row_bytes: u32,
     /// Columns of x.
     pub tokens: u32,
@@ -90,15 +94,21 @@ pub struct Product {
     pub activation: u32,
     /// RMSNorm's epsilon.
     pub eps: f32,
-    /// 0
-    pub reserved: u32,
+    /// Bytes from a row to the next one: `row_bytes`, or more, where only some columns are multiplied. Both are multiples of 16 for
+    /// floats then.
+    pub stride: u32,
+    /// 1: the next kernel may start when this one has. 0: only when this one has its activations, which would arrive later with the
+    /// weights that the next one asks for at once.
+    pub overlap: u32,
+    /// A row's piece lies in its stage as it lies in the matrix, in these bits of the address: those below a line of 128, or below 16.
+    pub align: u32,
 }
 
-// SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 10 x 4 bytes.
+// SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 12 x 4 bytes.
 #[cfg(not(target_arch = "nvptx64"))]
 unsafe impl cuda_std::kernel::Param for Product {}
-const _: () = assert!(size_of::<Product>() == 160);
-const _: () = assert!(4 * ROWS * MAX_STAGES as usize <= 32, "the stages' skews are in a word");
+const _: () = assert!(size_of::<Product>() == 168);
+const _: () = assert!(8 * ROWS * MAX_STAGES as usize <= 64, "the stages' skews are in two words");
 
 /// x / (1 + e^-x)
 pub const SILU: u32 = 0;
@@ -129,9 +139,9 @@ impl Plan for Rows {
     #[inline(always)]
     fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
         let (offset, rows, row, _, _) = find(p, group);
-        let first = weights.wrapping_add(offset as usize + row as usize * p.row_bytes as usize);
+        let first = weights.wrapping_add(offset as usize + row as usize * p.stride as usize);
         // A last row without a partner is computed twice.
-        (first, if row + 1 < rows { p.row_bytes as usize } else { 0 })
+        (first, if row + 1 < rows { p.stride as usize } else { 0 })
     }
 }
 
@@ -144,7 +154,7 @@ impl Plan for Pairs {
     #[inline(always)]
     fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
         let [gate, up, _] = &p.matrices;
-        let first = weights.wrapping_add(gate.offset as usize + group as usize * p.row_bytes as usize);
+        let first = weights.wrapping_add(gate.offset as usize + group as usize * p.stride as usize);
         (first, (up.offset as usize).wrapping_sub(gate.offset as usize))
     }
 }
@@ -194,130 +204,117 @@ impl Walk {
     }
 }
 
-/// The block's activations: columns `first` to `first + C - 1` of x, normed and quantised, in shared memory at `acts`. Columns
-/// beyond the last are that one. Waits for the kernel before this one.
+/// The block's activations: columns `first` to `first + C - 1` of x, quantised, in shared memory at `acts`; where there is a norm, as they
+/// are before the division by the root of their mean square. The result is what remains to multiply with, for each column. Columns
+/// beyond the last are that one. Waits for the kernel before this one. `QUADS` says that the number of columns is a multiple of 4.
 ///
 /// # Safety
 /// As for the kernels; all threads are here.
 #[inline(always)]
-unsafe fn load_activations<W: Weights, const C: usize>(p: &Product, weights: *const u8, acts: *mut u8, first: u32) {
-    let thread = thread::thread_idx_x() as usize;
-    let cols = p.cols as usize;
+unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool>(
+    p: &Product,
+    weights: *const u8,
+    acts: *mut u8,
+    first: u32,
+) -> [f32; C] {
+    let cols = p.cols;
     let normed = p.norm != NONE;
     // SAFETY: these are addresses of global memory.
     let norm_weights = unsafe { mem::global(weights.wrapping_add(p.norm as usize).cast::<f32>()) };
-    let read = |x: *const f32, start: usize| -> [[f32; 4]; BATCH] {
+    let own = 4 * thread::thread_idx_x();
+    let read = |x: *const f32, start: u32| -> [[f32; 4]; BATCH] {
         core::array::from_fn(|k| {
-            let at = start + k * 4 * THREADS as usize;
-            // SAFETY: inside the vector.
-            unsafe { four(x, at, cols) }
+            // SAFETY: the vector has as many.
+            unsafe { four::<QUADS>(x, start + k as u32 * STEP + own, cols) }
         })
     };
     // Weights of the norm are no kernel's result: they are read while the last kernel still runs.
-    let own = 4 * thread;
-    let ones = [[1.0; 4]; BATCH];
-    let first_norm = if normed { read(norm_weights, own) } else { ones };
+    let first_norm = if normed { read(norm_weights, 0) } else { [[0.0; 4]; BATCH] };
     grid::wait();
-    let partial = shared_array!(GEMV_SQUARES: [f32; WARPS]);
+    let squares = shared_array!(GEMV_SQUARES: [f32; MAX_COLUMNS * WARPS]);
     for c in 0..C {
         let token = (first + c as u32).min(p.tokens - 1);
         // SAFETY: as above.
-        let x = unsafe { mem::global(p.x.wrapping_add(token as usize * cols)) };
-        let column = acts.wrapping_add(c * W::acts_bytes(cols));
-        let values = read(x, own);
-        let mut scale = 1.0;
-        if normed {
-            let mut squares = 0.0;
+        let x = unsafe { mem::global(p.x.wrapping_add(token as usize * cols as usize)) };
+        let column = acts.wrapping_add(c * W::acts_bytes(cols as usize));
+        // The same for all threads.
+        let mut start = 0;
+        let mut values = read(x, start);
+        // The norm's weights for `values`; or without a norm what comes behind them, since two batches are one wait.
+        let mut other = if normed || cols <= BATCH_COLS { first_norm } else { read(x, BATCH_COLS) };
+        let mut second = false;
+        let mut sum = 0.0;
+        loop {
+            if normed {
+                unrolled!(k < BATCH, {
+                    for i in 0..4 {
+                        let value = if start + k as u32 * STEP + own < cols { values[k][i] } else { 0.0 };
+                        sum = float::fma(value, value, sum);
+                        values[k][i] = other[k][i] * value;
+                    }
+                });
+            }
             unrolled!(k < BATCH, {
-                for i in 0..4 {
-                    squares = float::fma(values[k][i], values[k][i], squares);
+                let at = start + k as u32 * STEP + own;
+                // The same for all lanes of a warp, which has 128 neighbours.
+                if at < cols.next_multiple_of(128) {
+                    // SAFETY: all lanes are here, the column has room for what is inside, up to a multiple of 4.
+                    unsafe { W::put(column, cols as usize, at as usize, values[k], at < cols) }
                 }
             });
-            let mut at = own + BATCH_COLS;
-            while at < cols {
-                // SAFETY: inside the vector.
-                let more = unsafe { four(x, at, cols) };
-                for i in 0..4 {
-                    squares = float::fma(more[i], more[i], squares);
-                }
-                at += 4 * THREADS as usize;
+            start += BATCH_COLS;
+            if start >= cols {
+                break;
             }
-            // SAFETY: all threads are here; each warp writes an element of its own, and reads after the barrier.
+            if normed {
+                (values, other) = (read(x, start), read(norm_weights, start));
+            } else if second {
+                (values, other) = (read(x, start), read(x, start + BATCH_COLS));
+            } else {
+                values = other;
+            }
+            second = !second;
+        }
+        if normed {
+            // SAFETY: all lanes are here; each warp has an element of its own.
             unsafe {
-                let sum = warp::sum(squares);
-                if c > 0 {
-                    // Everybody has read the last column's.
-                    thread::sync_threads();
-                }
+                let sum = warp::sum(sum);
                 if warp::lane_id() == 0 {
-                    partial.add(warp::warp_id() as usize).write(sum);
+                    squares.add(c * WARPS + warp::warp_id() as usize).write(sum);
                 }
-                thread::sync_threads();
+            }
+        }
+    }
+    // SAFETY: all threads are here, and have written before they read.
+    unsafe {
+        thread::sync_threads();
+        let mut scales = [1.0; C];
+        if normed {
+            unrolled!(c < C, {
                 let mut sum = 0.0;
                 for i in 0..WARPS {
-                    sum += partial.add(i).read();
+                    sum += squares.add(c * WARPS + i).read();
                 }
-                scale = float::rsqrt(sum / cols as f32 + p.eps);
-            }
-        }
-        let put = |at: usize, values: [f32; 4], norm: [f32; 4]| {
-            let values = [0, 1, 2, 3].map(|i| norm[i] * (values[i] * scale));
-            // SAFETY: all lanes are here, the column has room for what is inside, up to a multiple of 4.
-            unsafe { W::put(column, cols, at, values, at < cols) }
-        };
-        let step = 4 * THREADS as usize;
-        let put_batch = |start: usize, values: [[f32; 4]; BATCH], norm: [[f32; 4]; BATCH]| {
-            unrolled!(k < BATCH, {
-                // The same for all lanes of a warp, which has 128 neighbours.
-                if start + k * step < cols.next_multiple_of(128) {
-                    put(start + k * step, values[k], norm[k]);
-                }
+                scales[c] = float::rsqrt(sum / cols as f32 + p.eps);
             });
-        };
-        let mut start = own;
-        let mut values = values;
-        if normed {
-            let mut norm = first_norm;
-            loop {
-                put_batch(start, values, norm);
-                start += BATCH_COLS;
-                if start - own >= cols {
-                    break;
-                }
-                (values, norm) = (read(x, start), read(norm_weights, start));
-            }
-        } else {
-            loop {
-                // The next ones are on their way while these are quantised. (With a norm there are no registers left for it, and
-                // its vectors seldom need a second batch.)
-                let next = read(x, start + BATCH_COLS);
-                put_batch(start, values, ones);
-                start += BATCH_COLS;
-                if start - own >= cols {
-                    break;
-                }
-                values = next;
-            }
         }
+        scales
     }
-    thread::sync_threads();
 }
 
-/// Numbers `at` to `at + 3` of a vector of `len`; zeros behind its end.
+/// Numbers `at` to `at + 3` of a vector of `len`. Behind its end: some of its numbers where `QUADS` says that `len` is a multiple of 4, so
+/// that there is no branch and loads go out one right after the other; zeros elsewhere.
 ///
 /// # Safety
-/// `x` has `len` numbers, 16-byte aligned where `len` is a multiple of 4.
+/// `x` has `len` numbers, 16-byte aligned with `QUADS`.
 #[inline(always)]
-unsafe fn four(x: *const f32, at: usize, len: usize) -> [f32; 4] {
-    if at >= len {
-        return [0.0; 4];
-    }
+unsafe fn four<const QUADS: bool>(x: *const f32, at: u32, len: u32) -> [f32; 4] {
     // SAFETY: the caller's promise.
     unsafe {
-        if len.is_multiple_of(4) {
-            return mem::load4(x.add(at));
+        if QUADS {
+            return mem::load4(x.add(at.min(len - 4) as usize));
         }
-        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(x.add(at + i)) } else { 0.0 })
+        [0, 1, 2, 3].map(|i| if at + i < len { mem::load(x.add((at + i) as usize)) } else { 0.0 })
     }
 }
 
@@ -334,12 +331,13 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
 ) {
     // The shuffle tells the compiler that all lanes have the same.
     // SAFETY: all lanes are here.
-    let (lane, warp) = (warp::lane_id(), unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, warp::warp_id(), 0) });
+    let warp = unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, warp::warp_id(), 0) };
     let cols = p.cols as usize;
     let acts = dynamic_shared!(GEMV_SHARED: [u8]);
     let barriers = acts.wrapping_add(C * W::acts_bytes(cols)).cast::<u64>();
     let count = p.stages as usize;
     let rings = barriers.wrapping_add(MAX_STAGES as usize * WARPS).cast::<u8>();
+    let rings = rings.wrapping_add(rings.addr().wrapping_neg() % LINE);
     let ring = rings.wrapping_add(warp as usize * count * ROWS * p.stage_bytes as usize);
     // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
     let (weights, stages) = unsafe {
@@ -359,26 +357,25 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let step = thread::grid_dim_x() * WARPS as u32;
 
     let mut next = Walk::new::<P>(p, weights, start);
-    // Where rows begin behind a multiple of 16: four bits for each row of each stage, the oldest stage's lowest.
-    let mut skews = 0u32;
-    let mut fetch = |stage: u32, skews: &mut u32| {
-        *skews >>= 4 * ROWS;
+    // Where rows begin in their runs: a byte for each row of each stage, the oldest stage's lowest.
+    let mut skews = 0u64;
+    let mut fetch = |stage: u32, skews: &mut u64| {
+        *skews >>= 8 * ROWS;
         if next.group >= groups {
             return stages.skip();
         }
         let length = pieces.bytes(next.piece);
-        let mut sources = [next.at, next.at.wrapping_add(next.delta)];
-        let mut bytes = [length; ROWS];
-        if W::ANY_START {
-            // From the multiple of 16 before a row's piece to the one behind it.
-            let [a, b] = sources.map(|source| source.addr() as u32 & 15);
-            bytes = [(length + a).next_multiple_of(16), (length + b).next_multiple_of(16)];
-            sources = sources.map(|source| source.wrapping_sub(source.addr() & 15));
-            *skews |= (a | b << 4) << (4 * ROWS as u32 * (p.stages - 1));
-        }
+        let sources = [next.at, next.at.wrapping_add(next.delta)];
+        // From the multiple of 16 before a row's piece to the one behind it.
+        let odd = sources.map(|source| source.addr() as u32 & 15);
+        let offsets = sources.map(|source| source.addr() as u32 & p.align & !15);
+        let bytes = odd.map(|odd| (length + odd).next_multiple_of(16));
+        let [a, b] = [offsets[0] + odd[0], offsets[1] + odd[1]];
+        *skews |= u64::from(a | b << 8) << (8 * ROWS as u32 * (p.stages - 1));
+        let sources = sources.map(|source| source.wrapping_sub(source.addr() & 15));
         // SAFETY: all lanes are here. The rows are the tensor's, and memory is readable from the multiple of 16 before it to the
         // one behind it.
-        unsafe { stages.fill(stage, sources, bytes) };
+        unsafe { stages.fill(stage, sources, offsets, bytes) };
         next.piece += 1;
         if next.piece == pieces.count {
             next = Walk::new::<P>(p, weights, next.group + step);
@@ -386,18 +383,25 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             next.at = next.at.wrapping_add(pieces.bytes as usize);
         }
     };
-    grid::launch_dependents();
+    if p.overlap != 0 {
+        grid::launch_dependents();
+    }
     let mut stage = 0;
     while stage < p.stages {
         fetch(stage, &mut skews);
         stage += 1;
     }
     // SAFETY: all threads are here.
-    unsafe { load_activations::<W, C>(p, weights, acts, first) };
+    let scales = unsafe {
+        if W::ANY_END && !p.cols.is_multiple_of(4) {
+            load_activations::<W, C, false>(p, weights, acts, first)
+        } else {
+            load_activations::<W, C, true>(p, weights, acts, first)
+        }
+    };
+    grid::launch_dependents();
 
-    let slice = lane as usize % W::LANES;
-    // The lane's block in a step, by its first value.
-    let at = lane as usize / W::LANES * W::ELEMS;
+    let piece_cols = p.piece_blocks as usize * W::ELEMS;
     let (mut group, mut stage, mut round) = (start, 0, 0);
     while group < groups {
         let mut sums = [[0.0f32; C]; ROWS];
@@ -406,20 +410,20 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             // SAFETY: all lanes are here.
             unsafe { stages.wait(stage, round) };
             let rows = [0, 1].map(|r| {
-                let skew = if W::ANY_START { skews >> (4 * r) & 15 } else { 0 };
+                let skew = skews as u32 >> (8 * r) & 0xff;
                 // SAFETY: the stage's bytes have arrived.
                 unsafe { Staged::new(stages.run(stage, r).wrapping_add(skew as usize)) }
             });
             let bytes = pieces.bytes(piece);
-            let mut offset = lane / W::LANES as u32 * W::BYTES as u32;
-            while offset < bytes {
-                let blocks = rows.map(|row| row.skip(offset as usize));
-                // SAFETY: the block is in the piece.
-                unsafe { W::multiply::<ROWS, C>(blocks, slice, acts, cols, first_value, at, &mut sums) };
-                offset += (32 / W::LANES * W::BYTES) as u32;
-                first_value += 32 / W::LANES * W::ELEMS;
+            // SAFETY: the blocks are in the piece.
+            unsafe {
+                if W::ANY_END && !cols.is_multiple_of(W::ELEMS) {
+                    multiply_piece::<W, C, false>(rows, bytes, acts, cols, first_value, &mut sums);
+                } else {
+                    multiply_piece::<W, C, true>(rows, bytes, acts, cols, first_value, &mut sums);
+                }
             }
-            // All but a row's last piece are whole steps, so `first_value` is where the next one begins.
+            first_value += piece_cols;
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
             fetch(stage, &mut skews);
@@ -430,8 +434,41 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         }
         // SAFETY: all lanes are here.
         unsafe { warp::sums(sums.as_flattened_mut()) };
+        for sums in &mut sums {
+            for c in 0..C {
+                sums[c] *= scales[c];
+            }
+        }
         finish(group, sums);
         group += step;
+    }
+}
+
+/// Adds the products of a piece of both rows, of `bytes` bytes, to `sums`: that of the lane's slices. `first` is the piece's first column,
+/// a multiple of a step's. `WHOLE` says that a row ends with a block.
+///
+/// # Safety
+/// As for [`Weights::multiply`].
+#[inline(always)]
+unsafe fn multiply_piece<W: Weights, const C: usize, const WHOLE: bool>(
+    rows: [Staged; ROWS],
+    bytes: u32,
+    acts: *mut u8,
+    cols: usize,
+    mut first: usize,
+    sums: &mut [[f32; C]; ROWS],
+) {
+    let lane = warp::lane_id() as usize;
+    let slice = lane % W::LANES;
+    // The lane's block in a step, by its first value.
+    let at = lane / W::LANES * W::ELEMS;
+    let mut offset = (lane / W::LANES * W::BYTES) as u32;
+    while offset < bytes {
+        let blocks = rows.map(|row| row.skip(offset as usize));
+        // SAFETY: the caller's promise.
+        unsafe { W::multiply::<ROWS, C, WHOLE>(blocks, slice, acts, cols, first, at, sums) };
+        offset += (32 / W::LANES * W::BYTES) as u32;
+        first += 32 / W::LANES * W::ELEMS;
     }
 }
 

@@ -19,8 +19,8 @@ pub trait Weights {
     const BYTES: usize;
     /// Slices of a block.
     const LANES: usize;
-    /// Rows may begin at any even address, and not at multiples of 16 alone.
-    const ANY_START: bool;
+    /// Rows may end within a block.
+    const ANY_END: bool;
 
     /// Bytes of shared memory that a column of `cols` activations takes, a multiple of 16.
     fn acts_bytes(cols: usize) -> usize;
@@ -33,11 +33,12 @@ pub trait Weights {
 
     /// Adds the products of a slice of `R` rows and of `C` columns to `sums`. `blocks` are the rows' blocks, `slice` the slice's
     /// number, `start + at` the index of the block's first value in the row of `cols`, where `start` is a multiple of 512 for integers and of
-    /// 128 for floats; the columns are one after the other, [`Weights::acts_bytes`] each.
+    /// 128 for floats; the columns are one after the other, [`Weights::acts_bytes`] each. `WHOLE` says that `cols` is a multiple of
+    /// [`Weights::ELEMS`].
     ///
     /// # Safety
     /// The blocks are in the stage, as many values of them as the row has; the columns are in shared memory.
-    unsafe fn multiply<const R: usize, const C: usize>(
+    unsafe fn multiply<const R: usize, const C: usize, const WHOLE: bool>(
         blocks: [Staged; R],
         slice: usize,
         acts: *mut u8,
@@ -55,7 +56,7 @@ impl<D: Dot> Weights for Integers<D> {
     const ELEMS: usize = D::ELEMS;
     const BYTES: usize = D::BYTES;
     const LANES: usize = <D as Dot>::LANES;
-    const ANY_START: bool = !D::BYTES.is_multiple_of(16);
+    const ANY_END: bool = false;
 
     #[inline(always)]
     fn acts_bytes(cols: usize) -> usize {
@@ -76,7 +77,7 @@ impl<D: Dot> Weights for Integers<D> {
     }
 
     #[inline(always)]
-    unsafe fn multiply<const R: usize, const C: usize>(
+    unsafe fn multiply<const R: usize, const C: usize, const WHOLE: bool>(
         blocks: [Staged; R],
         slice: usize,
         acts: *mut u8,
@@ -125,7 +126,7 @@ impl<F: Float> Weights for Floats<F> {
     const ELEMS: usize = 16 / F::BYTES;
     const BYTES: usize = 16;
     const LANES: usize = 1;
-    const ANY_START: bool = true;
+    const ANY_END: bool = true;
 
     #[inline(always)]
     fn acts_bytes(cols: usize) -> usize {
@@ -134,8 +135,9 @@ impl<F: Float> Weights for Floats<F> {
     }
 
     #[inline(always)]
-    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], _inside: bool) {
+    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool) {
         // Zeros behind the end, where lanes multiply with zeros.
+        let values = if inside { values } else { [0.0; 4] };
         if at < cols.next_multiple_of(8) {
             // SAFETY: the caller's promise.
             unsafe { acts.cast::<mem::F32x4>().add(float_chunk(at / 4)).write(mem::F32x4(values)) }
@@ -143,7 +145,7 @@ impl<F: Float> Weights for Floats<F> {
     }
 
     #[inline(always)]
-    unsafe fn multiply<const R: usize, const C: usize>(
+    unsafe fn multiply<const R: usize, const C: usize, const WHOLE: bool>(
         blocks: [Staged; R],
         _slice: usize,
         acts: *mut u8,
@@ -152,10 +154,9 @@ impl<F: Float> Weights for Floats<F> {
         at: usize,
         sums: &mut [[f32; C]; R],
     ) {
-        // Rows of 16 bytes' multiples all lie alike. The branch is the same for all threads.
-        let aligned = cols.is_multiple_of(Self::ELEMS);
-        let mut bits = blocks.map(|block| if aligned { block.words::<4, 16>(0) } else { block.words::<4, 2>(0) });
-        if start + at + Self::ELEMS > cols {
+        // Rows of 16 bytes' multiples all lie alike.
+        let mut bits = blocks.map(|block| if WHOLE { block.words::<4, 16>(0) } else { block.words::<4, 2>(0) });
+        if !WHOLE && start + at + Self::ELEMS > cols {
             // What lies behind the row is no number of it.
             for r in 0..R {
                 for i in 0..4 {

@@ -158,7 +158,7 @@ impl ModelArgs {
         }
     }
 
-    /// Where the engine says what takes long.
+    /// Where the engine says what takes long, and warns.
     fn announce(&self) -> fn(&str) {
         if self.quiet { |_| () } else { say }
     }

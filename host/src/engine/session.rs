@@ -22,7 +22,7 @@ pub struct LoadOptions {
     pub link_limit: Option<f64>,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
-    /// Told what takes long meanwhile.
+    /// Told what takes long meanwhile, and what goes on less well than it should.
     pub announce: fn(&str),
 }
 
@@ -169,12 +169,7 @@ impl<D: Device + 'static> Session<D> {
     ///
     /// # Errors
     /// When the memory does not suffice, with what would.
-    pub fn load(
-        mut dev: D,
-        model: Model,
-        options: &LoadOptions,
-        progress: Progress<'_>,
-    ) -> Result<Self, EngineError> {
+    pub fn load(mut dev: D, model: Model, options: &LoadOptions, progress: Progress<'_>) -> Result<Self, EngineError> {
         let mut attempts = 0;
         let (placement, state, layers) = loop {
             let placement = plan_for(&mut dev, &model, options)?;

@@ -1,6 +1,6 @@
 //! Matrix-vector products with activations that are quantised on the way, and embedding rows, for each tensor type.
 
-use gpu::gemv::{self, GELU, Matrix, NONE, Product, SILU, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, GELU, Matrix, NONE, Product, SILU, Share, WeightKernels, WeightVisitor};
 use ntransformer::device::cuda::driver::Driver;
 use quant::TensorType;
 use rand::Rng;
@@ -25,7 +25,8 @@ const ROUNDING: f64 = 2e-6;
 /// Relative error of the activation functions in f32.
 const ACTIVATION: f64 = 1e-5;
 
-const EPS: f32 = 1e-5;
+/// So large that its absence shows.
+const EPS: f32 = 1e-2;
 
 /// Columns to try: one block, several, fewer or more than a warp takes in a step, an odd number of blocks, several pieces.
 const COLS: [usize; 11] = [1, 3, 32, 33, 96, 256, 768, 1280, 2080, 4352, 8192];
@@ -251,9 +252,14 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             Entry::Glu(_) => (matrices[0].rows, 1),
         };
         let tokens = case.tokens() as u32;
-        let launch =
-            gemv::launch::<F::Weights>(lab.driver.properties().room(false), groups, case.cols as u32, tokens, columns)
-                .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
+        let launch = gemv::launch::<F::Weights>(
+            lab.driver.properties().room(Share::Small),
+            groups,
+            case.cols as u32,
+            tokens,
+            columns,
+        )
+        .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
         let product = Product {
             home: pointer::<D, _>(&home),
             x: pointer::<D, _>(&x),
@@ -268,7 +274,9 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             accumulate: case.y.is_some().into(),
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,
-            reserved: 0,
+            stride: row_bytes as u32,
+            overlap: groups % 2,
+            align: launch.align,
         };
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),
@@ -437,5 +445,38 @@ pub fn embed<D: Driver>(lab: &mut Lab<D>) {
                 }
             }
         }
+    }
+}
+
+/// The sizes of an H100 or H200.
+fn room(share: Share) -> gemv::Room {
+    gemv::Room { multiprocessors: 132, block: 227 << 10, multiprocessor: 228 << 10, reserved: 1 << 10, share }
+}
+
+/// Shared memory of a multiprocessor that the launch of a product of `cols` columns in `F` takes.
+struct Taken(Share, u32);
+
+impl WeightVisitor for Taken {
+    type Out = u32;
+
+    fn visit<F: WeightKernels>(self) -> u32 {
+        let Taken(share, cols) = self;
+        let launch = gemv::launch::<F::Weights>(room(share), 4096, cols, 1, 1).expect("it fits");
+        // With the kernel's array of a float for each warp, and what the GPU takes for each block.
+        launch.grid.shared + 4 * gemv::WARPS as u32 + (1 << 10)
+    }
+}
+
+#[test]
+fn no_two_products_that_are_apart_fit_on_a_multiprocessor() {
+    for ty in TensorType::ALL.iter().copied().filter(|ty| 4096 % ty.block_elems() == 0) {
+        let taken = |share, cols| gemv::visit(ty, Taken(share, cols));
+        for share in [Share::Alone, Share::AloneFew] {
+            for cols in [4096, 8192, 14336] {
+                assert!(2 * taken(share, cols) > 228 << 10, "{ty}, {cols} columns: {share:?}");
+            }
+        }
+        let turns = taken(Share::Small, 4096) + taken(Share::Large, 4096);
+        assert!(turns <= 228 << 10, "{ty}: large and small launches take {turns} bytes together");
     }
 }

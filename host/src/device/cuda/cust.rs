@@ -26,6 +26,7 @@ pub use self::{event::Event, graph::Graph, memory::Mem, pinned::Pinned};
 use self::{
     event::Timers,
     gpu::Gpu,
+    graph::Failed,
     memory::{Landing, Staging},
     modules::{Entry, Modules, Source},
     throttle::SlowLink,
@@ -50,12 +51,13 @@ pub struct CustDriver {
     timers: Timers,
     slow_link: SlowLink,
     link_limit: Cell<Option<f64>>,
+    announce: fn(&str),
     gpu: Rc<Gpu>,
 }
 
 impl CustDriver {
     /// Opens the GPU `index` (in the driver's order, after `CUDA_VISIBLE_DEVICES`). `announce` is told when compiling the
-    /// kernels takes long.
+    /// kernels takes long, and when passes cannot be captured.
     ///
     /// # Errors
     /// [`DeviceError::Unavailable`] says what is missing: driver, GPU, or one new enough; and the way out.
@@ -81,6 +83,7 @@ impl CustDriver {
             timers: Timers::default(),
             slow_link: SlowLink::default(),
             link_limit: Cell::new(None),
+            announce,
             gpu,
         })
     }
@@ -306,11 +309,21 @@ impl Driver for CustDriver {
 
     fn capture(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
         self.gpu.capturing.refuse("a capture")?;
-        if self.profile.on() || !self.gpu.graphs {
-            return self.gpu.capturing.during(f).map(|()| None);
+        if !self.profile.on() && self.gpu.graphs.get() {
+            self.gpu.activate()?;
+            match Graph::capture(&self.gpu, &self.modules, f) {
+                Ok(graph) => return Ok(Some(graph)),
+                Err(Failed::Body(error)) => return Err(error),
+                Err(Failed::Recording(error)) => {
+                    self.gpu.graphs.set(false);
+                    (self.announce)(&format!(
+                        "warning: passes cannot be captured as CUDA graphs: {error}; each kernel is launched by itself from now on, \
+                         which is slower (NT_NO_GRAPH=1 does so from the start)"
+                    ));
+                }
+            }
         }
-        self.gpu.activate()?;
-        Graph::capture(&self.gpu, &self.modules, f).map(Some)
+        self.gpu.capturing.during(f).map(|()| None)
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {

@@ -7,7 +7,7 @@ use std::{
 
 pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
-use gpu::gemv::Room;
+use gpu::gemv::{Room, Share};
 
 use crate::device::{DeviceError, HostMemory, MemoryInfo, ReadAt};
 
@@ -44,14 +44,14 @@ pub struct Launch {
 }
 
 impl Properties {
-    /// What the launch of a product must know. Large and small ones take turns in a pass.
-    pub fn room(&self, large: bool) -> Room {
+    /// What the launch of a product must know.
+    pub fn room(&self, share: Share) -> Room {
         Room {
             multiprocessors: self.multiprocessors,
             block: self.shared_per_block,
             multiprocessor: self.shared_per_multiprocessor,
             reserved: self.shared_reserved,
-            large,
+            share,
         }
     }
 }
@@ -129,7 +129,8 @@ pub trait Driver: Sized + 'static {
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()>;
 
     /// Records what `f` launches and copies on the device, which is then not executed but repeated by each [`Driver::replay`];
-    /// or, where the driver cannot record or a profile is on, just runs `f` and returns none.
+    /// or, where the driver cannot record or a profile is on, just runs `f` and returns none. Where recording fails, `f` is
+    /// called a second time, to run.
     ///
     /// In `f`, everything that a replay would not repeat is [`DeviceError::Captured`]: to allocate, to move bytes between host
     /// and device, to mark, and to wait; in a driver that cannot record, too. An error of `f` is returned, and the recording

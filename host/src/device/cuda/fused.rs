@@ -36,6 +36,11 @@ impl<D: Driver> Attention<D> {
 }
 
 impl<D: Driver> CudaDevice<D> {
+    /// Whether one token goes through [`Self::project`] and [`Self::decode`]: both or neither.
+    pub(super) fn projects(&self, w: &Attn<Tensor<CudaBuf<D>>>) -> bool {
+        self.fit([&w.q, &w.k, &w.v])
+    }
+
     /// [`Device::qkv`] of one token, up to the projections: keys and values are in the scratch afterwards.
     pub(super) fn project(&mut self, w: &Attn<Tensor<CudaBuf<D>>>, x: &CudaAct<D>, q: &CudaAct<D>) -> Result<()> {
         with_scratch(self, |dev, s| {
@@ -87,7 +92,7 @@ impl<D: Driver> CudaDevice<D> {
                 scale: dims.attention_scale,
                 cap: dims.attention_cap.unwrap_or(0.0),
                 eps: dims.eps,
-                reserved: 0,
+                overlap: dev.overlap().into(),
             };
             let launch = || {
                 attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })

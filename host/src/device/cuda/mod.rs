@@ -67,6 +67,12 @@ fn in_range(what: &'static str, start: usize, bytes: usize, len: usize) -> Resul
     if end <= len { Ok(()) } else { Err(DeviceError::OutOfRange { what, start, end, len }) }
 }
 
+/// A number as kernels take it.
+fn count(what: &'static str, n: usize) -> Result<u32> {
+    let refused = |_| DeviceError::Unsupported(format!("{n} {what}: kernels count them in 32 bits"));
+    u32::try_from(n).map_err(refused)
+}
+
 /// Native memory as little-endian bytes.
 fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: `Plain` types have no padding, and u8 has no alignment.
@@ -209,5 +215,15 @@ impl<D: Driver> Transfer for CudaDevice<D> {
 
     fn seconds(&self, from: &D::Event, to: &D::Event) -> Result<f64> {
         self.driver.seconds(from, to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_number_beyond_32_bits_is_named() {
+        assert_eq!(super::count("rows", u32::MAX as usize).unwrap(), u32::MAX);
+        let error = super::count("rows", 1 << 32).unwrap_err().to_string();
+        assert_eq!(error, "4294967296 rows: kernels count them in 32 bits");
     }
 }

@@ -10,7 +10,7 @@ use gpu::{
 use quant::TensorType;
 
 use super::{
-    CudaAct, CudaBuf, CudaDevice, CudaKv, bandwidth, bytes_of, bytes_of_mut,
+    CudaAct, CudaBuf, CudaDevice, CudaKv, bandwidth, bytes_of, bytes_of_mut, count,
     driver::Driver,
     fused::Attention,
     in_range,
@@ -26,16 +26,8 @@ use crate::device::{
 impl<D: Driver> CudaDevice<D> {
     /// Runs `f`, whose own replays are a part of it.
     fn alone(&mut self, f: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        self.recordings.busy = true;
-        let result = f(self);
-        self.recordings.busy = false;
-        result
-    }
-
-    /// A number of activations as kernels take it.
-    fn count(elements: usize) -> Result<u32> {
-        let count = u32::try_from(elements);
-        count.map_err(|_| DeviceError::Unsupported(format!("{elements} activations of a layer at once")))
+        let _busy = self.recordings.begin();
+        f(self)
     }
 
     /// RMSNorm of `n` rows as wide as `w`.
@@ -152,7 +144,7 @@ impl<D: Driver> Device for CudaDevice<D> {
     }
 
     fn replay(&mut self, key: ReplayKey, f: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        if self.recordings.busy || self.profiling {
+        if self.recordings.busy() || self.profiling {
             return f(self);
         }
         let driver = self.driver.clone();
@@ -204,7 +196,7 @@ impl<D: Driver> Device for CudaDevice<D> {
             tokens: batch.len() as u32,
         };
         gemv::visit(table.ty, launch)?;
-        let (scale, count) = (self.dims().embedding_scale, Self::count(batch.len() * table.cols)?);
+        let (scale, count) = (self.dims().embedding_scale, count("activations", batch.len() * table.cols)?);
         if scale == 1.0 {
             return Ok(());
         }
@@ -314,7 +306,7 @@ impl<D: Driver> Device for CudaDevice<D> {
 
     fn glu(&mut self, n: usize, gate: &mut CudaAct<D>, up: &CudaAct<D>) -> Result<()> {
         let elements = n * self.dims().ffn;
-        let count = Self::count(elements)?;
+        let count = count("activations", elements)?;
         let grid = ops::elementwise_grid(count);
         let args = (gate.ptr("gate", elements)?, up.ptr("up", elements)?.cast_const(), count);
         // SAFETY: both were checked.
@@ -328,7 +320,7 @@ impl<D: Driver> Device for CudaDevice<D> {
 
     fn cap_logits(&mut self, rows: usize, cap: f32, x: &mut CudaAct<D>) -> Result<()> {
         let elements = rows * self.dims().vocab;
-        let count = Self::count(elements)?;
+        let count = count("activations", elements)?;
         let args = (x.ptr("logits", elements)?, count, cap);
         // SAFETY: x was checked.
         unsafe { self.driver.launch::<ops::soft_cap>(ops::elementwise_grid(count), args) }
@@ -369,7 +361,7 @@ impl<D: Driver> Device for CudaDevice<D> {
         q: &mut CudaAct<D>,
     ) -> Result<()> {
         match batch.len() {
-            1 => self.project(w, x, q),
+            1 if self.projects(w) => self.project(w, x, q),
             _ => stages::qkv(self, w, x, batch, kv, q),
         }
     }
@@ -383,21 +375,21 @@ impl<D: Driver> Device for CudaDevice<D> {
         y: &mut CudaAct<D>,
     ) -> Result<()> {
         match batch.len() {
-            1 => self.decode(w, q, kv, batch, y),
+            1 if self.projects(w) => self.decode(w, q, kv, batch, y),
             _ => self.attention(batch, w.window, q, kv, y),
         }
     }
 
     fn gate_up(&mut self, w: &Ffn<Weight<Self>>, x: &CudaAct<D>, batch: &Batch, h: &mut CudaAct<D>) -> Result<()> {
         match batch.len() {
-            1 => self.gate_up_one(w, x, h),
+            1 if self.fit([&w.gate, &w.up]) => self.gate_up_one(w, x, h),
             _ => stages::gate_up(self, w, x, batch, h),
         }
     }
 
     fn head(&mut self, w: &Head<Weight<Self>>, x: &CudaAct<D>, batch: &Batch, logits: &mut CudaAct<D>) -> Result<()> {
         match (batch.len(), batch.want.len()) {
-            (1, 1) => self.head_one(w, x, logits),
+            (1, 1) if self.fit([&w.output]) => self.head_one(w, x, logits),
             _ => stages::head(self, w, x, batch, logits),
         }
     }

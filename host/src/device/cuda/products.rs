@@ -1,15 +1,18 @@
 //! Products of matrices and activations: launches of `gpu::gemv`.
 
-use std::rc::Rc;
-
 use cuda_std::kernel::Kernel;
-use gpu::gemv::{self, Launch, Matrix, NONE, Product, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, Launch, Matrix, NONE, Product, Room, Share, WeightKernels, WeightVisitor, Weights};
 
-use super::{CudaAct, CudaBuf, CudaDevice, driver::Driver};
+use super::{CudaAct, CudaBuf, CudaDevice, count, driver::Driver};
 use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, Tensor};
 
 /// Matrices of a launch at most.
 const MATRICES: usize = 3;
+
+/// From this width of the residual stream on, the products of a token are apart: what a kernel asks for while the ones before it
+/// still run costs more time than it saves. docs/gemv.md has the measurements: of 8B, with 4096, and of 70B in Q4_K_M tokens take 6
+/// and 9 % less time this way, of 8B in Q8_0 about as much, of 1B, with 2048, 5 % more.
+const APART: usize = 4096;
 
 /// A matrix on the device, and where its product goes.
 type Output<'a, D> = (&'a Linear<Tensor<CudaBuf<D>>>, &'a CudaAct<D>);
@@ -30,20 +33,35 @@ impl<D: Driver> CudaDevice<D> {
     ) -> Result<()> {
         let mut left = outputs.to_vec();
         // Products with a norm come after ones without, and the other way round.
-        let mut large = norm.is_none();
+        let mut turn = norm.is_none();
         while let Some((first, _)) = left.first().copied() {
             let ty = first.weight.ty;
             let (together, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(w, _)| w.weight.ty == ty);
             for outputs in together.chunks(MATRICES) {
                 let mut product = self.product(norm, n, x, outputs)?;
                 product.accumulate = u32::from(epilogue == Epilogue::Residual);
-                let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product, large });
+                let share = if n == 1 { self.share(turn) } else { turns(turn) };
+                let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product, share });
                 self.labelled(|| operand(outputs), launch)?;
-                large = !large;
+                turn = !turn;
             }
             left = others;
         }
         Ok(())
+    }
+
+    /// Whether a token's kernels start with the ones before them, and not apart.
+    pub(super) fn overlap(&self) -> bool {
+        self.dims().hidden < APART || !self.driver.dependent_launch()
+    }
+
+    /// How a product of one token shares the multiprocessors.
+    fn share(&self, large: bool) -> Share {
+        match (self.overlap(), large) {
+            (true, _) => turns(large),
+            (false, false) => Share::Alone,
+            (false, true) => Share::AloneFew,
+        }
     }
 
     /// y = activation(gate x + b) (up x + b) of one token, with matrices of one type; x goes through an RMSNorm.
@@ -63,7 +81,8 @@ impl<D: Driver> CudaDevice<D> {
             Activation::Silu => gemv::SILU,
             Activation::GeluTanh => gemv::GELU,
         };
-        let launch = || gemv::visit(gate.weight.ty, Gated { driver: &*self.driver, product });
+        let share = self.share(false);
+        let launch = || gemv::visit(gate.weight.ty, Gated { driver: &*self.driver, product, share });
         self.labelled(|| operand(&[(gate, y), (up, y)]), launch)
     }
 
@@ -76,15 +95,14 @@ impl<D: Driver> CudaDevice<D> {
         outputs: &[Output<'_, D>],
     ) -> Result<Product> {
         let Tensor { buf, cols, ty, .. } = &outputs[0].0.weight;
-        // Also checks that it is in the buffer that the kernels get the home of.
+        // From the buffer that the kernels get the home of. Other matrices of the product may be in another one, as where some of a layer
+        // are streamed: they are as far from it as their addresses are. (Such a buffer's home is not looked up.)
         let offset = |w: &Tensor<CudaBuf<D>>| {
-            if !Rc::ptr_eq(&w.buf.home, &buf.home) {
-                return Err(DeviceError::Unsupported("weights of one product in several buffers".into()));
-            }
-            Ok(w.offset as u64)
+            let distance = D::address(&w.buf.mem).wrapping_sub(D::address(&buf.mem));
+            distance.wrapping_add(w.offset as u64)
         };
         let vector = |w: Option<&Tensor<CudaBuf<D>>>, len: usize| {
-            w.map_or(Ok(NONE), |w| Self::vector(w, len).and_then(|_| offset(w)))
+            w.map_or(Ok(NONE), |w| Self::vector(w, len).map(|_| offset(w)))
         };
         let mut matrices = [NO_MATRIX; MATRICES];
         for (matrix, (w, y)) in matrices.iter_mut().zip(outputs) {
@@ -94,30 +112,61 @@ impl<D: Driver> CudaDevice<D> {
                 return Err(DeviceError::Unsupported(format!("matrices of {cols} and of {found} columns at once")));
             }
             *matrix = Matrix {
-                offset: offset(&w.weight)?,
+                offset: offset(&w.weight),
                 bias: vector(w.bias.as_ref(), w.weight.rows)?,
                 y: y.ptr("a matrix's output", n * w.weight.rows)?,
-                rows: w.weight.rows as u32,
+                rows: count("rows of a matrix", w.weight.rows)?,
                 reserved: 0,
             };
         }
+        // The kernels number the rows of all matrices.
+        count("rows of matrices", outputs.iter().map(|(w, _)| w.weight.rows).sum())?;
+        let row_bytes = count("bytes of a row", ty.row_bytes(*cols).expect("the weights were checked"))?;
         Ok(Product {
             home: D::address(&buf.home) as *const u64,
             x: x.ptr("a matrix's input", n * cols)?,
             norm: vector(norm, *cols)?,
             matrices,
-            cols: *cols as u32,
-            row_bytes: ty.row_bytes(*cols).expect("the weights were checked") as u32,
-            tokens: n as u32,
+            cols: count("columns of a matrix", *cols)?,
+            row_bytes,
+            tokens: count("tokens", n)?,
             piece_blocks: 0,
             stage_bytes: 0,
             stages: 0,
             accumulate: 0,
             activation: 0,
             eps: self.dims().eps,
-            reserved: 0,
+            stride: row_bytes,
+            overlap: (n > 1 || self.overlap()).into(),
+            align: 0,
         })
     }
+
+    /// Whether rows of these matrices fit into a block's shared memory: without, there are products only, nothing fused with them.
+    pub(super) fn fit<'a>(&self, matrices: impl IntoIterator<Item = &'a Linear<Tensor<CudaBuf<D>>>>) -> bool {
+        let room = self.driver.properties().room(Share::Small);
+        matrices.into_iter().all(|w| gemv::visit(w.weight.ty, Fit { room, cols: w.weight.cols }))
+    }
+}
+
+/// Whether a row of so many columns fits into a block's shared memory, beside a column of activations.
+struct Fit {
+    room: Room,
+    cols: usize,
+}
+
+impl WeightVisitor for Fit {
+    type Out = bool;
+
+    fn visit<F: WeightKernels>(self) -> bool {
+        let cols = u32::try_from(self.cols).ok();
+        cols.is_some_and(|cols| gemv::launch::<F::Weights>(self.room, 1, cols, 1, 1).is_some())
+    }
+}
+
+/// The shares of products that take turns.
+fn turns(large: bool) -> Share {
+    if large { Share::Large } else { Share::Small }
 }
 
 /// What the matrices of a launch are together, `Q8_0 6144x4096`, and their bytes.
@@ -136,14 +185,14 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     product: Product,
     groups: u32,
     columns: u32,
-    large: bool,
+    share: Share,
 ) -> Result<bool> {
-    let room = driver.properties().room(large);
+    let room = driver.properties().room(share);
     let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
         return Ok(false);
     };
-    let Launch { grid, piece_blocks, stage_bytes, stages } = launch;
-    let product = Product { piece_blocks, stage_bytes, stages, ..product };
+    let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
+    let product = Product { piece_blocks, stage_bytes, stages, align, ..product };
     // SAFETY: the caller's promise.
     unsafe { driver.launch::<K>(grid, (product,)) }.map(|()| true)
 }
@@ -161,33 +210,80 @@ fn too_wide<F: WeightKernels>(driver: &impl Driver, product: &Product) -> Device
 struct Multiply<'a, D> {
     driver: &'a D,
     product: Product,
-    large: bool,
+    share: Share,
 }
 
 impl<D: Driver> WeightVisitor for Multiply<'_, D> {
     type Out = Result<()>;
 
     fn visit<F: WeightKernels>(self) -> Result<()> {
-        let Multiply { driver, product, large } = self;
+        let Multiply { driver, product, share } = self;
         let groups = gemv::row_groups(&product.matrices);
         // SAFETY: `product` checked every extent against its buffer. Alignment: activations start where an allocation does; a
         // buffer of weights is a multiple of 16 long (`alloc`), and a tensor in it is at a multiple of `TENSOR_ALIGN`, or
         // rows further on. Homes are written where their buffer is made, before anything is launched.
         unsafe {
             let done = match product.tokens {
-                1 => launch::<F, F::Gemv>(driver, product, groups, 1, large)?,
-                2..=4 => launch::<F, F::Gemv4>(driver, product, groups, 4, large)?,
+                1 => launch::<F, F::Gemv>(driver, product, groups, 1, share)?,
+                2..=4 => launch::<F, F::Gemv4>(driver, product, groups, 4, share)?,
                 _ => {
-                    launch::<F, F::Gemv8>(driver, product, groups, 8, large)?
-                        || launch::<F, F::Gemv4>(driver, product, groups, 4, large)?
+                    launch::<F, F::Gemv8>(driver, product, groups, 8, share)?
+                        || launch::<F, F::Gemv4>(driver, product, groups, 4, share)?
                 }
             };
             // A column alone needs the least.
-            if done || launch::<F, F::Gemv>(driver, product, groups, 1, large)? {
+            if done || launch::<F, F::Gemv>(driver, product, groups, 1, share)? {
                 return Ok(());
             }
         }
-        Err(too_wide::<F>(driver, &product))
+        self.in_pieces::<F>()
+    }
+}
+
+impl<D: Driver> Multiply<'_, D> {
+    /// Multiplies a matrix whose rows do not fit: piece by piece, each of which adds to y what its columns of x make, and token by
+    /// token. That takes the bits of a token's results from it alone, as everywhere.
+    fn in_pieces<F: WeightKernels>(self) -> Result<()> {
+        let Multiply { driver, product, mut share } = self;
+        let (cols, tokens) = (product.cols as usize, product.tokens as usize);
+        // The norm is one over all columns. Kernels take from the number of columns how rows of floats and x are aligned: pieces of 32
+        // are at multiples of 16 bytes, and so must all rows be.
+        let possible = product.norm == NONE && cols.is_multiple_of(<F::Weights as Weights>::ELEMS);
+        let room = driver.properties().room(share);
+        let piece = gemv::piece_cols::<F::Weights>(room, product.cols).filter(|_| possible);
+        let piece = piece.ok_or_else(|| too_wide::<F>(driver, &product))? as usize;
+        for token in 0..tokens {
+            for first in (0..cols).step_by(piece) {
+                let len = piece.min(cols - first);
+                let part = |matrix: Matrix| match matrix.rows {
+                    0 => matrix,
+                    rows => Matrix {
+                        offset: matrix.offset + (first / F::ELEMS * F::BYTES) as u64,
+                        bias: if first == 0 { matrix.bias } else { NONE },
+                        y: matrix.y.wrapping_add(token * rows as usize),
+                        ..matrix
+                    },
+                };
+                let part = Product {
+                    x: product.x.wrapping_add(token * cols + first),
+                    matrices: product.matrices.map(part),
+                    // Both are parts of numbers that fit.
+                    cols: len as u32,
+                    row_bytes: (len / F::ELEMS * F::BYTES) as u32,
+                    tokens: 1,
+                    accumulate: if first == 0 { product.accumulate } else { 1 },
+                    ..product
+                };
+                let groups = gemv::row_groups(&part.matrices);
+                // SAFETY: parts of what `product` checked, whole blocks of weights; x begins at a multiple of 16 bytes, as
+                // do rows of floats, since `piece` and `cols` are multiples of 16 bytes of them.
+                if !unsafe { launch::<F, F::Gemv>(driver, part, groups, 1, share)? } {
+                    return Err(too_wide::<F>(driver, &product));
+                }
+                share = share.next();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -195,15 +291,16 @@ impl<D: Driver> WeightVisitor for Multiply<'_, D> {
 struct Gated<'a, D> {
     driver: &'a D,
     product: Product,
+    share: Share,
 }
 
 impl<D: Driver> WeightVisitor for Gated<'_, D> {
     type Out = Result<()>;
 
     fn visit<F: WeightKernels>(self) -> Result<()> {
-        let Gated { driver, product } = self;
+        let Gated { driver, product, share } = self;
         // SAFETY: as for `Multiply`; the two matrices are alike.
-        match unsafe { launch::<F, F::Glu>(driver, product, product.matrices[0].rows, 1, false)? } {
+        match unsafe { launch::<F, F::Glu>(driver, product, product.matrices[0].rows, 1, share)? } {
             true => Ok(()),
             false => Err(too_wide::<F>(driver, &product)),
         }

@@ -1,6 +1,6 @@
 //! Recorded computations, by their keys.
 
-use std::collections::HashMap;
+use std::{cell::Cell, collections::HashMap, rc::Rc};
 
 use super::Driver;
 use crate::device::ReplayKey;
@@ -23,7 +23,16 @@ pub(super) struct Recordings<D: Driver> {
     /// Counts uses, to tell which recording has not been used for the longest time.
     clock: u64,
     /// A computation is under way: one inside it is a part of it.
-    pub busy: bool,
+    busy: Rc<Cell<bool>>,
+}
+
+/// A computation under way.
+pub(super) struct Busy(Rc<Cell<bool>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
 }
 
 /// How a computation is to be done.
@@ -38,7 +47,17 @@ pub(super) enum How<'a, G> {
 
 impl<D: Driver> Recordings<D> {
     pub fn new() -> Self {
-        Recordings { by_key: HashMap::new(), clock: 0, busy: false }
+        Recordings { by_key: HashMap::new(), clock: 0, busy: Rc::default() }
+    }
+
+    pub fn busy(&self) -> bool {
+        self.busy.get()
+    }
+
+    /// Says that a computation is under way, as long as what is returned exists: also where it panics.
+    pub fn begin(&self) -> Busy {
+        self.busy.set(true);
+        Busy(self.busy.clone())
     }
 
     pub fn find(&mut self, key: &ReplayKey) -> How<'_, D::Graph> {

@@ -55,8 +55,8 @@ pub(super) struct Gpu {
     pub numa_node: Option<u32>,
     /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
     pub programmatic: bool,
-    /// Passes can be captured.
-    pub graphs: bool,
+    /// Passes can be captured, as far as is known.
+    pub graphs: Cell<bool>,
     pub capturing: Capturing,
     /// The kernel launched last: a fault in it surfaces at a later call.
     pub last_kernel: Cell<Option<&'static str>>,
@@ -97,7 +97,7 @@ impl Gpu {
             pci_address: pci_address(&device),
             ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
             programmatic: possible && !is_set("NT_NO_PDL"),
-            graphs: !is_set("NT_NO_GRAPH"),
+            graphs: Cell::new(!is_set("NT_NO_GRAPH")),
             capturing: Capturing::default(),
             last_kernel: Cell::new(None),
         })

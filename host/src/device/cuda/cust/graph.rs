@@ -21,24 +21,52 @@ pub struct Graph {
     _modules: Rc<Modules>,
 }
 
+/// Why there is no graph.
+pub(super) enum Failed {
+    /// What was to be captured failed.
+    Body(DeviceError),
+    /// The driver could not record it, or make a graph of it. Nothing of it has run.
+    Recording(DeviceError),
+}
+
+impl Failed {
+    /// What an error of the calls that record means.
+    fn recording(error: DeviceError) -> Self {
+        match error {
+            // A kernel launched earlier has crashed, and nothing will work any more.
+            DeviceError::Kernel { .. } => Failed::Body(error),
+            _ => Failed::Recording(error),
+        }
+    }
+}
+
 impl Graph {
     /// Records what `f` puts into the compute queue.
     ///
     /// The mode is "relaxed": a kernel's first launch loads its module, which allocates, and the stricter modes end a capture
     /// for that. What they are to protect from, calls that depend on the captured queue, `Capturing` refuses.
-    pub(super) fn capture(gpu: &Rc<Gpu>, modules: &Rc<Modules>, f: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
+    pub(super) fn capture(
+        gpu: &Rc<Gpu>,
+        modules: &Rc<Modules>,
+        f: &mut dyn FnMut() -> Result<()>,
+    ) -> std::result::Result<Graph, Failed> {
         // SAFETY: the queue is alive, and nobody is capturing it (the caller has asked `Capturing`).
         let begun = unsafe { raw::cuStreamBeginCapture_v2(gpu.compute.as_inner(), CU_STREAM_CAPTURE_MODE_RELAXED) };
-        gpu.check("cuStreamBeginCapture", begun)?;
+        gpu.check("cuStreamBeginCapture", begun).map_err(Failed::recording)?;
         let mut recording = Recording { gpu, last_kernel: gpu.last_kernel.get(), ended: false };
         let done = gpu.capturing.during(f);
-        let recorded = recording.end();
-        done?;
-        let recorded = recorded?;
+        let recorded = match (done, recording.end()) {
+            (Ok(()), recorded) => recorded.map_err(Failed::recording)?,
+            // Where the driver has given up recording, launches fail for that.
+            (Err(DeviceError::Driver { .. } | DeviceError::Kernel { .. }), Err(error)) => {
+                return Err(Failed::recording(error));
+            }
+            (Err(error), _) => return Err(Failed::Body(error)),
+        };
         let mut executable = ptr::null_mut();
         // SAFETY: the graph is alive, the result a local.
         let made = unsafe { raw::cuGraphInstantiateWithFlags(&mut executable, recorded.0, 0) };
-        gpu.check("cuGraphInstantiateWithFlags", made)?;
+        gpu.check("cuGraphInstantiateWithFlags", made).map_err(Failed::recording)?;
         Ok(Graph { executable, gpu: gpu.clone(), _modules: modules.clone() })
     }
 
