@@ -309,7 +309,7 @@ impl Stage {
             if succeeds { Ok(()) } else { Err(DeviceError::Unsupported("this computation fails".into())) }
         };
         // Pairs what the file has with what was provided.
-        fn zip<'a>(
+        fn zip(
             parts: &mut Vec<TensorId>,
             weights: &mut Vec<Tensor<Rc<Memory>>>,
         ) -> Vec<(TensorId, Tensor<Rc<Memory>>)> {
