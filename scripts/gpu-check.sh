@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check that needs a GPU, in one call. Needs no Rust: it runs what `cargo xtask gpu-bundle` packed.
 #
-#   scripts/gpu-check.sh [PART...]      parts: kernels models sanitizer demo speed bench (default: all)
+#   scripts/gpu-check.sh [PART...]      parts: kernels models sanitizer demo speed bench stream (default: all)
 #
 #   SHAPES="8b:Q8_0 8b:Q4_K_M 1b:Q8_0"
 #                      models of the speed part, SHAPE[:TYPE][@DEPTH]: random weights in that shape (1b, 8b, 70b, ...), of that type
@@ -10,6 +10,7 @@
 #   PEERS=FILE.tar.xz  an archive with lcp/llama-bench, which is then measured on the same files
 #   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
 #   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
+#   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b:Q4_K_M has cases of its own
 #   OUT=gpu-out        where the logs go
 #   SCRATCH=/tmp       where the bundle is unpacked
 #   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
@@ -27,10 +28,10 @@ total=${TOTAL:-570}
 export here out scratch models
 
 parts=("$@")
-[ $# -gt 0 ] || parts=(kernels models sanitizer demo speed bench)
+[ $# -gt 0 ] || parts=(kernels models sanitizer demo speed bench stream)
 for part in "${parts[@]}"; do
     case $part in
-    kernels | models | sanitizer | demo | speed | bench) ;;
+    kernels | models | sanitizer | demo | speed | bench | stream) ;;
     *)
         sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
         echo "unknown part: $part" >&2
@@ -198,6 +199,39 @@ streamed() {
     python3 "$NT_ROOT/scripts/gpu_report.py" streamed "$resident" "$streamed"
 }
 
+# stream SHAPE:TYPE: streams the model in the ways that issue bars name; tokens as when resident.
+stream() {
+    local shape=${1%:*} quant=${1#*:} model=$models/nt-stream.gguf cases
+    # shellcheck disable=SC2064
+    trap "rm -f '$model' '$model.tmp'" EXIT
+    "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
+    local zero=GPUNVME_MAX_VRAM_LAYERS=0 half=GPUNVME_MAX_VRAM_LAYERS=16
+    case $shape in
+    70b) cases=(
+        "resident,tokens=4:--streaming"
+        "16 GiB,tokens=4,bar=97:--streaming --vram-budget 16GiB"
+        "24 GiB,tokens=4,bar=97:--streaming --vram-budget 24GiB"
+        "16 GiB at 31 GB/s,tokens=4,bar=97:--streaming --vram-budget 16GiB --link-limit 31GB/s"
+        "24 GiB at 6.5 GB/s,tokens=4,bar=97:--streaming --vram-budget 24GiB --link-limit 6.5GB/s"
+        "8 GiB,tokens=4,bar=97:--streaming --vram-budget 8GiB"
+    ) ;;
+    *) cases=(
+        "resident,tokens=33:"
+        "all fits,tokens=33:--streaming"
+        "none in VRAM,tokens=33,bar=98,$zero:--streaming"
+        "half in VRAM,tokens=33,bar=97,$half:--streaming"
+        "half at 31 GB/s,tokens=17,bar=97,$half:--streaming --link-limit 31GB/s"
+        "half at 6.5 GB/s,tokens=9,bar=97,$half:--streaming --link-limit 6.5GB/s"
+        "kernels one by one,tokens=17,$half,NT_NO_GRAPH=1:--streaming"
+        "three layers of ring,tokens=17,$zero:--streaming --n-buffers 3"
+        "one layer of ring,tokens=17,$zero:--streaming --n-buffers 1"
+        "half on disk,tokens=5,$zero:--streaming --ram-budget 4GiB"
+        "all on disk,tokens=3,bar=90,$zero:--streaming --ram-budget 0"
+    ) ;;
+    esac
+    python3 "$NT_ROOT/scripts/stream_check.py" "$NT_BIN" "$model" "${cases[@]}"
+}
+
 speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }
 
 # Its words are what to measure.
@@ -206,7 +240,7 @@ benchmarks() {
     "$bin/bench-kernels" --bench ${BENCH-gpu attention} --json "$out/bench.json" || return
     python3 "$NT_ROOT/scripts/gpu_report.py" bench "$out/bench.json"
 }
-export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed peer streamed speeds benchmarks
+export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed peer streamed speeds benchmarks stream
 
 check machine 30 machine
 for part in "${parts[@]}"; do
@@ -236,6 +270,11 @@ for part in "${parts[@]}"; do
         lines=40 check speeds 10 speeds
         ;;
     bench) lines=70 check bench 120 benchmarks ;;
+    stream)
+        for model in ${STREAM:-8b:Q8_0}; do
+            lines=60 check "stream-$model" 500 stream "$model"
+        done
+        ;;
     esac
 done
 
