@@ -302,22 +302,20 @@ fn a_replayed_pass_is_the_pass_to_the_bit() {
     }
 }
 
-/// A layer that is streamed is recorded once for each of its places, and the waiting for it is not.
+/// A layer of a model that is streamed is recorded once, since it always is in the same place, and the waiting for it is not.
 #[test]
-fn streamed_layers_are_replayed_in_their_slots() {
+fn streamed_layers_are_replayed_in_their_places() {
     let gguf = golden("gemma3");
     let expected = expected(&gguf);
     let direct = open(DeviceChoice::Emulator, &gguf, None);
     for resident in [0, 1] {
         let budget = models::budget(&*direct, &gguf, resident);
         let (mut session, counts) = recording(&gguf, Some(budget));
-        assert_eq!((session.memory().resident_layers as u64, session.config().layers), (resident, 7));
+        assert!(session.memory().streamed_per_pass > 0 && session.config().layers == 7);
         let found = models::logits_of_passes(&mut session, PASSES);
         assert_same(&found, &expected, &format!("{resident} layers resident"));
-        // A layer has four passes over one token, and the first in each place is computed. Six streamed layers come to the
-        // same slot in every pass, seven to either in turn.
-        let expected = if resident == 0 { (7 * 2, 7 * 2) } else { (7, 7 * 3) };
-        assert_eq!((counts.recorded.get(), counts.replayed.get()), expected, "{resident} layers resident");
+        // A layer has four passes over one token, and the first is computed.
+        assert_eq!((counts.recorded.get(), counts.replayed.get()), (7, 7 * 3), "{resident} layers resident");
     }
 }
 

@@ -20,7 +20,8 @@ pub struct GpuBundle {
 const LIMIT: u64 = 20_000_000;
 
 /// The repository's files and folders that the executables and the script read.
-const DATA: &[&str] = &["tests/data", "assets", "scripts/gpu-check.sh", "scripts/gpu_report.py", "scripts/stream_check.py", "README.md"];
+const DATA: &[&str] =
+    &["tests/data", "assets", "scripts/gpu-check.sh", "scripts/gpu_report.py", "scripts/stream_check.py", "README.md"];
 
 pub fn run(args: &GpuBundle) -> Result<()> {
     let staging = sh::target().join("gpu-bundle");

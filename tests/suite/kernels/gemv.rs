@@ -462,8 +462,8 @@ impl WeightVisitor for Taken {
     fn visit<F: WeightKernels>(self) -> u32 {
         let Taken(share, cols) = self;
         let launch = gemv::launch::<F::Weights>(room(share), 4096, cols, 1, 1).expect("it fits");
-        // With the kernel's array of a float for each warp, and what the GPU takes for each block.
-        launch.grid.shared + 4 * gemv::WARPS as u32 + (1 << 10)
+        // With the kernel's array of a float for each warp and column, and what the GPU takes for each block.
+        launch.grid.shared + 4 * 8 * gemv::WARPS as u32 + (1 << 10)
     }
 }
 
