@@ -142,7 +142,7 @@ import json, sys
 memory = json.load(sys.stdin)["memory"]
 print((memory["device_weights"] + memory["kv"] + memory["activations"]) * 4 // 5)') || return
     same --device cuda -- --device cuda --streaming --vram-budget "$budget" || return
-    grep -qE '^streaming: [0-9]+ layers on the device, [1-9][0-9]* streamed' "$log" || { echo "nothing was streamed"; return 1; }
+    grep -qE '^streaming: .* come from RAM' "$log" || { echo "nothing was streamed"; return 1; }
 }
 
 # Perplexities of the held-out text's beginning, within 0.1 % of each other.

@@ -113,7 +113,7 @@ fn streaming_gives_the_same_text() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), resident);
     let log = String::from_utf8(output.stderr).unwrap();
     let streamed = log.lines().find(|line| line.starts_with("streaming:")).expect("the plan is told");
-    assert!(streamed.ends_with("streamed from RAM") && !streamed.contains(" 0 streamed"), "{streamed}");
+    assert!(streamed.ends_with("come from RAM in each pass"), "{streamed}");
 }
 
 #[test]

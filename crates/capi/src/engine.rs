@@ -49,7 +49,7 @@ pub(crate) struct Loaded {
 /// What the engine's thread tells the thread that asked for a text.
 enum Reply {
     Text(String),
-    Done(Result<Generated, Failure>),
+    Done(Box<Result<Generated, Failure>>),
 }
 
 thread_local! {
@@ -127,7 +127,7 @@ impl nt_engine {
         let cancelled = move || number <= upto.load(Ordering::Relaxed);
         self.send(Box::new(move |Loaded { engine, vocabulary }| {
             if cancelled() {
-                return drop(replies.send(Reply::Done(Ok(nothing()))));
+                return drop(replies.send(Reply::Done(Box::new(Ok(nothing())))));
             }
             let generated = prompt.tokens(engine).and_then(|prompt| {
                 let options = generation.options(engine.tokenizer(), vocabulary)?;
@@ -145,12 +145,12 @@ impl nt_engine {
                 });
                 generated.map_err(Failure::from)
             });
-            drop(replies.send(Reply::Done(generated)));
+            drop(replies.send(Reply::Done(Box::new(generated))));
         }))?;
         loop {
             match heard.recv().map_err(|_| panicked())? {
                 Reply::Text(text) => drop(answers.send(told(text))),
-                Reply::Done(generated) => return generated,
+                Reply::Done(generated) => return *generated,
             }
         }
     }

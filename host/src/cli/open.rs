@@ -112,10 +112,17 @@ impl ModelArgs {
             ));
         }
         if self.streaming {
-            let (layers, resident) = (engine.config().layers, engine.memory().resident_layers);
-            self.say(&match layers - resident {
-                0 => format!("streaming: all {layers} layers fit on the device, nothing to stream"),
-                streamed => format!("streaming: {resident} layers on the device, {streamed} streamed from RAM"),
+            let memory = engine.memory();
+            let (streamed, disk) = (memory.streamed_per_pass, memory.disk_per_pass);
+            let [all, stays] = [memory.read_per_pass, memory.read_per_pass - streamed].map(ByteSize);
+            let from = |bytes: u64, from: &str| (bytes > 0).then(|| format!("{} come from {from}", ByteSize(bytes)));
+            let sources: Vec<_> = [from(streamed - disk, "RAM"), from(disk, "disk")].into_iter().flatten().collect();
+            self.say(&match streamed {
+                0 => format!("streaming: all {all} of weights fit on the device, nothing to stream"),
+                _ => format!(
+                    "streaming: {stays} of {all} of weights stay on the device, {} in each pass",
+                    sources.join(" and ")
+                ),
             });
         }
         Ok(engine)

@@ -44,7 +44,7 @@ impl Default for LoadOptions {
 /// Where the model's memory is, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {
-    /// Weights in device memory, streaming slots included.
+    /// Weights in device memory, the ring included.
     pub device_weights: u64,
     /// KV cache in device memory.
     pub kv: u64,
@@ -54,7 +54,7 @@ pub struct MemoryReport {
     pub pinned: u64,
     /// The maps of the model's files, which is read where it is as far as the device does not hold copies.
     pub mapped: u64,
-    /// Layers that stay on the device.
+    /// Layers of which nothing is streamed.
     pub resident_layers: usize,
     /// Bytes of weights that each pass reads.
     pub read_per_pass: u64,

@@ -177,7 +177,7 @@ impl<W: Write> Report<W> {
     }
 
     fn streams(&self) -> bool {
-        self.memory.resident_layers < self.layers
+        self.memory.streamed_per_pass > 0
     }
 
     /// The figures of what was streamed in all repetitions, if anything was.
@@ -197,7 +197,8 @@ impl<W: Write> Report<W> {
     /// A line of the table.
     fn cells(&self, test: &str, rate: &str, gbs: &str) -> Vec<String> {
         let Subject { kind, bytes, params, .. } = &self.subject;
-        let streamed = format!("{} of {} layers", self.layers - self.memory.resident_layers, self.layers);
+        let share = self.memory.streamed_per_pass as f64 / self.memory.read_per_pass.max(1) as f64;
+        let streamed = format!("{:.0} %", 100.0 * share);
         let start = [kind.clone(), self.device.clone(), size(*bytes), count(*params, 2)].into_iter();
         let end = [test, rate, gbs].into_iter().map(str::to_owned);
         // The model's kind is from the file: it may not end a cell, nor the line.
