@@ -9,7 +9,7 @@ use super::{EngineError, LoadOptions};
 use crate::{
     device::Device,
     model::Model,
-    pack::{Image, SEGMENT_ALIGN, TENSOR_ALIGN, TensorId},
+    pack::{Image, TENSOR_ALIGN, TensorId},
     platform::{self, Holder, PcieLink},
     stream::plan::{Fixed, Inputs, Plan, PlanError, Rates, Tier, Unit, plan},
 };
@@ -90,10 +90,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
     let within = |budget: Option<super::Budget>, total: u64, usable: u64| {
         budget.map_or(usable, |budget| budget.of(total).min(usable))
     };
-    // What stays of a layer, or of the head, lies together and is rounded up.
-    let rounding = (model.config.layers as u64 + 1) * SEGMENT_ALIGN as u64;
-    let always: u64 = weights.always.iter().map(|(_, bytes)| on_device(*bytes)).sum();
-    let always = if in_place { 0 } else { always + rounding };
+    let always: u64 = if in_place { 0 } else { weights.always.iter().map(|(_, bytes)| on_device(*bytes)).sum() };
     let fixed = [("KV cache", kv), ("activations", activations), ("vectors and shared tables", always)];
     let inputs = Inputs {
         units: weights.units,

@@ -1,7 +1,7 @@
 //! How weights lie in memory.
 //!
-//! An [`Image`] is a group of tensors (a layer, the head) as one run of bytes, cut into segments. It is what a device
-//! buffer, a RAM tier or a drive holds; only this module and the kernels know what is inside. Today the layout of a matrix
+//! An [`Image`] is a group of tensors (a layer, the head) as one run of bytes. It is what a device
+//! buffer or a RAM tier holds; only this module and the kernels know what is inside. Today the layout of a matrix
 //! is GGUF's own: rows of blocks, one after the other.
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
@@ -12,12 +12,6 @@ use crate::gguf::{Gguf, GgufError, Part};
 
 /// Where tensors start in an image: a multiple of this, in bytes. It suits 16-byte loads and a GPU's 128-byte lines.
 pub const TENSOR_ALIGN: usize = 256;
-
-/// What a segment's length is a multiple of: a page, so that any of them can be the target of a direct read.
-pub const SEGMENT_ALIGN: usize = 4096;
-
-/// The longest segment. Copies of 16 MiB already run at the link's full speed; 64 keeps the number of copies small.
-pub const SEGMENT_BYTES: usize = 64 << 20;
 
 /// A tensor of a model file, by its index in `Gguf::tensors()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +75,7 @@ impl Image {
             bytes = start + len;
             tensors.push(Placed { id, ty, rows, cols, range: start..bytes, stored });
         }
-        Ok(Image { name, tensors, bytes: bytes.next_multiple_of(SEGMENT_ALIGN) })
+        Ok(Image { name, tensors, bytes: bytes.next_multiple_of(TENSOR_ALIGN) })
     }
 
     /// For messages, e.g. `layer 3`.
@@ -89,7 +83,7 @@ impl Image {
         &self.name
     }
 
-    /// Length in bytes, a multiple of [`SEGMENT_ALIGN`].
+    /// Length in bytes, a multiple of [`TENSOR_ALIGN`].
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -102,11 +96,6 @@ impl Image {
     /// The tensors in the order of their places.
     pub fn tensors(&self) -> &[Placed] {
         &self.tensors
-    }
-
-    /// The image's segments in order, each a multiple of [`SEGMENT_ALIGN`] long.
-    pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        (0..self.bytes).step_by(SEGMENT_BYTES).map(|start| start..self.bytes.min(start + SEGMENT_BYTES))
     }
 }
 

@@ -10,7 +10,10 @@ pub use prediction::{Bound, Load, Prediction, Rates, Unknown};
 pub use spread::most;
 
 use super::ring::{self, Buffers};
-use crate::pack::{SEGMENT_ALIGN, TENSOR_ALIGN, TensorId};
+use crate::pack::{TENSOR_ALIGN, TensorId};
+
+/// What page-locked memory is a multiple of.
+const PAGE: u64 = 4096;
 
 /// The most and the least page-locked memory through which matrices on disk go to the device: reads of 1 to 4 MiB, eight of them
 /// in flight and as many on their way to the device.
@@ -315,7 +318,7 @@ impl<'a> Planner<'a> {
     fn in_ram(&self, stays: &[bool]) -> Result<Vec<bool>, PlanError> {
         let Inputs { ram, max_ram_layers, on_disk, .. } = *self.inputs;
         let streamed: Vec<usize> = (0..stays.len()).filter(|&i| !stays[i]).collect();
-        let page = |&i: &usize| self.inputs.units[i].bytes.next_multiple_of(SEGMENT_ALIGN as u64);
+        let page = |&i: &usize| self.inputs.units[i].bytes.next_multiple_of(PAGE);
         let bytes: Vec<u64> = streamed.iter().map(page).collect();
         let need: u64 = bytes.iter().sum();
         let cap = self.of_layers(max_ram_layers);
@@ -350,9 +353,7 @@ impl<'a> Planner<'a> {
             fixed_bytes: self.fixed,
             resident_bytes: sum(|tier| matches!(tier, Tier::Vram { .. }), &|i| self.bytes[i]),
             ring_bytes,
-            ram_bytes: sum(|tier| matches!(tier, Tier::Ram { .. }), &|i| {
-                stored(i).next_multiple_of(SEGMENT_ALIGN as u64)
-            }),
+            ram_bytes: sum(|tier| matches!(tier, Tier::Ram { .. }), &|i| stored(i).next_multiple_of(PAGE)),
             staging_bytes: if tiers.iter().any(|&tier| on_disk(tier)) { staging(self.inputs.ram) } else { 0 },
             vram_least,
             vram_full,
