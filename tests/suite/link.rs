@@ -155,20 +155,26 @@ mod checks {
         let unlimited = device.link_rate().unwrap();
         assert!(unlimited > 2.0 * limit, "{unlimited} B/s");
         device.limit_link(Some(limit));
-        let begin = device.mark_copies().unwrap();
-        let mut ends = Vec::new();
-        for _ in 0..COPIES {
-            let after = device.mark().unwrap();
-            ends.push(device.upload(&ram, 0..PIECE, &to, 0, Some(&after)).unwrap());
-        }
-        device.host_waits(ends.last().unwrap()).unwrap();
-        for (i, end) in ends.iter().enumerate() {
-            let (least, seconds) = ((i + 1) as f64 * 10e-3, device.seconds(&begin, end).unwrap());
-            // Late by a hiccup of the machine perhaps, early never: but for the clocks' steps, and the first event's own way.
-            assert!((least - 0.5e-3..least + 80e-3).contains(&seconds), "copy {i} ended after {seconds} s");
-        }
+        // Early never: but for the clocks' steps, and the first event's own way. Late by a hiccup of a machine that does other things
+        // too, but not time and again.
+        let hiccups = (0..10).take_while(|_| {
+            let begin = device.mark_copies().unwrap();
+            let mut ends = Vec::new();
+            for _ in 0..COPIES {
+                let after = device.mark().unwrap();
+                ends.push(device.upload(&ram, 0..PIECE, &to, 0, Some(&after)).unwrap());
+            }
+            device.host_waits(ends.last().unwrap()).unwrap();
+            let late = |(i, end): (usize, &D::Event)| {
+                let late = device.seconds(&begin, end).unwrap() - (i + 1) as f64 * 10e-3;
+                assert!(late >= -0.5e-3, "copy {i} ended {late} s early");
+                late
+            };
+            ends.iter().enumerate().map(late).fold(0.0, f64::max) > 80e-3
+        });
+        assert!(hiccups.count() < 10, "copies end too late");
         let limited = device.link_rate().unwrap();
-        assert!((0.5..1.03).contains(&(limited / limit)), "measured {limited} B/s of {limit}");
+        assert!((0.2..1.03).contains(&(limited / limit)), "measured {limited} B/s of {limit}");
         device.limit_link(None);
         let again = device.link_rate().unwrap();
         assert!(again > 2.0 * limit, "{again} B/s");

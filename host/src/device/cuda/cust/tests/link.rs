@@ -14,23 +14,23 @@ fn a_slow_link_is_slow_in_the_queue() {
     let driver = open();
     let (vram, mut ram) = (driver.alloc("vram", 4096).unwrap(), driver.pinned("ram", 4096).unwrap());
     ram.as_mut().copy_from_slice(&pattern(4096, 5));
-    // 10 ms a copy.
-    driver.limit_link(Some(4096.0 * 100.0));
+    // 50 ms a copy.
+    driver.limit_link(Some(4096.0 * 20.0));
     let begin = Instant::now();
     let ends = [(); 4].map(|()| driver.upload(&ram, 0..4096, &vram, 0, None).unwrap());
-    assert!(begin.elapsed() < Duration::from_millis(30), "the caller does not wait");
+    assert!(begin.elapsed() < Duration::from_millis(150), "the caller does not wait");
     assert!(!driver.reached(&ends[0]).unwrap());
     for end in &ends {
         driver.host_waits(end).unwrap();
         assert!(driver.reached(end).unwrap());
     }
     let took = begin.elapsed();
-    assert!(took >= Duration::from_millis(39), "{took:?}");
+    assert!(took >= Duration::from_millis(199), "{took:?}");
     assert!(fetch(&driver, &vram) == pattern(4096, 5));
     driver.limit_link(None);
     let begin = Instant::now();
     driver.host_waits(&driver.upload(&ram, 0..4096, &vram, 0, None).unwrap()).unwrap();
-    assert!(begin.elapsed() < Duration::from_millis(9), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_millis(45), "{:?}", begin.elapsed());
 }
 
 #[test]
