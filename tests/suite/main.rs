@@ -9,6 +9,7 @@ mod chat;
 mod commands;
 mod completions;
 mod cpu;
+mod disk;
 mod engine;
 mod generate;
 mod gguf;
