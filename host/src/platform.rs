@@ -1,12 +1,10 @@
 //! What the operating system and the driver say of this machine.
 
 mod cgroup;
-mod disk;
 mod nvml;
 mod pages;
 mod pcie;
 
-pub use disk::disk_rate;
 pub use nvml::{Holder, holders};
 pub(crate) use pages::prepare;
 pub use pcie::{PcieLink, numa_node, pcie_link};

@@ -11,7 +11,10 @@ use crate::{
     model::Model,
     pack::{Image, TENSOR_ALIGN, TensorId},
     platform::{self, Holder, PcieLink},
-    stream::plan::{Fixed, Inputs, Plan, PlanError, Rates, Tier, Unit, plan},
+    stream::{
+        disk_rate,
+        plan::{Fixed, Inputs, Plan, PlanError, Rates, Tier, Unit, plan},
+    },
 };
 
 /// Tokens that one pass takes at most. More tokens use the weights better but need more activations: at 512, an 8B
@@ -152,15 +155,10 @@ fn layers(variable: &'static str) -> Result<Option<usize>, EngineError> {
 
 /// The rates that the plan's prediction depends on, measured now: some 100 ms if all of them are.
 fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
-    let disk = || {
-        let paths = model.gguf.parts().iter().filter_map(|part| part.path());
-        // Where it cannot be measured there is no prediction, which is said.
-        let largest = paths.max_by_key(|path| path.metadata().map_or(0, |data| data.len()))?;
-        platform::disk_rate(largest).ok()
-    };
     Rates {
         link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
-        disk: if plan.load.disk_bytes > 0 { disk() } else { None },
+        // Where it cannot be measured there is no prediction, which is said.
+        disk: if plan.load.disk_bytes > 0 { disk_rate(model).ok() } else { None },
         vram: dev.memory_rate().ok().flatten(),
     }
 }

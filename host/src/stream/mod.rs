@@ -9,4 +9,4 @@ mod staging;
 mod streamed;
 
 pub use place::Progress;
-pub use streamed::{Streamed, Streams};
+pub use streamed::{Streamed, Streams, disk_rate};

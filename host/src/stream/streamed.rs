@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     ptr::NonNull,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use readahead::{HostBuf, Input, Piece, Source, SourceOptions, Target};
@@ -217,6 +218,21 @@ impl<D: Device> Streamed<D> {
 /// What reads the model's files: past the page cache, or what that has.
 fn open(model: &Model, direct: bool) -> Result<Box<dyn Source>, DeviceError> {
     Ok(readahead::open(inputs(model)?, &SourceOptions { direct, ..SourceOptions::default() })?)
+}
+
+/// How much of the largest file is read to find out how fast it can be read, and for how long.
+const MEASURED: (u64, Duration) = (256 << 20, Duration::from_millis(60));
+
+/// Bytes a second that the model's largest file is read at, in the way that streaming reads it.
+///
+/// # Errors
+/// A model that is in no file, or that cannot be read.
+pub fn disk_rate(model: &Model) -> Result<f64, DeviceError> {
+    let mut source = open(model, true)?;
+    let lengths = model.gguf.parts().iter().map(|part| part.bytes().len() as u64).enumerate();
+    let (file, len) = lengths.max_by_key(|(_, len)| *len).unwrap_or_default();
+    let pieces: Vec<Piece> = Piece::cut(file, 0, len.min(MEASURED.0), piece_bytes(u64::MAX)).collect();
+    Ok(readahead::sequential_rate(&mut *source, &pieces, MEASURED.1)?.bytes_per_second())
 }
 
 /// The model's files, to read from.
