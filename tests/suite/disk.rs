@@ -1,52 +1,33 @@
 //! Weights that stay on disk: the same results, and files that change while they are read.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{Seek, SeekFrom, Write},
-    path::PathBuf,
     sync::Arc,
 };
 
 use ntransformer::{
-    cli::synth::{Quant, Shape, write},
-    demo,
     device::DeviceError,
     engine::{self, Budget, DeviceChoice, EngineError, LoadOptions, Runner},
     gguf::Gguf,
     model::Model,
 };
 
-use super::models;
+use super::{models, placement::Small};
 
-/// A small model in a file.
-struct Small {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Small {
-    fn new(quant: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("small.gguf");
-        let quant = quant.parse::<Quant>().unwrap();
-        write(Shape::Tiny, quant, 3, &demo::gguf().unwrap(), &path, &mut |_, _| ()).unwrap();
-        Small { _folder: folder, path }
-    }
-
-    /// With the least device memory, and no RAM.
-    fn streamed(&self, device: DeviceChoice) -> Box<dyn Runner> {
-        let gguf = Arc::new(Gguf::open(&self.path).unwrap());
-        let budget = models::budget(&*models::open(device, &gguf, None), &gguf, 0);
-        let options = LoadOptions {
-            streaming: true,
-            vram_budget: Some(budget.into()),
-            ram_budget: Some(Budget::Bytes(0)),
-            wanted: 64,
-            ..Default::default()
-        };
-        let model = Model::new(gguf, None, 64).unwrap();
-        engine::open(device, model, &options, &mut |_| (), &mut |_| ()).unwrap()
-    }
+/// The model with the least device memory, and no RAM.
+fn streamed(small: &Small, device: DeviceChoice) -> Box<dyn Runner> {
+    let gguf = Arc::new(Gguf::open(&small.path).unwrap());
+    let budget = models::budget(&*models::open(device, &gguf, None), &gguf, 0);
+    let options = LoadOptions {
+        streaming: true,
+        vram_budget: Some(budget.into()),
+        ram_budget: Some(Budget::Bytes(0)),
+        wanted: 64,
+        ..Default::default()
+    };
+    let model = Model::new(gguf, None, 64).unwrap();
+    engine::open(device, model, &options, &mut |_| (), &mut |_| ()).unwrap()
 }
 
 const PASSES: [&[u32]; 4] = [&[1, 5, 9, 14, 200], &[3], &[77], &[4]];
@@ -54,11 +35,11 @@ const PASSES: [&[u32]; 4] = [&[1, 5, 9, 14, 200], &[3], &[77], &[4]];
 #[test]
 fn from_disk_is_resident_to_the_bit() {
     for quant in ["Q8_0", "Q4_K_M"] {
-        let small = Small::new(quant);
+        let small = Small::of(quant);
         let gguf = Arc::new(Gguf::open(&small.path).unwrap());
         for device in models::devices() {
             let expected = models::logits_of_passes(&mut *models::open(device, &gguf, None), PASSES);
-            let mut runner = small.streamed(device);
+            let mut runner = streamed(&small, device);
             let memory = runner.memory();
             assert!(memory.disk_per_pass > 0 && memory.disk_per_pass == memory.streamed_per_pass, "{device:?}");
             let found = models::logits_of_passes(&mut *runner, PASSES);
@@ -82,40 +63,39 @@ fn assert_names(error: &EngineError, small: &Small, parts: &[&str]) {
     }
 }
 
-/// A file that changes while it is in use ends the passes with an error that names it, time and again, and never gives other logits.
-#[test]
-fn a_file_that_changes_is_an_error() {
-    let small = Small::new("Q8_0");
-    let mut runner = small.streamed(DeviceChoice::Cpu);
+/// A file that changes while it is in use ends the passes with an error that names it, time and again.
+fn ends_passes(change: impl FnOnce(&mut File, u64), message: &str) {
+    let small = Small::of("Q8_0");
+    let mut runner = streamed(&small, DeviceChoice::Cpu);
     runner.pass(&[7], 0, 1).unwrap();
-    // Elsewhere than what the host reads in the map.
     let length = fs::metadata(&small.path).unwrap().len();
-    let mut file = OpenOptions::new().write(true).open(&small.path).unwrap();
-    file.seek(SeekFrom::Start(length - 64)).unwrap();
-    file.write_all(&[0; 64]).unwrap();
-    file.sync_all().unwrap();
+    change(&mut OpenOptions::new().write(true).open(&small.path).unwrap(), length);
     for _ in 0..2 {
-        assert_names(&fails(&mut *runner), &small, &["changed while in use"]);
+        assert_names(&fails(&mut *runner), &small, &[message]);
     }
 }
 
 #[test]
+fn a_file_that_changes_is_an_error() {
+    // Elsewhere than what the host reads in the map.
+    let write = |file: &mut File, length| {
+        file.seek(SeekFrom::Start(length - 64)).unwrap();
+        file.write_all(&[0; 64]).unwrap();
+        file.sync_all().unwrap();
+    };
+    ends_passes(write, "changed while in use");
+}
+
+#[test]
 fn a_file_that_is_truncated_is_an_error() {
-    let small = Small::new("Q8_0");
-    let mut runner = small.streamed(DeviceChoice::Cpu);
-    runner.pass(&[7], 0, 1).unwrap();
-    let length = fs::metadata(&small.path).unwrap().len();
-    OpenOptions::new().write(true).open(&small.path).unwrap().set_len(length - 4096).unwrap();
-    for _ in 0..2 {
-        assert_names(&fails(&mut *runner), &small, &["truncated while in use"]);
-    }
+    ends_passes(|file, length| file.set_len(length - 4096).unwrap(), "truncated while in use");
 }
 
 /// Another file of that name is another file.
 #[test]
 fn a_file_that_is_replaced_by_renaming_stays() {
-    let small = Small::new("Q8_0");
-    let mut runner = small.streamed(DeviceChoice::Cpu);
+    let small = Small::of("Q8_0");
+    let mut runner = streamed(&small, DeviceChoice::Cpu);
     let expected = models::logits_of_passes(&mut *runner, PASSES);
     let other = small.path.with_extension("other");
     fs::write(&other, [0; 100]).unwrap();

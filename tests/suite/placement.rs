@@ -42,16 +42,20 @@ fn tier(plan: &Value, name: &str) -> (u64, usize) {
 }
 
 /// A small model in a file.
-struct Small {
+pub struct Small {
     _folder: tempfile::TempDir,
-    path: PathBuf,
+    pub path: PathBuf,
 }
 
 impl Small {
     fn new() -> Self {
+        Self::of("Q8_0")
+    }
+
+    pub fn of(quant: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("small.gguf");
-        let quant = "Q8_0".parse::<Quant>().unwrap();
+        let quant = quant.parse::<Quant>().unwrap();
         write(Shape::Tiny, quant, 1, &demo::gguf().unwrap(), &path, &mut |_, _| ()).unwrap();
         Small { _folder: folder, path }
     }

@@ -16,7 +16,8 @@ pub(super) struct Views<B> {
     pub bytes: u64,
 }
 
-fn view<B>(placed: &Placed, buf: B, offset: usize) -> Tensor<B> {
+/// The tensor at `offset` in `buf`.
+pub(super) fn view<B>(placed: &Placed, buf: B, offset: usize) -> Tensor<B> {
     Tensor { buf, offset, ty: placed.ty, rows: placed.rows, cols: placed.cols }
 }
 

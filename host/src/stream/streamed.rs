@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     ptr::NonNull,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -11,13 +12,13 @@ use readahead::{HostBuf, Input, Piece, Source, SourceOptions, Target};
 
 use super::{
     flow::{Flow, Origin},
-    place::{Progress, place},
+    place::{Progress, place, reading, view},
     plan::{Inputs, Plan, Tier},
     ring,
     staging::{Staging, piece_bytes},
 };
 use crate::{
-    device::{Device, DeviceError, Head, HostMemory, Layer, Tensor, Weight},
+    device::{Device, DeviceError, Head, HostMemory, Layer, Weight, fill},
     gguf::Part,
     model::{Compute, ComputeHead, Flowed, Layers, Model, Trace},
     pack::{Image, Placed, TensorId, TensorPart},
@@ -112,8 +113,7 @@ impl<D: Device> Streamed<D> {
                 }
             }
             for placed in staged {
-                let (part, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
-                let file = model.gguf.parts().iter().position(|p| Arc::ptr_eq(p, &part)).expect("it is the model's");
+                let (file, range) = in_file(model, &placed);
                 let (start, longest) = (range.start as u64, piece_bytes(streams.staging_bytes));
                 let cut: Vec<Piece> = Piece::cut(file, start, range.len() as u64, longest).collect();
                 moved.origins.push(Origin::Staged(pieces.len()));
@@ -140,8 +140,7 @@ impl<D: Device> Streamed<D> {
             device_bytes += streams.ring_bytes;
             for (group, offsets) in groups.iter().zip(&layout.offsets) {
                 for (placed, &offset) in group.placed.iter().zip(offsets) {
-                    let Placed { id, ty, rows, cols, .. } = *placed;
-                    tensors.insert(id, Tensor { buf: buf.clone(), offset: offset as usize, ty, rows, cols });
+                    tensors.insert(placed.id, view(placed, buf.clone(), offset as usize));
                 }
             }
             let staging = match pieces.is_empty() {
@@ -247,6 +246,12 @@ fn inputs(model: &Model) -> Result<Vec<Input>, DeviceError> {
     model.gguf.parts().iter().map(input).collect()
 }
 
+/// The file, as an index into the model's, and the range in it that hold a matrix.
+fn in_file(model: &Model, placed: &Placed) -> (usize, Range<usize>) {
+    let (_, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
+    (model.gguf.tensors()[placed.id.0].part, range)
+}
+
 /// Page-locked memory of groups, and what belongs there.
 struct Rams<P> {
     memory: Vec<P>,
@@ -272,7 +277,7 @@ impl<P: AsMut<[u8]>> Rams<P> {
         if model.gguf.parts().iter().any(|part| part.file().is_none()) {
             for (memory, image) in self.memory.iter_mut().zip(&self.images) {
                 for placed in image.tensors() {
-                    memory.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
+                    fill(&mut memory.as_mut()[placed.range.clone()], 0, &reading(&model.gguf, placed))?;
                     progress(placed.range.len() as u64);
                 }
             }
@@ -282,8 +287,7 @@ impl<P: AsMut<[u8]>> Rams<P> {
         for (memory, image) in self.memory.iter_mut().zip(&self.images) {
             let memory = memory.as_mut();
             for placed in image.tensors() {
-                let (part, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
-                let file = model.gguf.parts().iter().position(|p| Arc::ptr_eq(p, &part)).expect("it is the model's");
+                let (file, range) = in_file(model, placed);
                 let bytes = &mut memory[placed.range.clone()];
                 let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
                 // SAFETY: the memory does not move and outlives `fill`, which waits for all its reads. The tensors of an image do not
