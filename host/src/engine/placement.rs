@@ -159,7 +159,7 @@ fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
         link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
         // Where it cannot be measured there is no prediction, which is said.
         disk: if plan.load.disk_bytes > 0 { disk_rate(model).ok() } else { None },
-        vram: dev.memory_rate().ok().flatten(),
+        vram: None,
     }
 }
 
@@ -235,6 +235,12 @@ fn does_not_fit(
 }
 
 impl Placement {
+    /// Measures how fast `dev` reads its memory, for the prediction of a plan that is to be shown. Loading a model goes without.
+    pub fn measure_vram<D: Device>(&mut self, dev: &mut D) {
+        self.inputs.rates.vram = dev.memory_rate().ok().flatten();
+        self.plan.prediction = self.plan.load.predict(&self.inputs.rates);
+    }
+
     /// The tiers in use, with their tensors, each tensor of the file in one of them, and their bytes there.
     pub fn tiers(&self) -> Vec<(Tier, Vec<TensorId>, u64)> {
         let device = self.inputs.device;
