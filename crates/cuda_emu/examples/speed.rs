@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use cuda_emu::Emulator;
-use cuda_std::prelude::*;
+use cuda_std::{kernel::Grid, prelude::*};
 
 #[kernel("speed")]
 unsafe fn empty() {}
@@ -41,7 +41,7 @@ fn seconds<K: cuda_std::kernel::Kernel>(emulator: &Emulator, blocks: u32, args: 
     let time = |_| {
         let start = Instant::now();
         // SAFETY: `main` passes each kernel what it expects.
-        unsafe { emulator.launch::<K>([blocks, 1, 1], [256, 1, 1], 0, args) }.expect("the kernels are right");
+        unsafe { emulator.launch::<K>(Grid::new(blocks, 1, 256), args) }.expect("the kernels are right");
         start.elapsed().as_secs_f64()
     };
     (0..200).map(time).fold(f64::INFINITY, f64::min)

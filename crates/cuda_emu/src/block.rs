@@ -1,11 +1,11 @@
-//! The machine that the threads of one block see, and who among them waits for what.
+//! The machine that the threads of one cluster see, and who among them waits for what. Most clusters are one block.
 
 use std::{
     cell::{Cell, RefCell},
     ptr,
 };
 
-use cuda_std::host::Machine;
+use cuda_std::{host::Machine, kernel::Grid};
 
 use crate::{
     error::{LaunchError, Place, Wait, Waiting},
@@ -26,8 +26,11 @@ enum State {
 }
 
 struct Thread {
+    /// In its block.
     idx: [u32; 3],
     state: Cell<State>,
+    /// How often it has come to the cluster's barrier.
+    arrivals: Cell<u32>,
     /// Its coroutine's way out, from its first instruction to its exit.
     yielder: Cell<*const Yielder>,
 }
@@ -53,20 +56,31 @@ struct Warp {
 /// How many allocations each worker remembers as recently used.
 const RECENT: usize = 4;
 
-/// One block at a time; a worker uses the same value for all of its blocks.
-pub(crate) struct Block {
+/// What the threads of a block share.
+struct Team {
+    at_barrier: Cell<usize>,
+    exited: Cell<usize>,
+    shared: RefCell<Shared>,
+}
+
+/// One cluster of blocks at a time; a worker uses the same value for all of its clusters.
+pub(crate) struct Cluster {
     kernel: &'static str,
-    grid_dim: [u32; 3],
-    block_dim: [u32; 3],
+    grid: Grid,
+    /// Of the cluster's first block.
     block_idx: Cell<[u32; 3]>,
+    /// Threads of a block.
+    per_block: usize,
+    /// Those of all blocks, one block after the other.
     threads: Vec<Thread>,
+    blocks: Vec<Team>,
     current: Cell<usize>,
     warps: RefCell<Vec<Warp>>,
     /// Threads that have become able to go on since the scheduler last asked.
     ready: RefCell<Vec<u32>>,
-    at_barrier: Cell<usize>,
-    exited: Cell<usize>,
-    shared: RefCell<Shared>,
+    /// How often the cluster's barrier has opened, and how many threads have come to it since.
+    opened: Cell<u32>,
+    arrived: Cell<usize>,
     live: Snapshot,
     /// Address and length of allocations used lately.
     recent: [Cell<(usize, usize)>; RECENT],
@@ -74,38 +88,34 @@ pub(crate) struct Block {
     fault: Cell<Option<LaunchError>>,
 }
 
-impl Block {
-    pub(crate) fn new(
-        kernel: &'static str,
-        grid_dim: [u32; 3],
-        block_dim: [u32; 3],
-        shared: Shared,
-        live: Snapshot,
-    ) -> Self {
-        let [width, height, depth] = block_dim;
-        let threads: Vec<Thread> = (0..width * height * depth)
-            .map(|t| Thread {
-                idx: [t % width, t / width % height, t / width / height],
-                state: Cell::new(State::Ready),
-                yielder: Cell::new(ptr::null()),
-            })
-            .collect();
-        let warps = threads.chunks(32).map(|lanes| Warp {
-            lanes: u32::MAX >> (32 - lanes.len()),
-            exited: 0,
-            exchanges: Vec::new(),
-        });
-        Block {
+impl Cluster {
+    /// `shared` is that of each block.
+    pub(crate) fn new(kernel: &'static str, grid: Grid, shared: Vec<Shared>, live: Snapshot) -> Self {
+        let [width, height, depth] = grid.threads;
+        let per_block = (width * height * depth) as usize;
+        let thread = |t: u32| Thread {
+            idx: [t % width, t / width % height, t / width / height],
+            state: Cell::new(State::Ready),
+            arrivals: Cell::new(0),
+            yielder: Cell::new(ptr::null()),
+        };
+        let threads: Vec<Thread> = shared.iter().flat_map(|_| (0..per_block as u32).map(thread)).collect();
+        let warp =
+            |lanes: &[Thread]| Warp { lanes: u32::MAX >> (32 - lanes.len()), exited: 0, exchanges: Vec::new() };
+        let warps = threads.chunks(per_block).flat_map(|block| block.chunks(32).map(warp)).collect();
+        let team =
+            |shared| Team { at_barrier: Cell::new(0), exited: Cell::new(0), shared: RefCell::new(shared) };
+        Cluster {
             kernel,
-            grid_dim,
-            block_dim,
+            grid,
             block_idx: Cell::default(),
+            per_block,
             current: Cell::new(0),
-            warps: RefCell::new(warps.collect()),
+            warps: RefCell::new(warps),
             ready: RefCell::default(),
-            at_barrier: Cell::new(0),
-            exited: Cell::new(0),
-            shared: RefCell::new(shared),
+            opened: Cell::new(0),
+            arrived: Cell::new(0),
+            blocks: shared.into_iter().map(team).collect(),
             live,
             recent: Default::default(),
             oldest: Cell::new(0),
@@ -114,13 +124,19 @@ impl Block {
         }
     }
 
-    /// Starts block `idx`: all its threads are ready, its shared memory is poisoned.
+    /// Starts the cluster whose first block is `idx`: all its threads are ready, its shared memory is poisoned.
     pub(crate) fn begin(&self, idx: [u32; 3]) {
         self.block_idx.set(idx);
-        self.at_barrier.set(0);
-        self.exited.set(0);
+        self.opened.set(0);
+        self.arrived.set(0);
+        for block in &self.blocks {
+            block.at_barrier.set(0);
+            block.exited.set(0);
+            block.shared.borrow_mut().begin_block();
+        }
         for thread in &self.threads {
             thread.state.set(State::Ready);
+            thread.arrivals.set(0);
         }
         for warp in self.warps.borrow_mut().iter_mut() {
             warp.exited = 0;
@@ -129,7 +145,27 @@ impl Block {
         let mut ready = self.ready.borrow_mut();
         ready.clear();
         ready.extend(0..self.threads.len() as u32);
-        self.shared.borrow_mut().begin_block();
+    }
+
+    /// The number in the cluster of thread `t`'s block.
+    fn rank_of(&self, t: usize) -> usize {
+        t / self.per_block
+    }
+
+    /// The warp of thread `t`, and its lane in it.
+    fn warp_of(&self, t: usize) -> (usize, usize) {
+        let (rank, in_block) = (self.rank_of(t), t % self.per_block);
+        (rank * self.per_block.div_ceil(32) + in_block / 32, in_block % 32)
+    }
+
+    /// The current thread's block.
+    fn block(&self) -> &Team {
+        &self.blocks[self.rank_of(self.current.get())]
+    }
+
+    fn block_idx_of(&self, t: usize) -> [u32; 3] {
+        let ([x, y, z], [width, height, _], rank) = (self.block_idx.get(), self.grid.cluster, self.rank_of(t) as u32);
+        [x + rank % width, y + rank / width % height, z + rank / width / height]
     }
 
     /// The scheduler is about to run thread `t`.
@@ -146,63 +182,97 @@ impl Block {
     pub(crate) fn exit(&self) {
         let t = self.current.get();
         self.threads[t].state.set(State::Exited);
-        self.exited.set(self.exited.get() + 1);
-        self.warps.borrow_mut()[t / 32].exited |= 1 << (t % 32);
+        let block = self.block();
+        block.exited.set(block.exited.get() + 1);
+        let (warp, lane) = self.warp_of(t);
+        self.warps.borrow_mut()[warp].exited |= 1 << lane;
+        self.open_cluster();
     }
 
-    /// Moves the threads that can go on into `round`; when that is everybody at the barrier, it opens. Leaves `round`
-    /// empty when all have exited.
+    /// Opens the cluster's barrier once all who have not exited have come to it.
+    fn open_cluster(&self) {
+        let (opened, arrived) = (self.opened.get(), self.arrived.get());
+        let exited: usize = self.blocks.iter().map(|block| block.exited.get()).sum();
+        let came = |thread: &Thread| thread.state.get() == State::Exited || thread.arrivals.get() > opened;
+        // Those who came and exited are counted twice.
+        if arrived == 0 || arrived + exited < self.threads.len() || !self.threads.iter().all(came) {
+            return;
+        }
+        self.opened.set(opened + 1);
+        self.arrived.set(0);
+        for (t, thread) in self.threads.iter().enumerate() {
+            if thread.state.get() == State::Waits(Wait::Cluster) {
+                thread.state.set(State::Ready);
+                self.ready.borrow_mut().push(t as u32);
+            }
+        }
+    }
+
+    /// Moves the threads that can go on into `round`; a barrier that everybody of its block is at opens. Leaves `round` empty when all
+    /// have exited.
     pub(crate) fn next_round(&self, round: &mut Vec<u32>) -> Result<(), LaunchError> {
         round.clear();
         std::mem::swap(round, &mut self.ready.borrow_mut());
-        let running = self.threads.len() - self.exited.get();
-        if !round.is_empty() || running == 0 {
+        if !round.is_empty() {
             return Ok(());
         }
-        if self.at_barrier.get() < running {
-            return Err(self.stuck());
-        }
-        self.at_barrier.set(0);
-        for (t, thread) in self.threads.iter().enumerate() {
-            if thread.state.get() != State::Exited {
-                thread.state.set(State::Ready);
-                round.push(t as u32);
+        let mut running = 0;
+        for (rank, block) in self.blocks.iter().enumerate() {
+            let alive = self.per_block - block.exited.get();
+            running += alive;
+            if alive == 0 || block.at_barrier.get() < alive {
+                continue;
+            }
+            block.at_barrier.set(0);
+            for t in rank * self.per_block..(rank + 1) * self.per_block {
+                if self.threads[t].state.get() != State::Exited {
+                    self.threads[t].state.set(State::Ready);
+                    round.push(t as u32);
+                }
             }
         }
-        Ok(())
+        if round.is_empty() && running > 0 { Err(self.stuck()) } else { Ok(()) }
     }
 
-    /// The error of a block in which nobody can go on.
+    /// The error of a cluster in which nobody can go on: of the first of its blocks that waits.
     fn stuck(&self) -> LaunchError {
         let mut waiting: Vec<Waiting> = Vec::new();
+        let mut first = None;
         for (t, thread) in self.threads.iter().enumerate() {
             let State::Waits(at) = thread.state.get() else { continue };
+            if *first.get_or_insert(self.rank_of(t)) != self.rank_of(t) {
+                break;
+            }
             if let Wait::Collective { mask } = at {
-                let exited = self.warps.borrow()[t / 32].exited & mask;
+                let exited = self.warps.borrow()[self.warp_of(t).0].exited & mask;
                 if exited != 0 {
                     return LaunchError::ExitedLanes { place: self.place_of(t), mask, exited };
                 }
             }
-            // Barriers are one per block, collectives one per warp and mask.
+            // Barriers are one per block or cluster, collectives one per warp and mask.
+            let in_block = t % self.per_block;
             let same = |group: &&mut Waiting| {
-                group.at == at && (at == Wait::Barrier || group.threads[0] as usize / 32 == t / 32)
+                let one = !matches!(at, Wait::Collective { .. });
+                group.at == at && (one || group.threads[0] as usize / 32 == in_block / 32)
             };
             match waiting.iter_mut().find(same) {
-                Some(group) => group.threads.push(t as u32),
-                None => waiting.push(Waiting { at, threads: vec![t as u32] }),
+                Some(group) => group.threads.push(in_block as u32),
+                None => waiting.push(Waiting { at, threads: vec![in_block as u32] }),
             }
         }
-        LaunchError::Divergence { kernel: self.kernel, block: self.block_idx.get(), waiting }
+        let block = self.block_idx_of(first.unwrap_or(0) * self.per_block);
+        LaunchError::Divergence { kernel: self.kernel, block, waiting }
     }
 
-    /// Ends the block: its shared memory must be whole.
+    /// Ends the cluster: its shared memory must be whole.
     pub(crate) fn finish(&self) -> Result<(), LaunchError> {
-        match self.shared.borrow().overrun() {
-            None => Ok(()),
-            Some((kind, bytes)) => {
-                Err(LaunchError::SharedOverrun { kernel: self.kernel, block: self.block_idx.get(), kind, bytes })
+        for (rank, block) in self.blocks.iter().enumerate() {
+            if let Some((kind, bytes)) = block.shared.borrow().overrun() {
+                let block = self.block_idx_of(rank * self.per_block);
+                return Err(LaunchError::SharedOverrun { kernel: self.kernel, block, kind, bytes });
             }
         }
+        Ok(())
     }
 
     /// The error behind what the current thread unwound with.
@@ -222,7 +292,7 @@ impl Block {
     }
 
     fn place_of(&self, t: usize) -> Place {
-        Place { kernel: self.kernel, block: self.block_idx.get(), thread: self.threads[t].idx }
+        Place { kernel: self.kernel, block: self.block_idx_of(t), thread: self.threads[t].idx }
     }
 
     /// Ends the launch with `error`: unwinds the current thread up to the scheduler.
@@ -248,38 +318,65 @@ impl Block {
             let oldest = self.oldest.get();
             self.recent[oldest].set((region.start(), region.len()));
             self.oldest.set((oldest + 1) % RECENT);
-        } else if !self.shared.borrow().contains(address, bytes) {
+        } else if !self.blocks.iter().any(|block| block.shared.borrow().contains(address, bytes)) {
             let nearest = nearest(&self.live, address);
             self.fail(LaunchError::OutOfBounds { place: self.place(), write, address, bytes, nearest });
         }
     }
 }
 
-impl Machine for Block {
+impl Machine for Cluster {
     fn thread_idx(&self) -> [u32; 3] {
         self.threads[self.current.get()].idx
     }
 
     fn block_idx(&self) -> [u32; 3] {
-        self.block_idx.get()
+        self.block_idx_of(self.current.get())
     }
 
     fn block_dim(&self) -> [u32; 3] {
-        self.block_dim
+        self.grid.threads
     }
 
     fn grid_dim(&self) -> [u32; 3] {
-        self.grid_dim
+        self.grid.blocks
+    }
+
+    fn cluster(&self) -> (u32, u32) {
+        (self.blocks.len() as u32, self.rank_of(self.current.get()) as u32)
+    }
+
+    fn cluster_map(&self, pointer: *mut u8, rank: u32) -> *mut u8 {
+        let other = &self.blocks[rank as usize];
+        if std::ptr::eq(other, self.block()) {
+            return pointer;
+        }
+        let mapped = self.block().shared.borrow().map(pointer, &other.shared.borrow());
+        mapped.unwrap_or_else(|| self.fail(LaunchError::ClusterMap { place: self.place(), rank }))
+    }
+
+    fn cluster_arrive(&self) {
+        let arrivals = &self.threads[self.current.get()].arrivals;
+        arrivals.set(arrivals.get() + 1);
+        self.arrived.set(self.arrived.get() + 1);
+        self.open_cluster();
+    }
+
+    fn cluster_wait(&self) {
+        if self.threads[self.current.get()].arrivals.get() > self.opened.get() {
+            self.wait(Wait::Cluster);
+        }
     }
 
     fn sync_threads(&self) {
-        self.at_barrier.set(self.at_barrier.get() + 1);
+        let block = self.block();
+        block.at_barrier.set(block.at_barrier.get() + 1);
         self.wait(Wait::Barrier);
     }
 
     fn warp_exchange(&self, mask: u32, value: u32) -> [u32; 32] {
         let t = self.current.get();
-        let (warp, lane) = (t / 32, t % 32);
+        let (warp, lane) = self.warp_of(t);
         let mut warps = self.warps.borrow_mut();
         let Warp { lanes, exchanges, .. } = &mut warps[warp];
         let mask = mask & *lanes;
@@ -300,8 +397,8 @@ impl Machine for Block {
         if exchange.arrived == mask {
             let mut ready = self.ready.borrow_mut();
             for other in (0..32).filter(|other| *other != lane && mask >> other & 1 == 1) {
-                self.threads[warp * 32 + other].state.set(State::Ready);
-                ready.push((warp * 32 + other) as u32);
+                self.threads[t - lane + other].state.set(State::Ready);
+                ready.push((t - lane + other) as u32);
             }
         } else {
             drop(warps);
@@ -318,7 +415,7 @@ impl Machine for Block {
 
     fn shared(&self, key: *const u8, bytes: usize, align: usize) -> *mut u8 {
         debug_assert!(align <= ALIGN);
-        let made = self.shared.borrow_mut().array(key, bytes);
+        let made = self.block().shared.borrow_mut().array(key, bytes);
         made.unwrap_or_else(|error| {
             self.fail(match error {
                 SharedError::TooMuch { kind, bytes, limit } => {
@@ -332,7 +429,7 @@ impl Machine for Block {
     }
 
     fn dynamic_shared(&self) -> *mut u8 {
-        self.shared.borrow().dynamic()
+        self.block().shared.borrow().dynamic()
     }
 
     fn access(&self, address: usize, bytes: usize, align: usize, write: bool) {

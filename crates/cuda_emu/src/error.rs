@@ -23,6 +23,26 @@ pub enum LaunchError {
         /// Threads along x, y, z.
         block: [u32; 3],
     },
+    /// Clusters that do not divide the grid, or of more blocks than every GPU can do.
+    #[error("kernel `{kernel}`: clusters of {cluster:?} blocks in a grid of {grid:?}: they divide it, and have 8 blocks at most")]
+    Cluster {
+        /// The kernel.
+        kernel: &'static str,
+        /// Blocks along x, y, z.
+        grid: [u32; 3],
+        /// Blocks of a cluster.
+        cluster: [u32; 3],
+    },
+    /// A pointer into another block's shared memory was asked for before that block had made the array.
+    #[error(
+        "{place} maps an address to block {rank} of its cluster, which has no such array: a barrier of the cluster is missing, or          it is no address of shared memory"
+    )]
+    ClusterMap {
+        /// Who did it.
+        place: Place,
+        /// The other block's number in the cluster.
+        rank: u32,
+    },
     /// More shared memory than a block can have.
     #[error("kernel `{kernel}`: {bytes} bytes of {kind} shared memory: a block has at most {limit}")]
     SharedMemory {
@@ -171,6 +191,8 @@ fn verb(write: bool) -> &'static str {
 pub enum Wait {
     /// The block's barrier.
     Barrier,
+    /// The cluster's barrier.
+    Cluster,
     /// A warp collective of these lanes.
     Collective {
         /// The lanes named.
@@ -201,6 +223,7 @@ impl fmt::Display for List<'_> {
             }
             match at {
                 Wait::Barrier => f.write_str(" wait at the barrier")?,
+                Wait::Cluster => f.write_str(" wait at the cluster's barrier")?,
                 Wait::Collective { mask } => write!(f, " wait in a warp collective of mask {mask:#010x}")?,
             }
         }

@@ -1,4 +1,4 @@
-//! Launches: checks, workers, and the scheduler of a block.
+//! Launches: checks, workers, and the scheduler of a cluster of blocks.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,11 +9,14 @@ use std::{
 };
 
 use corosensei::{Coroutine, CoroutineResult, stack::DefaultStack};
-use cuda_std::{host::with_machine, kernel::Kernel};
+use cuda_std::{
+    host::with_machine,
+    kernel::{Grid, Kernel},
+};
 use rand::{RngCore, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use crate::{
-    block::{Block, Yielder},
+    block::{Cluster, Yielder},
     error::LaunchError,
     memory::{Allocation, MemoryError, Registry},
     shared::{SM_80_LIMIT, Shared},
@@ -23,6 +26,9 @@ use crate::{
 const STACK: usize = 128 << 10;
 /// Threads that exist at once, over all workers: each stack is two memory mappings, and Linux allows 65530 of them.
 const MAX_THREADS: usize = 8192;
+
+/// Blocks of a cluster at most: what every GPU that has clusters can do (CUDA programming guide, "Thread Block Clusters").
+const MAX_CLUSTER: u32 = 8;
 
 type Thread = Coroutine<(), (), ()>;
 
@@ -75,24 +81,20 @@ impl Emulator {
         self.memory.alloc(bytes)
     }
 
-    /// Runs kernel `K` on `grid` blocks of `block` threads (along x, y, z) with `dynamic_shared` bytes of dynamic shared
-    /// memory, and returns when all have exited. The first error ends the launch; of several blocks' errors, the one of
-    /// the lowest block is returned.
+    /// Runs kernel `K` on the blocks of `grid`, those of a cluster together, and returns when all have exited. The first error ends
+    /// the launch; of several blocks' errors, the one of the lowest cluster is returned.
     ///
     /// # Safety
     /// The kernel must reach global memory through `cuda_std`'s `mem` and `atomic` alone, where every address is checked, and
-    /// stay inside its shared arrays. Its blocks must not write what other blocks access but in the order that `atomic`
-    /// gives, and until the launch returns no other host thread may copy from or to, or launch on, what it accesses.
-    pub unsafe fn launch<K: Kernel>(
-        &self,
-        grid: [u32; 3],
-        block: [u32; 3],
-        dynamic_shared: usize,
-        args: K::Args,
-    ) -> Result<(), LaunchError> {
-        check_shape(K::NAME, grid, block, dynamic_shared, self.shared_limit)?;
-        let blocks = grid.iter().map(|&extent| u64::from(extent)).product::<u64>();
-        let threads = block.iter().product::<u32>() as usize;
+    /// stay inside its shared arrays. Its blocks must not write what other blocks access but in the order that `atomic` or the
+    /// barriers of their cluster give, and until the launch returns no other host thread may copy from or to, or launch on, what it
+    /// accesses.
+    pub unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<(), LaunchError> {
+        check_shape(K::NAME, grid, self.shared_limit)?;
+        let clusters = [0, 1, 2].map(|axis| grid.blocks[axis] / grid.cluster[axis]);
+        let count = clusters.iter().map(|&extent| u64::from(extent)).product::<u64>();
+        let blocks_each = grid.cluster.iter().product::<u32>() as usize;
+        let threads = blocks_each * grid.threads.iter().product::<u32>() as usize;
         // The golden ratio's bits keep launch n of one seed apart from launch m of a seed nearby.
         let launch = self.launches.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let order = SmallRng::seed_from_u64(self.seed.wrapping_add(launch)).next_u64();
@@ -101,28 +103,29 @@ impl Emulator {
         let next = AtomicU64::new(0);
         let failed: Mutex<Option<(u64, LaunchError)>> = Mutex::new(None);
         let report = |index: u64, error: LaunchError| {
-            // Nobody needs to start another block.
-            next.store(blocks, Ordering::Relaxed);
+            // Nobody needs to start another cluster.
+            next.store(count, Ordering::Relaxed);
             let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
             if first.as_ref().is_none_or(|(other, _)| index < *other) {
                 *first = Some((index, error));
             }
         };
         let work = || {
-            let Some(shared) = Shared::new(dynamic_shared, self.shared_limit) else {
-                return report(blocks, LaunchError::OutOfMemory { kernel: K::NAME, what: "a block's shared memory" });
+            let shared = (0..blocks_each).map(|_| Shared::new(grid.shared as usize, self.shared_limit)).collect();
+            let Some(shared) = shared else {
+                return report(count, LaunchError::OutOfMemory { kernel: K::NAME, what: "a block's shared memory" });
             };
-            let machine = Block::new(K::NAME, grid, block, shared, Arc::clone(&live));
+            let machine = Cluster::new(K::NAME, grid, shared, Arc::clone(&live));
             let mut worker = Worker { emulator: self, stacks: Vec::new(), threads: Vec::new(), round: Vec::new() };
             worker.threads.resize_with(threads, || None);
             with_machine(&machine, || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= blocks {
+                    if index >= count {
                         break;
                     }
                     let rng = SmallRng::seed_from_u64(order.wrapping_add(index));
-                    if let Err(error) = worker.run_block::<K>(&machine, block_idx(grid, index), rng, args) {
+                    if let Err(error) = worker.run::<K>(&machine, first_block(grid, clusters, index), rng, args) {
                         report(index, error);
                         break;
                     }
@@ -132,7 +135,7 @@ impl Emulator {
             });
         };
         let at_once = (MAX_THREADS / threads).clamp(1, rayon::current_num_threads());
-        match blocks.min(at_once as u64) {
+        match count.min(at_once as u64) {
             1 => work(),
             workers => rayon::scope(|scope| (0..workers).for_each(|_| scope.spawn(|_| work()))),
         }
@@ -148,9 +151,7 @@ impl Emulator {
 /// What the driver checks before it starts a kernel.
 fn check_shape(
     kernel: &'static str,
-    grid: [u32; 3],
-    block: [u32; 3],
-    dynamic_shared: usize,
+    Grid { blocks: grid, threads: block, shared, cluster }: Grid,
     limit: usize,
 ) -> Result<(), LaunchError> {
     let fits = |extents: [u32; 3], limits: [u32; 3]| extents.iter().zip(limits).all(|(&e, limit)| 1 <= e && e <= limit);
@@ -160,32 +161,39 @@ fn check_shape(
     if !fits(block, [1024, 1024, 64]) || block.iter().product::<u32>() > 1024 {
         return Err(LaunchError::Block { kernel, block });
     }
-    if dynamic_shared > limit {
-        let kind = "static and dynamic";
-        return Err(LaunchError::SharedMemory { kernel, kind, bytes: dynamic_shared, limit });
+    // Eight blocks a cluster at most, which every GPU with clusters can do.
+    let divides = grid.iter().zip(cluster).all(|(&blocks, part)| part > 0 && blocks.is_multiple_of(part));
+    if !divides || cluster.iter().product::<u32>() > MAX_CLUSTER {
+        return Err(LaunchError::Cluster { kernel, grid, cluster });
+    }
+    let bytes = shared as usize;
+    if bytes > limit {
+        return Err(LaunchError::SharedMemory { kernel, kind: "static and dynamic", bytes, limit });
     }
     Ok(())
 }
 
-fn block_idx([width, height, _]: [u32; 3], index: u64) -> [u32; 3] {
+/// The first block of cluster `index` of `clusters`.
+fn first_block(grid: Grid, [width, height, _]: [u32; 3], index: u64) -> [u32; 3] {
     let (width, height) = (u64::from(width), u64::from(height));
-    [(index % width) as u32, (index / width % height) as u32, (index / width / height) as u32]
+    let [x, y, z] = [(index % width) as u32, (index / width % height) as u32, (index / width / height) as u32];
+    [x * grid.cluster[0], y * grid.cluster[1], z * grid.cluster[2]]
 }
 
-/// What a host thread needs to run blocks one after the other.
+/// What a host thread needs to run clusters one after the other.
 struct Worker<'a> {
     emulator: &'a Emulator,
     /// Stacks of finished threads. A thread that never waits leaves its stack to the next one.
     stacks: Vec<DefaultStack>,
-    /// The threads of the block that wait.
+    /// The threads of the cluster that wait.
     threads: Vec<Option<Thread>>,
     round: Vec<u32>,
 }
 
 impl Worker<'_> {
-    fn run_block<K: Kernel>(
+    fn run<K: Kernel>(
         &mut self,
-        machine: &Block,
+        machine: &Cluster,
         idx: [u32; 3],
         mut rng: SmallRng,
         args: Shareable<K::Args>,
@@ -232,13 +240,13 @@ impl Drop for Worker<'_> {
 }
 
 /// A thread that has not run yet.
-fn start<K: Kernel>(stack: DefaultStack, machine: &Block, args: Shareable<K::Args>) -> Thread {
-    let machine: *const Block = machine;
+fn start<K: Kernel>(stack: DefaultStack, machine: &Cluster, args: Shareable<K::Args>) -> Thread {
+    let machine: *const Cluster = machine;
     let body = move |yielder: &Yielder, ()| {
         let Shareable(args) = args;
         // SAFETY: `launch` drops its worker, and with it every coroutine, before the machine.
         unsafe { &*machine }.started(yielder);
-        // SAFETY: the contract of `Emulator::launch`; `Block::access` checks the addresses.
+        // SAFETY: the contract of `Emulator::launch`; `Cluster::access` checks the addresses.
         unsafe { K::run(args) }
     };
     // SAFETY: `body` borrows nothing but the machine, of which see above: arguments are plain bits.

@@ -71,6 +71,19 @@ impl Shared {
         Ok(self.arrays[at].region.pointer())
     }
 
+    /// Where `other` has what `pointer` points to in these arrays; `None` where that is nothing, or where the other block has not met
+    /// the array yet.
+    pub(crate) fn map(&self, pointer: *const u8, other: &Self) -> Option<*mut u8> {
+        let at = pointer.addr();
+        if self.dynamic.contains(at, 1) {
+            return Some(other.dynamic.pointer().wrapping_add(at - self.dynamic.start()));
+        }
+        let mine = self.arrays.iter().find(|array| array.met && array.region.contains(at, 1))?;
+        let same = |array: &&Array| array.met && array.key == mine.key && array.region.len() == mine.region.len();
+        let its = other.arrays.iter().find(same)?;
+        Some(its.region.pointer().wrapping_add(at - mine.region.start()))
+    }
+
     /// Whether an access lies inside one of the present block's arrays.
     pub(crate) fn contains(&self, address: usize, bytes: usize) -> bool {
         self.dynamic.contains(address, bytes)

@@ -2,14 +2,17 @@
 
 mod common;
 
-use common::{download, upload};
+use common::{download, shape, upload};
 use cuda_emu::{Emulator, LaunchError, Nearest, Place, Wait, Waiting};
-use cuda_std::{kernel::Kernel, prelude::*};
+use cuda_std::{
+    kernel::{Grid, Kernel},
+    prelude::*,
+};
 
 /// Runs `K` on one block and returns its error.
 fn error<K: Kernel>(emulator: &Emulator, threads: u32, args: K::Args) -> LaunchError {
     // SAFETY: the kernels of this file reach global memory through `mem` alone, and one block runs alone.
-    unsafe { emulator.launch::<K>([1, 1, 1], [threads, 1, 1], 0, args) }.unwrap_err()
+    unsafe { emulator.launch::<K>(shape([1, 1, 1], [threads, 1, 1], 0), args) }.unwrap_err()
 }
 
 fn place(kernel: &'static str, x: u32) -> Place {
@@ -62,7 +65,7 @@ fn accesses_outside_live_allocations() {
     // The ends are inside.
     for offset in [0, 96] {
         // SAFETY: inside the allocation.
-        unsafe { emulator.launch::<touch>([1; 3], [32, 1, 1], 0, (memories[0].address() + offset, 1)) }.unwrap();
+        unsafe { emulator.launch::<touch>(shape([1; 3], [32, 1, 1], 0), (memories[0].address() + offset, 1)) }.unwrap();
     }
     assert_eq!(download(&memories[0])[24], 7);
 }
@@ -178,7 +181,7 @@ fn a_panic_is_an_error_with_its_message_and_the_emulator_lives_on() {
         );
     }
     // SAFETY: touches no memory.
-    unsafe { emulator.launch::<panics>([4, 1, 1], [64, 1, 1], 0, (3,)) }.unwrap();
+    unsafe { emulator.launch::<panics>(shape([4, 1, 1], [64, 1, 1], 0), (3,)) }.unwrap();
 }
 
 struct CountDrops<'a>(&'a std::sync::atomic::AtomicU32);
@@ -220,7 +223,7 @@ fn of_many_blocks_errors_the_first_is_returned() {
     let x = upload(&emulator, &[1; 5]);
     for _ in 0..20 {
         // SAFETY: reads only.
-        let error = unsafe { emulator.launch::<late>([1000, 1, 1], [1, 1, 1], 0, (x.address() as *const u32,)) };
+        let error = unsafe { emulator.launch::<late>(shape([1000, 1, 1], [1, 1, 1], 0), (x.address() as *const u32,)) };
         let Err(LaunchError::OutOfBounds { place, .. }) = error else { panic!("{error:?}") };
         assert_eq!(place.block, [5, 0, 0]);
     }
@@ -248,7 +251,7 @@ fn writes_past_the_ends_of_shared_memory() {
         (0, -2, Some("dynamic")),
     ] {
         // SAFETY: no global memory; the overruns stay within the emulator's guards.
-        let result = unsafe { Emulator::default().launch::<overrun>([1; 3], [1, 1, 1], 16, (fixed, dynamic)) };
+        let result = unsafe { Emulator::default().launch::<overrun>(shape([1; 3], [1, 1, 1], 16), (fixed, dynamic)) };
         match (result, wrong) {
             (Ok(()), None) => (),
             (Err(LaunchError::SharedOverrun { kind, bytes: 16, .. }), Some(expected)) => assert_eq!(kind, expected),
@@ -275,8 +278,8 @@ fn shapes_and_shared_memory_that_the_driver_would_refuse() {
     // SAFETY: the kernels touch no memory.
     let (empty, greedy) = unsafe {
         (
-            |grid, block, shared| emulator.launch::<empty>(grid, block, shared, ()),
-            |arrays, shared| emulator.launch::<greedy>([1; 3], [1; 3], shared, (arrays,)),
+            |grid, block, shared| emulator.launch::<empty>(shape(grid, block, shared), ()),
+            |arrays, shared| emulator.launch::<greedy>(shape([1; 3], [1; 3], shared), (arrays,)),
         )
     };
     for grid in [[0, 1, 1], [1, 0, 1], [1, 1, 0], [1 << 31, 1, 1], [1, 65536, 1], [1, 1, 65536]] {
@@ -284,6 +287,12 @@ fn shapes_and_shared_memory_that_the_driver_would_refuse() {
     }
     for block in [[0, 1, 1], [1, 0, 1], [1, 1, 0], [1025, 1, 1], [1, 1, 65], [33, 32, 1], [1 << 16, 1 << 16, 1]] {
         assert!(matches!(empty([1; 3], block, 0), Err(LaunchError::Block { block: b, .. }) if b == block));
+    }
+    for (blocks, cluster) in [([4, 4, 1], [3, 1, 1]), ([4, 4, 1], [1, 0, 1]), ([16, 1, 1], [16, 1, 1])] {
+        let grid = Grid { blocks, threads: [1; 3], shared: 0, cluster };
+        // SAFETY: the kernel touches no memory.
+        let result = unsafe { emulator.launch::<empty>(grid, ()) };
+        assert!(matches!(result, Err(LaunchError::Cluster { cluster: c, .. }) if c == cluster));
     }
     empty([1; 3], [1024, 1, 1], 163 << 10).unwrap();
     let too_much = |result, limit| matches!(result, Err(LaunchError::SharedMemory { limit: l, .. }) if l == limit);
@@ -294,8 +303,46 @@ fn shapes_and_shared_memory_that_the_driver_would_refuse() {
 
     let h200 = Emulator::default().with_shared_limit(227 << 10);
     // SAFETY: the kernel touches no memory.
-    let greedy = |shared| unsafe { h200.launch::<greedy>([1; 3], [1; 3], shared, (1,)) };
+    let greedy = |shared| unsafe { h200.launch::<greedy>(shape([1; 3], [1; 3], shared), (1,)) };
     greedy(197 << 10).unwrap();
     assert!(too_much(greedy((197 << 10) + 1), 227 << 10));
     assert!(too_much(greedy((227 << 10) + 1), 227 << 10));
+}
+
+/// Block 1 of a pair writes to an array of block 0's that this one has not made, without a barrier of the cluster before it.
+#[kernel("test")]
+unsafe fn hasty() {
+    if cluster::rank() == 1 {
+        let array = shared_array!(HASTY: [u32; 8]);
+        // SAFETY: this is the error.
+        unsafe { cluster::map(array, 0).write(1) };
+    }
+}
+
+/// Thread 0 waits for the cluster, the others for their block.
+#[kernel("test")]
+unsafe fn torn() {
+    // SAFETY: this is the error.
+    unsafe {
+        if thread::thread_idx_x() == 0 {
+            cluster::arrive();
+            cluster::wait();
+        } else {
+            thread::sync_threads();
+        }
+    }
+}
+
+#[test]
+fn clusters_whose_blocks_do_not_wait_for_each_other() {
+    let grid = Grid::new(4, 1, 3).with_cluster([2, 1, 1]);
+    // SAFETY: the kernels touch no global memory.
+    let (hasty, torn) = unsafe {
+        (Emulator::default().launch::<hasty>(grid, ()), Emulator::default().launch::<torn>(grid, ()))
+    };
+    let Err(LaunchError::ClusterMap { place, rank: 0 }) = hasty else { panic!("{hasty:?}") };
+    assert_eq!(place.block, [1, 0, 0]);
+    let Err(LaunchError::Divergence { block: [0, 0, 0], waiting, .. }) = torn else { panic!("{torn:?}") };
+    let [cluster, block] = [(Wait::Cluster, vec![0]), (Wait::Barrier, vec![1, 2])];
+    assert_eq!(waiting.into_iter().map(|w| (w.at, w.threads)).collect::<Vec<_>>(), [cluster, block]);
 }

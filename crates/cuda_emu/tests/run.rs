@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{download, upload};
+use common::{download, shape, upload};
 use cuda_emu::{Emulator, MemoryError};
-use cuda_std::prelude::*;
+use cuda_std::{kernel::Grid, prelude::*};
 
 /// The sum of `n` floats by each block: tree reduction in shared memory.
 #[kernel("test")]
@@ -45,9 +45,7 @@ fn a_tree_reduction_with_barriers() {
         // SAFETY: the arrays are as long as the kernel needs.
         unsafe {
             emulator.launch::<reduce>(
-                [blocks, 1, 1],
-                [threads, 1, 1],
-                0,
+                shape([blocks, 1, 1], [threads, 1, 1], 0),
                 (input.address() as *const f32, n, sums.address() as *mut f32),
             )
         }
@@ -94,7 +92,7 @@ fn shuffles_and_ballots_agree_with_lockstep() {
         let out = emulator.alloc(threads * 4).unwrap();
         let args = (rounds as u32, out.address() as *mut u32);
         // SAFETY: `out` has a place for each thread.
-        unsafe { emulator.launch::<shuffles>([1, 1, 1], [threads as u32, 1, 1], 0, args) }.unwrap();
+        unsafe { emulator.launch::<shuffles>(shape([1, 1, 1], [threads as u32, 1, 1], 0), args) }.unwrap();
         assert_eq!(download(&out), expected, "seed {seed}");
     }
 }
@@ -123,7 +121,7 @@ fn parts_of_a_warp_meet_by_their_masks() {
     let emulator = Emulator::new(3);
     let out = emulator.alloc(128).unwrap();
     // SAFETY: `out` has a place for each thread.
-    unsafe { emulator.launch::<halves>([1, 1, 1], [32, 1, 1], 0, (out.address() as *mut u32,)) }.unwrap();
+    unsafe { emulator.launch::<halves>(shape([1, 1, 1], [32, 1, 1], 0), (out.address() as *mut u32,)) }.unwrap();
     let (low, high): (u32, u32) = ((0..16).sum(), (16..32).sum());
     let mut expected = [[high; 16], [low; 16]].concat();
     expected[21] = 1 << 5;
@@ -143,7 +141,7 @@ fn warps_are_cut_from_the_threads_in_order_x_fastest() {
     let emulator = Emulator::default();
     let out = emulator.alloc(96 * 4).unwrap();
     // SAFETY: `out` has a place for each thread.
-    unsafe { emulator.launch::<flat>([1, 1, 1], [3, 32, 1], 0, (out.address() as *mut u32,)) }.unwrap();
+    unsafe { emulator.launch::<flat>(shape([1, 1, 1], [3, 32, 1], 0), (out.address() as *mut u32,)) }.unwrap();
     assert_eq!(download(&out), (0..96).map(|t| t ^ 1).collect::<Vec<u32>>());
 }
 
@@ -166,7 +164,7 @@ fn a_last_partial_warp_and_threads_that_exit_before_a_barrier() {
     let emulator = Emulator::default();
     let out = emulator.alloc(48 * 4).unwrap();
     // SAFETY: `out` has a place for each thread.
-    unsafe { emulator.launch::<partial>([1, 1, 1], [48, 1, 1], 0, (out.address() as *mut u32,)) }.unwrap();
+    unsafe { emulator.launch::<partial>(shape([1, 1, 1], [48, 1, 1], 0), (out.address() as *mut u32,)) }.unwrap();
     assert_eq!(download(&out), [vec![u32::MAX; 32], vec![0xffff; 16]].concat());
 }
 
@@ -206,7 +204,7 @@ fn the_last_block_sees_what_the_others_wrote() {
         let (arrived, out) = (upload(&emulator, &[0]), emulator.alloc(8).unwrap());
         let [p, a, o] = [&parts, &arrived, &out].map(|memory| memory.address() as *mut u32);
         // SAFETY: `parts` has a place for each thread; one counter, two results.
-        unsafe { emulator.launch::<last_block>([blocks, 1, 1], [threads, 1, 1], 0, (p, a, o)) }.unwrap();
+        unsafe { emulator.launch::<last_block>(shape([blocks, 1, 1], [threads, 1, 1], 0), (p, a, o)) }.unwrap();
         assert_eq!(download(&arrived), [blocks]);
         assert_eq!(download(&out), [(0..blocks * threads).sum(), 3 * threads]);
     }
@@ -246,7 +244,7 @@ fn three_dimensions_and_shared_arrays_of_each_block_and_site() {
     let (out, fresh) = (emulator.alloc(threads * 4).unwrap(), emulator.alloc(threads * 4).unwrap());
     let args = (out.address() as *mut u32, fresh.address() as *mut u32);
     // SAFETY: both have a place for each thread.
-    unsafe { emulator.launch::<indices>(grid, block, 64 * 4, args) }.unwrap();
+    unsafe { emulator.launch::<indices>(shape(grid, block, 64 * 4), args) }.unwrap();
     assert_eq!(download(&out), (0..threads as u32).map(|t| 9 * t + 3).collect::<Vec<_>>());
     assert_eq!(download(&fresh), vec![1; threads]);
 }
@@ -270,7 +268,7 @@ fn orders_are_permutations_that_differ_by_seed_launch_and_block_and_repeat() {
         let orders = [(); 2].map(|()| {
             let out = emulator.alloc(2 * 64 * 4).unwrap();
             // SAFETY: `out` has a place for each thread.
-            unsafe { emulator.launch::<order>([2, 1, 1], [64, 1, 1], 0, (out.address() as *mut u32,)) }.unwrap();
+            unsafe { emulator.launch::<order>(shape([2, 1, 1], [64, 1, 1], 0), (out.address() as *mut u32,)) }.unwrap();
             download(&out)
         });
         orders.concat().chunks(64).map(<[u32]>::to_vec).collect::<Vec<_>>()
@@ -308,7 +306,7 @@ fn a_missing_barrier_shows_as_results_that_differ_between_seeds() {
             let out = emulator.alloc(128 * 4).unwrap();
             let args = (barrier, out.address() as *mut u32);
             // SAFETY: `out` has a place for each thread.
-            unsafe { emulator.launch::<neighbour>([1, 1, 1], [128, 1, 1], 0, args) }.unwrap();
+            unsafe { emulator.launch::<neighbour>(shape([1, 1, 1], [128, 1, 1], 0), args) }.unwrap();
             download(&out)
         });
         let mut results: Vec<_> = results.collect();
@@ -340,4 +338,57 @@ fn memory_is_aligned_poisoned_checked_and_of_its_exact_size() {
     assert_eq!(emulator.alloc(0).unwrap_err(), MemoryError::Empty);
     assert_eq!(emulator.alloc(usize::MAX).unwrap_err(), MemoryError::OutOfMemory { bytes: usize::MAX });
     assert_eq!(emulator.alloc(1 << 60).unwrap_err(), MemoryError::OutOfMemory { bytes: 1 << 60 });
+}
+
+/// Every block of a cluster of `2 x 3` writes its number into each one's shared memory, and then what all have written to its own.
+#[kernel("test")]
+unsafe fn exchange(rounds: u32, out: *mut u32) {
+    let inbox = shared_array!(INBOX: [u32; 2 * 64 * 6]);
+    let (size, rank, t) = (cluster::size(), cluster::rank(), thread::thread_idx_x());
+    let block = thread::block_idx_y() * thread::grid_dim_x() + thread::block_idx_x();
+    // SAFETY: 64 threads a block, six blocks a cluster; `out` has a place for each thread of the grid. Blocks have started behind the
+    // first barrier; two halves of the inbox take turns, so that nobody writes what is still read.
+    unsafe {
+        cluster::arrive();
+        cluster::wait();
+        let mut sum = block;
+        for round in 0..rounds {
+            let half = inbox.add((round % 2 * 64 * 6) as usize);
+            for other in 0..size {
+                cluster::map(half, other).add((64 * rank + t) as usize).write(sum.wrapping_mul(t + 1));
+            }
+            cluster::arrive();
+            cluster::wait();
+            for other in 0..size {
+                sum = sum.rotate_left(3) ^ half.add((64 * other + t) as usize).read();
+            }
+        }
+        mem::store(out.add((64 * block + t) as usize), sum);
+    }
+}
+
+#[test]
+fn blocks_of_a_cluster_write_into_each_others_shared_memory() {
+    let (rounds, [width, height]) = (5, [4u32, 6u32]);
+    let mut expected: Vec<Vec<u32>> = (0..width * height).map(|block| vec![block; 64]).collect();
+    for _ in 0..rounds {
+        let sent = expected.clone();
+        for (block, sums) in expected.iter_mut().enumerate() {
+            let (x, y) = (block as u32 % width, block as u32 / width);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                for (other_y, other_x) in (0..3).flat_map(|y| (0..2).map(move |x| (y, x))) {
+                    let other = (y / 3 * 3 + other_y) * width + x / 2 * 2 + other_x;
+                    *sum = sum.rotate_left(3) ^ sent[other as usize][t].wrapping_mul(t as u32 + 1);
+                }
+            }
+        }
+    }
+    for seed in 0..4 {
+        let emulator = Emulator::new(seed);
+        let out = emulator.alloc((64 * width * height * 4) as usize).unwrap();
+        let grid = Grid::new(width, height, 64).with_cluster([2, 3, 1]);
+        // SAFETY: as the kernel wants it.
+        unsafe { emulator.launch::<exchange>(grid, (rounds, out.address() as *mut u32)) }.unwrap();
+        assert_eq!(download(&out), expected.concat(), "seed {seed}");
+    }
 }

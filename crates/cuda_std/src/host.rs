@@ -13,6 +13,14 @@ pub trait Machine {
     fn block_dim(&self) -> [u32; 3];
     /// `gridDim`.
     fn grid_dim(&self) -> [u32; 3];
+    /// Blocks of the block's cluster, and its number among them, x first (`cluster_nctarank`, `cluster_ctarank`).
+    fn cluster(&self) -> (u32, u32);
+    /// Where what `pointer` points to in this block's shared memory is in that of block `rank` of the cluster.
+    fn cluster_map(&self, pointer: *mut u8, rank: u32) -> *mut u8;
+    /// Tells the other threads of the cluster that this one has come here (`barrier.cluster.arrive`).
+    fn cluster_arrive(&self);
+    /// Waits until all threads of the cluster have arrived as often as this one (`barrier.cluster.wait`).
+    fn cluster_wait(&self);
     /// Waits for all threads of the block (`bar.sync 0`).
     fn sync_threads(&self);
     /// A warp collective: publishes `value` and returns what every lane of `mask` published (0 for the others), once all

@@ -65,17 +65,24 @@ pub struct Grid {
     pub threads: [u32; 3],
     /// Bytes of dynamic shared memory of a block, beside the kernel's `shared_array!`s.
     pub shared: u32,
+    /// Blocks of a [cluster](crate::cluster) along x, y, z, divisors of `blocks`; 1 each for none.
+    pub cluster: [u32; 3],
 }
 
 impl Grid {
     /// `x` by `y` blocks of `threads` threads, without dynamic shared memory.
     pub const fn new(x: u32, y: u32, threads: u32) -> Self {
-        Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: 0 }
+        Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: 0, cluster: [1; 3] }
     }
 
     /// The same with `bytes` bytes of dynamic shared memory in each block (`dynamic_shared!`).
     pub const fn with_shared(self, bytes: u32) -> Self {
         Grid { shared: bytes, ..self }
+    }
+
+    /// The same in clusters of `blocks` blocks along x, y, z.
+    pub const fn with_cluster(self, blocks: [u32; 3]) -> Self {
+        Grid { cluster: blocks, ..self }
     }
 }
 

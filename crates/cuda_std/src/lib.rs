@@ -16,6 +16,7 @@ mod nvptx;
 
 pub mod async_copy;
 pub mod atomic;
+pub mod cluster;
 pub mod float;
 pub mod grid;
 #[cfg(not(target_arch = "nvptx64"))]
@@ -37,7 +38,7 @@ pub use inventory;
 /// What a kernel file needs.
 pub mod prelude {
     pub use crate::{
-        F16, async_copy, atomic, dynamic_shared, float, grid, kernel, mem, mma, shared, shared_array, simd, thread,
+        F16, async_copy, atomic, cluster, dynamic_shared, float, grid, kernel, mem, mma, shared, shared_array, simd, thread,
         warp,
     };
 }

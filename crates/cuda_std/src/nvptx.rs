@@ -28,6 +28,12 @@ unsafe extern "unadjusted" {
         c2: f32,
         c3: f32,
     ) -> Fragment;
+    #[cfg(cuda_sm = "90")]
+    #[link_name = "llvm.nvvm.barrier.cluster.arrive"]
+    fn llvm_cluster_arrive();
+    #[cfg(cuda_sm = "90")]
+    #[link_name = "llvm.nvvm.barrier.cluster.wait"]
+    fn llvm_cluster_wait();
     #[link_name = "llvm.fma.f32"]
     fn llvm_fma(a: f32, b: f32, c: f32) -> f32;
 }
@@ -309,6 +315,45 @@ pub unsafe fn barrier_try_wait(barrier: u32, parity: u32) -> bool {
         );
     }
     ended != 0
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn cluster_arrive() {
+    // SAFETY: the caller's promise.
+    unsafe { llvm_cluster_arrive() }
+}
+
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn cluster_wait() {
+    // SAFETY: the caller's promise.
+    unsafe { llvm_cluster_wait() }
+}
+
+/// Blocks of the cluster, and this one's number among them.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn cluster() -> (u32, u32) {
+    let (size, rank);
+    // SAFETY: reads constants of the block.
+    unsafe {
+        asm!("mov.u32 {0}, %cluster_nctarank;", out(reg32) size, options(pure, nomem, nostack));
+        asm!("mov.u32 {0}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack));
+    }
+    (size, rank)
+}
+
+/// The generic address in block `rank`'s shared memory of what `pointer` points to in this block's.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub fn cluster_map(pointer: *mut u8, rank: u32) -> *mut u8 {
+    let mapped: u64;
+    // SAFETY: arithmetic on addresses.
+    unsafe {
+        asm!("mapa.u64 {0}, {1}, {2};", out(reg64) mapped, in(reg64) pointer, in(reg32) rank, options(pure, nomem, nostack))
+    };
+    mapped as *mut u8
 }
 
 // No `nomem` in these two: the compiler must not move an access to memory across them.

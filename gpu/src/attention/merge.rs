@@ -1,4 +1,4 @@
-//! The merge of partial results: of a block's warps, and of a KV head's blocks.
+//! The merge of partial results: of a block's warps, of a cluster's blocks, and of a KV head's clusters.
 
 use core::array;
 
@@ -6,9 +6,9 @@ use cuda_std::prelude::*;
 
 use super::{Decode, LANES, MAX_SPLITS, QUERIES, Shared, THREADS, Task, WARPS, counter_words};
 
-/// Splits whose results are read at once.
+/// Clusters whose results are read at once.
 const READS: usize = 8;
-/// Splits that a lane weighs.
+/// Clusters that a lane weighs.
 const PER_LANE: usize = MAX_SPLITS as usize / LANES;
 
 /// A block that has computed its share.
@@ -18,59 +18,113 @@ pub(super) struct Merge<'a, const CHUNKS: usize> {
     pub(super) shared: &'a Shared<CHUNKS>,
 }
 
-/// The parts of the workspace. A unit's rows are `[splits][QUERIES]`.
+/// A result of some positions for a query, in four of its dimensions.
+#[derive(Clone, Copy)]
+struct Partial {
+    /// The largest score, minus infinity for none.
+    maximum: f32,
+    /// The sum of weights.
+    weight: f32,
+    /// The sums of weighted values.
+    sums: [f32; 4],
+}
+
+impl Partial {
+    /// This one and `count` others, of which `at` says where number i has its maximum, its weight and its sums in shared memory.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline(always)]
+    unsafe fn and(self, count: usize, at: impl Fn(usize) -> (*const f32, *const f32, *const f32)) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut maximum = self.maximum;
+            for i in 0..count {
+                maximum = maximum.max(at(i).0.read());
+            }
+            // Where there are no scores at all, not the difference of two infinities.
+            let base = maximum.max(f32::MIN);
+            let factor = float::exp(self.maximum - base);
+            let (mut weight, mut sums) = (factor * self.weight, self.sums.map(|sum| factor * sum));
+            for i in 0..count {
+                let (maximum, its_weight, part) = at(i);
+                let factor = float::exp(maximum.read() - base);
+                weight = float::fma(factor, its_weight.read(), weight);
+                let part = part.cast::<mem::F32x4>().read().0;
+                for k in 0..4 {
+                    sums[k] = float::fma(factor, part[k], sums[k]);
+                }
+            }
+            Partial { maximum, weight, sums }
+        }
+    }
+}
+
+/// No positions.
+const NOTHING: Partial = Partial { maximum: f32::NEG_INFINITY, weight: 0.0, sums: [0.0; 4] };
+
+/// The parts of the workspace of the blocks that have the same dimensions of a unit, one of each cluster. Rows are `[clusters][QUERIES]`.
 struct Workspace {
-    /// `[units]`: how many blocks have finished.
+    /// How many of these blocks have finished.
     counter: *mut u32,
-    /// `[rows]`: the splits' largest scores.
+    /// `[rows]`: the clusters' largest scores.
     maxima: *mut f32,
     /// `[rows]`: their sums of weights.
     weights: *mut f32,
-    /// `[rows][64 CHUNKS]`: their sums of weighted values.
+    /// `[rows][64 CHUNKS / size]`: their sums of weighted values, in these dimensions.
     sums: *mut f32,
 }
 
 impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
     const DIMS: usize = 64 * CHUNKS;
 
-    /// This unit's part of the workspace.
+    /// How many dimensions a block of the cluster has, as a power of two.
+    #[inline(always)]
+    fn share_bits(&self) -> u32 {
+        Self::DIMS.ilog2() - self.task.size.ilog2()
+    }
+
+    /// This block's part of the workspace.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
     unsafe fn workspace(&self) -> Workspace {
-        let (units, splits) = (thread::grid_dim_x(), self.args.splits as usize);
-        let (rows, row) = (units as usize * splits * QUERIES, self.task.unit * splits * QUERIES);
+        let Task { unit, size, rank, .. } = *self.task;
+        let units = thread::grid_dim_x() as usize * size;
+        let (unit, each) = (unit * size + rank, self.args.splits as usize / size * QUERIES);
+        let (rows, row) = (units * each, unit * each);
         // SAFETY: inside the workspace, as `DecodeShape::workspace_bytes` adds it up.
         unsafe {
             let base = mem::global(self.args.workspace).cast_mut();
-            let maxima = base.add(counter_words(units)).cast::<f32>();
+            let maxima = base.add(counter_words(units as u32)).cast::<f32>();
             Workspace {
-                counter: base.add(self.task.unit),
+                counter: base.add(unit),
                 maxima: maxima.add(row),
                 weights: maxima.add(rows + row),
-                sums: maxima.add(2 * rows + row * Self::DIMS),
+                sums: maxima.add(2 * rows + (row << self.share_bits())),
             }
         }
     }
 
-    /// Calls `f` with each query and each four dimensions of it that are this thread's.
+    /// Calls `f` with each query and each four of the first `1 << bits` dimensions that are this thread's.
     #[inline(always)]
-    fn each(&self, f: impl Fn(usize, usize)) {
+    fn each(&self, bits: u32, f: impl Fn(usize, usize)) {
+        let fours = bits - 2;
         let mut i = thread::thread_idx_x() as usize;
-        while i < self.task.queries * (Self::DIMS / 4) {
-            f(i / (Self::DIMS / 4), i % (Self::DIMS / 4) * 4);
+        while i < self.task.queries << fours {
+            f(i >> fours, (i & ((1 << fours) - 1)) * 4);
             i += THREADS as usize;
         }
     }
 
-    /// Writes four dimensions of the result, as many of them as there are.
+    /// Writes four dimensions of the result, from `dim` of this block's on, as many of them as there are.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
     unsafe fn store(&self, query: usize, dim: usize, values: [f32; 4]) {
-        let dims = self.args.head_dim as usize;
+        let (dims, dim) = (self.args.head_dim as usize, (self.task.rank << self.share_bits()) + dim);
         // SAFETY: inside the head's row; `dims` is even.
         unsafe {
             let y = mem::global(self.args.y.add((self.task.first_query + query) * dims)).cast_mut();
@@ -82,58 +136,104 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         }
     }
 
-    /// Merges the warps' results and the token's own key and value: into `y`, or into the workspace where there are other blocks.
+    /// Merges the warps' results and the token's own key and value: for the blocks of the cluster, each its dimensions, or for
+    /// [`Merge::finish`].
     ///
     /// # Safety
-    /// As for the kernel; the warps' results and the token's scores are in shared memory, behind a barrier.
+    /// As for the kernel; the warps' results and the token's scores are in shared memory, behind a barrier; all blocks of the cluster
+    /// have started.
     #[inline(always)]
     pub(super) unsafe fn warps(&self) {
         let (shared, token) = (self.shared, self.task.has_token());
-        self.each(|query, dim| {
+        self.each(Self::DIMS.ilog2(), |query, dim| {
             // SAFETY: inside the arrays; the thread's own elements of the results.
             unsafe {
-                let score = if token { shared.scores.add(query).read() } else { f32::NEG_INFINITY };
-                let mut maximum = score;
-                for warp in 0..WARPS {
-                    maximum = maximum.max(shared.maxima.add(warp * QUERIES + query).read());
-                }
-                let (mut weight, mut sums) = (0.0, [0.0; 4]);
+                let mut first = NOTHING;
                 if token {
-                    weight = float::exp(score - maximum);
                     let value = shared.value.add(dim).cast::<mem::F32x4>().read().0;
-                    sums = value.map(|value| weight * value);
+                    first = Partial { maximum: shared.scores.add(query).read(), weight: 1.0, sums: value };
                 }
-                for warp in 0..WARPS {
+                let partial = first.and(WARPS, |warp| {
                     let row = warp * QUERIES + query;
-                    let factor = float::exp(shared.maxima.add(row).read() - maximum);
-                    weight = float::fma(factor, shared.weights.add(row).read(), weight);
-                    let part = shared.parts.add(row * Self::DIMS + dim).cast::<mem::F32x4>().read().0;
-                    for i in 0..4 {
-                        sums[i] = float::fma(factor, part[i], sums[i]);
-                    }
-                }
-                if self.task.active == 1 {
-                    self.store(query, dim, sums.map(|sum| sum / weight));
-                    return;
-                }
-                let workspace = self.workspace();
-                let row = self.task.split as usize * QUERIES + query;
-                mem::store4(workspace.sums.add(row * Self::DIMS + dim), sums);
-                if dim == 0 {
-                    mem::store(workspace.maxima.add(row), maximum);
-                    mem::store(workspace.weights.add(row), weight);
+                    (shared.maxima.add(row), shared.weights.add(row), shared.parts.add(row * Self::DIMS + dim))
+                });
+                if self.task.size > 1 {
+                    self.send(query, dim, partial);
+                } else {
+                    self.finish(query, dim, partial);
                 }
             }
         });
     }
 
-    /// Whether all other blocks of the unit have written their results; then those can be read.
+    /// Writes a result of this block to the block of the cluster that has these dimensions.
+    ///
+    /// # Safety
+    /// As for [`Merge::warps`].
+    #[inline(always)]
+    unsafe fn send(&self, query: usize, dim: usize, partial: Partial) {
+        let (shared, bits) = (self.shared, self.share_bits());
+        let (rank, dim) = ((dim >> bits) as u32, dim & ((1 << bits) - 1));
+        let row = self.task.rank * QUERIES + query;
+        // SAFETY: inside the inbox, a place of this block's; the other block has started.
+        unsafe {
+            let to = cluster::map(shared.inbox.add((row << bits) + dim), rank);
+            to.cast::<mem::F32x4>().write(mem::F32x4(partial.sums));
+            if dim == 0 {
+                cluster::map(shared.inbox_maxima.add(row), rank).write(partial.maximum);
+                cluster::map(shared.inbox_weights.add(row), rank).write(partial.weight);
+            }
+        }
+    }
+
+    /// Merges what the blocks of the cluster have sent.
+    ///
+    /// # Safety
+    /// As for the kernel, behind a barrier of the cluster.
+    #[inline(always)]
+    pub(super) unsafe fn blocks(&self) {
+        let (shared, bits) = (self.shared, self.share_bits());
+        self.each(bits, |query, dim| {
+            // SAFETY: inside the inbox.
+            unsafe {
+                let partial = NOTHING.and(self.task.size, |rank| {
+                    let row = rank * QUERIES + query;
+                    let sums = shared.inbox.add((row << bits) + dim);
+                    (shared.inbox_maxima.add(row), shared.inbox_weights.add(row), sums)
+                });
+                self.finish(query, dim, partial);
+            }
+        });
+    }
+
+    /// Writes a cluster's result: to `y`, or into the workspace where there are other clusters.
+    ///
+    /// # Safety
+    /// As for the kernel.
+    #[inline(always)]
+    unsafe fn finish(&self, query: usize, dim: usize, Partial { maximum, weight, sums }: Partial) {
+        // SAFETY: inside the workspace; the thread's own elements.
+        unsafe {
+            if self.task.active == 1 {
+                return self.store(query, dim, sums.map(|sum| sum / weight));
+            }
+            let workspace = self.workspace();
+            let row = self.task.cluster as usize * QUERIES + query;
+            mem::store4(workspace.sums.add((row << self.share_bits()) + dim), sums);
+            if dim == 0 {
+                mem::store(workspace.maxima.add(row), maximum);
+                mem::store(workspace.weights.add(row), weight);
+            }
+        }
+    }
+
+    /// Whether all other clusters of the unit have written their results in this block's dimensions; then those can be read.
     ///
     /// # Safety
     /// As for the kernel; all threads are here, once.
     #[inline(always)]
     pub(super) unsafe fn is_last(&self) -> bool {
-        // SAFETY: the unit's counter, which nobody accesses otherwise while blocks are counted. The last one puts it back to 0 for the
+        // SAFETY: the counter of these blocks, which nobody accesses otherwise while blocks are counted. The last one puts it back to 0 for the
         // next launch.
         unsafe {
             thread::sync_threads();
@@ -152,23 +252,23 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         }
     }
 
-    /// Merges the blocks' results into `y`.
+    /// Merges the clusters' results into `y`.
     ///
     /// # Safety
     /// As for the kernel, after [`Merge::is_last`]; all threads are here.
     #[inline(always)]
-    pub(super) unsafe fn splits(&self) {
+    pub(super) unsafe fn clusters(&self) {
         let (active, lane) = (self.task.active as usize, warp::lane_id() as usize);
         let factors = self.shared.factors;
-        // SAFETY: rows of splits below `active`, which are written; factors of queries that are each one warp's, read behind a barrier.
+        // SAFETY: rows of clusters below `active`, which are written; factors of queries that are each one warp's, read behind a barrier.
         unsafe {
             let workspace = self.workspace();
             let mut query = warp::warp_id() as usize;
             while query < self.task.queries {
                 let of = |from: *mut f32, nothing: f32| -> [f32; PER_LANE] {
                     array::from_fn(|i| {
-                        let split = lane + LANES * i;
-                        if split < active { mem::load(from.add(split * QUERIES + query)) } else { nothing }
+                        let cluster = lane + LANES * i;
+                        if cluster < active { mem::load(from.add(cluster * QUERIES + query)) } else { nothing }
                     })
                 };
                 let (maxima, weights) = (of(workspace.maxima, f32::NEG_INFINITY), of(workspace.weights, 0.0));
@@ -189,23 +289,24 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
                 query += WARPS;
             }
             thread::sync_threads();
-            self.each(|query, dim| {
+            let bits = self.share_bits();
+            self.each(bits, |query, dim| {
                 let mut sums = [0.0; 4];
-                let mut split = 0;
-                while split < active {
-                    // A split that is not there has the factor 0; the last one's values stand in for its.
+                let mut cluster = 0;
+                while cluster < active {
+                    // A cluster that is not there has the factor 0; the last one's values stand in for its.
                     let mut parts = [[0.0; 4]; READS];
                     unrolled!(i in [0 1 2 3 4 5 6 7], {
-                        let row = (split + i).min(active - 1) * QUERIES + query;
-                        parts[i] = mem::load4(workspace.sums.add(row * Self::DIMS + dim));
+                        let row = (cluster + i).min(active - 1) * QUERIES + query;
+                        parts[i] = mem::load4(workspace.sums.add((row << bits) + dim));
                     });
                     unrolled!(i in [0 1 2 3 4 5 6 7], {
-                        let factor = factors.add(query * MAX_SPLITS as usize + split + i).read();
+                        let factor = factors.add(query * MAX_SPLITS as usize + cluster + i).read();
                         unrolled!(k in [0 1 2 3], {
                             sums[k] = float::fma(factor, parts[i][k], sums[k]);
                         });
                     });
-                    split += READS;
+                    cluster += READS;
                 }
                 self.store(query, dim, sums);
             });

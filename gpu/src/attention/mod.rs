@@ -2,13 +2,16 @@
 //!
 //! The cache's positions are split over blocks, and those of a block over its warps (flash-decoding, Dao et al. 2023). Each
 //! warp keeps a running maximum of its scores and rescales its sums when that grows (online softmax, Milakov and Gimelshein
-//! 2018). A block merges its warps' results, and the last block of a KV head to finish merges the blocks': always in the same
-//! order, so that the same input gives the same bits.
+//! 2018). A block merges its warps' results, a cluster its blocks', and the last cluster of a KV head to finish merges the
+//! clusters': always in the same order, so that the same input gives the same bits.
 //!
 //! A KV head's queries (grouped-query attention, Ainslie et al. 2023) are packed into a block, at most `QUERIES` of them, so
 //! that keys and values are read once for all. The products are the tensor cores' in TF32, which holds every half exactly. Their
 //! matrices have 16 rows: each query is two of those, since TF32 has 11 bits of it and the next 11 are another number. The softmax's
 //! weights are split in the same way. Tensor cores sum up to 32 products; those sums are added in F32.
+//!
+//! Blocks whose parts follow each other are a cluster where the GPU has those: they merge their results in shared memory, each a share
+//! of the dimensions, and only clusters merge by way of the workspace. Without, a block is a cluster of its own.
 //!
 //! How many blocks there are does not depend on the position, which is read from device memory: one launch can be recorded
 //! and replayed at any. Blocks beyond the positions end at once.
@@ -59,6 +62,8 @@ const THREADS: u32 = (WARPS * LANES) as u32;
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 2;
 /// The last block of a KV head has room for the factors of as many.
 const MAX_SPLITS: u32 = 256;
+/// Blocks of a cluster at most, where there are clusters.
+const MAX_CLUSTER: usize = if cfg!(all(target_arch = "nvptx64", not(cuda_sm = "90"))) { 1 } else { 8 };
 /// What [`attention_decode_64`](fn@attention_decode_64) and the others take. Device addresses, and sizes in elements.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -128,27 +133,35 @@ pub struct DecodeShape {
     units: u32,
     head_dim: u32,
     splits: u32,
+    cluster: u32,
 }
 
 impl DecodeShape {
-    /// For a model of these sizes on a GPU of `multiprocessors`: as many splits as fill it, and no more than the context has use
-    /// for.
-    pub const fn new(heads: u32, kv_heads: u32, head_dim: u32, context: u32, multiprocessors: u32) -> Self {
+    /// For a model of these sizes on a GPU of `multiprocessors` and with clusters of up to `cluster` blocks: as many splits as fill
+    /// it, and no more than the context has use for.
+    pub const fn new(
+        heads: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        context: u32,
+        multiprocessors: u32,
+        cluster: u32,
+    ) -> Self {
         let units = kv_heads * units_per_kv_head(heads / kv_heads);
         let fill = multiprocessors * BLOCKS_PER_MULTIPROCESSOR / units;
-        let useful = context.div_ceil(MIN_SHARE);
+        let cluster = if fill < cluster { fill } else { cluster };
+        // A power of two.
+        let cluster = if cluster < 2 { 1 } else { 1 << cluster.ilog2() };
+        let useful = cluster * context.div_ceil(cluster * least_share(cluster));
         let splits = if fill < useful { fill } else { useful };
-        Self::with_splits(heads, kv_heads, head_dim, splits)
+        Self::with_splits(heads, kv_heads, head_dim, splits, cluster)
     }
 
-    /// The same with a number of splits, brought into 1 to 256.
-    pub const fn with_splits(heads: u32, kv_heads: u32, head_dim: u32, splits: u32) -> Self {
-        let splits = match splits {
-            0 => 1,
-            1..=MAX_SPLITS => splits,
-            _ => MAX_SPLITS,
-        };
-        DecodeShape { units: kv_heads * units_per_kv_head(heads / kv_heads), head_dim, splits }
+    /// The same with a number of splits, brought to a multiple of `cluster` of at most 256; `cluster` is a power of two of at most 8.
+    pub const fn with_splits(heads: u32, kv_heads: u32, head_dim: u32, splits: u32, cluster: u32) -> Self {
+        let splits = if splits > MAX_SPLITS { MAX_SPLITS } else { splits };
+        let splits = if splits < cluster { cluster } else { splits - splits % cluster };
+        DecodeShape { units: kv_heads * units_per_kv_head(heads / kv_heads), head_dim, splits, cluster }
     }
 
     /// [`Decode::splits`].
@@ -158,32 +171,34 @@ impl DecodeShape {
 
     /// The launch.
     pub const fn grid(&self) -> Grid {
-        Grid::new(self.units, self.splits, THREADS)
+        Grid::new(self.units, self.splits, THREADS).with_cluster([1, self.cluster, 1])
     }
 
     /// The size of [`Decode::workspace`].
     pub const fn workspace_bytes(&self) -> usize {
         let parts = self.units as usize * self.splits as usize * QUERIES;
-        self.counter_bytes() + parts * (2 + row_floats(self.head_dim)) * size_of::<f32>()
+        self.counter_bytes() + parts * (2 + row_floats(self.head_dim) / self.cluster as usize) * size_of::<f32>()
     }
 
     /// How much of [`Decode::workspace`] is 0 between launches.
     pub const fn counter_bytes(&self) -> usize {
-        counter_words(self.units) * size_of::<u32>()
+        counter_words(self.units * self.cluster) * size_of::<u32>()
     }
 }
 
-/// Positions of a block at least, in whole tiles of its warps: a merge of smaller parts would take longer than it saves.
-const MIN_SHARE: u32 = 64;
+/// Positions that a block has before a further cluster of `cluster` blocks takes part, whose merge takes as long as so many.
+const fn least_share(cluster: u32) -> u32 {
+    if cluster == 1 { 64 } else { 256 }
+}
 
 /// Blocks that a KV head's queries take beside each other.
 const fn units_per_kv_head(group: u32) -> u32 {
     group.div_ceil(QUERIES as u32)
 }
 
-/// A counter for each unit, and what fills 256 bytes.
-const fn counter_words(units: u32) -> usize {
-    (units as usize).next_multiple_of(64)
+/// A counter for each of `counters`, and what fills 256 bytes.
+const fn counter_words(counters: u32) -> usize {
+    (counters as usize).next_multiple_of(64)
 }
 
 /// The floats of a query's partial result: those of the kernel's chunks of dimensions.
@@ -226,30 +241,41 @@ const fn shared_words(chunks: usize) -> usize {
         largest = if largest < overlaid[i] { overlaid[i] } else { largest };
         i += 1;
     }
-    largest + 2 * dims + 2 * WARPS * QUERIES + QUERIES + 4
+    largest + 2 * dims + inbox_words(chunks) + 2 * WARPS * QUERIES + QUERIES + 4
+}
+
+/// Words of what the blocks of a cluster write to each other.
+const fn inbox_words(chunks: usize) -> usize {
+    if MAX_CLUSTER == 1 { 0 } else { QUERIES * 64 * chunks + 2 * MAX_CLUSTER * QUERIES }
 }
 
 /// A block's shared memory. The queries are no longer needed when the warps' results are written, nor those when the factors of
-/// the splits are.
+/// the clusters are.
 #[derive(Clone, Copy)]
 struct Shared<const CHUNKS: usize> {
     /// `[QUERIES][query::stride]`: the queries, times the scale of the scores.
     queries: *mut f32,
     /// `[WARPS][QUERIES][64 CHUNKS]`, in the place of the queries: the warps' sums of weighted values.
     parts: *mut f32,
-    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the splits' sums are multiplied with.
+    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the clusters' sums are multiplied with.
     factors: *mut f32,
     /// `[64 CHUNKS]`: the token's key as the cache has it.
     key: *mut f32,
     /// `[64 CHUNKS]`: the token's value as the cache has it.
     value: *mut f32,
+    /// `[size][QUERIES][64 CHUNKS / size]` in a cluster of `size` blocks: their sums, in this block's dimensions.
+    inbox: *mut f32,
+    /// `[size][QUERIES]`: their largest scores.
+    inbox_maxima: *mut f32,
+    /// `[size][QUERIES]`: their sums of weights.
+    inbox_weights: *mut f32,
     /// `[WARPS][QUERIES]`: the warps' largest scores, minus infinity for none.
     maxima: *mut f32,
     /// `[WARPS][QUERIES]`: the warps' sums of weights.
     weights: *mut f32,
     /// `[QUERIES]`: the scores of the token's own key.
     scores: *mut f32,
-    /// How many blocks finished before this one.
+    /// How many clusters finished before this one.
     finished: *mut u32,
 }
 
@@ -260,12 +286,14 @@ impl<const CHUNKS: usize> Shared<CHUNKS> {
     /// They are shared memory.
     #[inline(always)]
     unsafe fn at(base: *mut u32) -> Self {
-        let dims = 64 * CHUNKS;
-        let overlaid = shared_words(CHUNKS) - 2 * dims - 2 * WARPS * QUERIES - QUERIES - 4;
-        // SAFETY: inside the words, whose number is the sum of these.
+        let (dims, behind) = (64 * CHUNKS, 2 * WARPS * QUERIES + QUERIES + 4);
+        let overlaid = shared_words(CHUNKS) - 2 * dims - inbox_words(CHUNKS) - behind;
+        // SAFETY: inside the words, whose number is the sum of these. Where there are no clusters, nobody reads the inbox.
         unsafe {
             let key = base.add(overlaid).cast::<f32>();
-            let maxima = key.add(2 * dims);
+            let inbox = key.add(2 * dims);
+            let inbox_maxima = inbox.wrapping_add(QUERIES * dims);
+            let maxima = inbox.add(inbox_words(CHUNKS));
             let scores = maxima.add(2 * WARPS * QUERIES);
             Shared {
                 queries: base.cast(),
@@ -273,6 +301,9 @@ impl<const CHUNKS: usize> Shared<CHUNKS> {
                 factors: base.cast(),
                 key,
                 value: key.add(dims),
+                inbox,
+                inbox_maxima,
+                inbox_weights: inbox_maxima.wrapping_add(MAX_CLUSTER * QUERIES),
                 maxima,
                 weights: maxima.add(WARPS * QUERIES),
                 scores,
@@ -293,22 +324,27 @@ struct Task {
     queries: usize,
     /// The token's position.
     position: u32,
-    /// The block's positions in the cache, before the token's.
+    /// The block's positions in the cache, before the token's: none in a block that its cluster has no use for.
     start: u32,
     end: u32,
-    split: u32,
-    /// Splits that have positions, at least one.
+    /// Blocks of the cluster, a power of two, and this one's number among them.
+    size: usize,
+    rank: usize,
+    /// The unit's cluster that this is.
+    cluster: u32,
+    /// Clusters that have positions, at least one.
     active: u32,
 }
 
 impl Task {
-    /// The task of the running block, which has none where `split` is not below `active`.
+    /// The task of the running block, which has none where `cluster` is not below `active`.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
     unsafe fn new(args: &Decode, tile: u32) -> Self {
         let (unit, split) = (thread::block_idx_x(), thread::block_idx_y());
+        let (size, rank) = (cluster::size(), cluster::rank());
         let group = args.heads / args.kv_heads;
         let per_head = units_per_kv_head(group);
         let per_unit = group.div_ceil(per_head);
@@ -318,7 +354,8 @@ impl Task {
         let position = unsafe { mem::load(mem::global(args.position)) };
         let from = (position + 1).saturating_sub(args.window);
         let cached = position - from;
-        let share = cached.div_ceil(args.splits).next_multiple_of(tile).max(MIN_SHARE.max(WARPS as u32 * tile));
+        let blocks = cached.div_ceil(least_share(size)).next_multiple_of(size).clamp(size, args.splits);
+        let share = cached.div_ceil(blocks).next_multiple_of(tile).max(tile);
         let start = (from + split * share).min(position);
         Task {
             unit: unit as usize,
@@ -328,15 +365,17 @@ impl Task {
             position,
             start,
             end: (start + share).min(position),
-            split,
-            active: cached.div_ceil(share).max(1),
+            size: size as usize,
+            rank: rank as usize,
+            cluster: split / size,
+            active: cached.div_ceil(share * size).max(1),
         }
     }
 
-    /// Whether the token's own key and value are this block's: the first split's, which always has a task.
+    /// Whether the token's own key and value are this block's: that of the first cluster that has the fewest positions.
     #[inline(always)]
     fn has_token(&self) -> bool {
-        self.split == 0
+        self.cluster == 0 && self.rank == self.size - 1
     }
 }
 
@@ -346,16 +385,20 @@ impl Task {
 /// As for the kernels; all threads of the block are here, and `shared` is `shared_words(CHUNKS)` words of shared memory.
 #[inline(always)]
 unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args: &Decode, shared: *mut u32) {
-    // SAFETY: the caller's promise. Barriers are reached by all threads: `split`, `active` and the ticket are the block's.
+    // SAFETY: the caller's promise. Barriers are reached by all threads: `active` and the ticket are the block's, `cluster` and `size`
+    // the cluster's.
     unsafe {
         let shared = Shared::<CHUNKS>::at(shared);
         if args.overlap != 0 {
             grid::launch_dependents();
         }
         let task = Task::new(args, (16 * STEPS) as u32);
-        if task.split >= task.active {
+        if task.cluster >= task.active {
             grid::wait();
             return;
+        }
+        if task.size > 1 {
+            cluster::arrive();
         }
         let mut warp = Warp::<CHUNKS, STEPS, WIDE>::new(args, &task);
         warp.begin();
@@ -373,9 +416,18 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         warp.write(&shared);
         thread::sync_threads();
         let merge = Merge { args, task: &task, shared: &shared };
+        if task.size > 1 {
+            // All blocks of the cluster have started.
+            cluster::wait();
+        }
         merge.warps();
+        if task.size > 1 {
+            cluster::arrive();
+            cluster::wait();
+            merge.blocks();
+        }
         if task.active > 1 && merge.is_last() {
-            merge.splits();
+            merge.clusters();
         }
     }
 }

@@ -67,7 +67,7 @@ impl Room {
 }
 
 /// Bytes of shared memory that a block of attention takes beside a large and a small block.
-const ATTENTION: u32 = 19 << 10;
+const ATTENTION: u32 = 23 << 10;
 
 /// Bytes of shared memory that a block of [`Share::Alone`] uses. Of 48, 60, 75, 93 and 113 KiB the best for models of 8B and 70B.
 const ALONE: u32 = 75 << 10;

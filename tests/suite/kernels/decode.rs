@@ -77,8 +77,17 @@ impl Attention {
         reference::rope(&x, cos, sin, |i| self.pair(i))
     }
 
-    /// Two launches at `position`, over random keys and values at the positions before it that are seen, and NaN elsewhere.
+    /// At `position`, without clusters and with clusters of a random size.
     fn check<D: Driver>(&self, lab: &mut Lab<D>, position: u32) {
+        self.check_in_clusters(lab, position, 1);
+        let size = 2u32 << lab.rng.random_range(0..3);
+        if size <= lab.driver.properties().cluster {
+            self.check_in_clusters(lab, position, size);
+        }
+    }
+
+    /// Two launches at `position`, over random keys and values at the positions before it that are seen, and NaN elsewhere.
+    fn check_in_clusters<D: Driver>(&self, lab: &mut Lab<D>, position: u32, cluster: u32) {
         let &Attention { heads, kv_heads, head_dim, context, rope_dims, .. } = self;
         let [q, k, v] = [heads, kv_heads, kv_heads].map(|heads| lab.floats(heads * head_dim));
         let [q_norm, k_norm] = [0; 2].map(|_| lab.floats(head_dim));
@@ -99,7 +108,7 @@ impl Attention {
         let (keys, values) = (cache(), cache());
         let (k_cache, v_cache) = (lab.output(&keys), lab.output(&values));
 
-        let shape = DecodeShape::with_splits(heads as u32, kv_heads as u32, head_dim as u32, self.splits);
+        let shape = DecodeShape::with_splits(heads as u32, kv_heads as u32, head_dim as u32, self.splits, cluster);
         let mut workspace = vec![u8::POISON; shape.workspace_bytes()];
         workspace[..shape.counter_bytes()].fill(0);
         let workspace = lab.output(&workspace);
@@ -277,19 +286,30 @@ pub fn decode_norms_and_rotations<D: Driver>(lab: &mut Lab<D>) {
     }
 }
 
-/// Many tiles for each warp, many splits for the last block.
+/// Many tiles for each warp, many splits for the last block, several clusters.
 pub fn decode_long<D: Driver>(lab: &mut Lab<D>) {
     Attention { splits: 2, ..Attention::new(2, 1, 64, 1500) }.check(lab, 1499);
-    Attention { splits: 40, ..Attention::new(4, 1, 128, 3000) }.check(lab, 2900);
+    let long = Attention { splits: 40, ..Attention::new(4, 1, 128, 3000) };
+    long.check(lab, 2900);
+    for cluster in [2, 4, 8].into_iter().filter(|&size| size <= lab.driver.properties().cluster) {
+        long.check_in_clusters(lab, 2900, cluster);
+    }
 }
 
 #[test]
 fn splits_fill_the_gpu_and_no_more_than_the_context() {
     // Llama 8B on an H200: two blocks on each of 132 multiprocessors.
-    assert_eq!(DecodeShape::new(32, 8, 128, 131_072, 132).splits(), 33);
-    assert_eq!(DecodeShape::new(32, 8, 128, 512, 132).splits(), 8);
-    assert_eq!(DecodeShape::new(8, 1, 256, 131_072, 132).splits(), 256);
+    let shape = |heads, kv_heads, dims, context, cluster| DecodeShape::new(heads, kv_heads, dims, context, 132, cluster);
+    assert_eq!(shape(32, 8, 128, 131_072, 1).splits(), 33);
+    assert_eq!(shape(32, 8, 128, 131_072, 8).splits(), 32);
+    assert_eq!(shape(32, 8, 128, 512, 1).splits(), 8);
+    assert_eq!(shape(32, 8, 128, 2049, 8).splits(), 16);
+    assert_eq!(shape(8, 1, 256, 131_072, 1).splits(), 256);
+    assert_eq!(shape(8, 1, 256, 131_072, 8).splits(), 256);
     // More queries than a block takes, more KV heads than blocks fit.
-    assert_eq!(DecodeShape::new(96, 8, 128, 131_072, 132).grid().blocks, [16, 16, 1]);
-    assert_eq!(DecodeShape::new(64, 64, 64, 4096, 8).grid().blocks, [64, 1, 1]);
+    assert_eq!(shape(96, 8, 128, 131_072, 1).grid().blocks, [16, 16, 1]);
+    assert_eq!(DecodeShape::new(64, 64, 64, 4096, 8, 8).grid().blocks, [64, 1, 1]);
+    // As many blocks of a cluster as there is room for, a power of two.
+    let grid = shape(40, 40, 128, 4096, 8).grid();
+    assert_eq!((grid.blocks, grid.cluster), ([40, 4, 1], [1, 4, 1]));
 }

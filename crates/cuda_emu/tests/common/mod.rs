@@ -1,6 +1,7 @@
 //! Typed copies for the tests.
 
 use cuda_emu::{Allocation, Emulator};
+use cuda_std::kernel::Grid;
 
 /// Device memory of `values`' bytes.
 pub fn upload(emulator: &Emulator, values: &[u32]) -> Allocation {
@@ -14,4 +15,9 @@ pub fn download(memory: &Allocation) -> Vec<u32> {
     let mut bytes = vec![0; memory.len()];
     memory.read(0, &mut bytes).unwrap();
     bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// A launch's geometry, without clusters.
+pub fn shape(blocks: [u32; 3], threads: [u32; 3], shared: u32) -> Grid {
+    Grid { blocks, threads, shared, cluster: [1; 3] }
 }

@@ -110,18 +110,21 @@ impl CustDriver {
         parameters: &mut [*mut c_void],
     ) -> std::result::Result<(), (&'static str, Code)> {
         let (queue, none) = (self.gpu.compute.as_inner(), ptr::null_mut());
-        if kernel.programmatic && !self.profile.on() {
-            let mut attribute = LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION;
+        let programmatic = (kernel.programmatic && !self.profile.on())
+            .then_some(LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION);
+        let cluster = (grid.cluster != [1; 3]).then_some(LaunchAttribute::cluster_dimension(grid.cluster));
+        let mut attributes: Vec<_> = [programmatic, cluster].into_iter().flatten().collect();
+        if !attributes.is_empty() {
             let config = LaunchConfig {
                 blocks: grid.blocks,
                 threads: grid.threads,
                 shared_bytes: grid.shared,
                 stream: queue,
-                attributes: &mut attribute,
-                attribute_count: 1,
+                attributes: attributes.as_mut_ptr(),
+                attribute_count: attributes.len() as u32,
             };
-            // SAFETY: the kernel belongs to a loaded module of this context, and waits by itself for what came before. The
-            // driver copies configuration and arguments before it returns.
+            // SAFETY: the kernel belongs to a loaded module of this context; with the first attribute, it waits by itself for what came
+            // before. The driver copies configuration and arguments before it returns.
             let launched = unsafe { raw::cuLaunchKernelEx(&config, kernel.function, parameters.as_mut_ptr(), none) };
             return launched.map_err(|code| ("cuLaunchKernelEx", code));
         }

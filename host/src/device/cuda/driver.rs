@@ -28,6 +28,8 @@ pub struct Properties {
     pub compute_capability: (u32, u32),
     /// Bytes of L2 cache.
     pub l2_bytes: u32,
+    /// Blocks of a cluster at most; 1 where there are no clusters.
+    pub cluster: u32,
 }
 
 /// A launch that was measured.

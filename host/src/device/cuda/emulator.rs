@@ -27,6 +27,7 @@ const SMALL: Properties = Properties {
     shared_reserved: 1 << 10,
     compute_capability: (8, 0),
     l2_bytes: 4 << 20,
+    cluster: 8,
 };
 
 /// An emulated GPU.
@@ -166,7 +167,7 @@ impl Driver for EmulatorDriver {
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
         let started = self.profile.on().then(Instant::now);
         // SAFETY: the caller's promise; this driver is used from one thread, and every call waits for its end.
-        let result = unsafe { self.emulator.launch::<K>(grid.blocks, grid.threads, grid.shared as usize, args) };
+        let result = unsafe { self.emulator.launch::<K>(grid, args) };
         result.map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })?;
         if let Some(started) = started {
             self.profile.add(K::NAME, started, Instant::now());

@@ -5,7 +5,7 @@
 
 use gpu::attention::{self, Decode, DecodeShape, DecodeVisitor};
 
-use super::{CudaAct, CudaBuf, CudaDevice, CudaKv, driver::Driver, primitives::positions_seen};
+use super::{CudaAct, CudaBuf, CudaDevice, CudaKv, driver::{Driver, Properties}, primitives::positions_seen};
 use crate::device::{Attn, Batch, Device, Dims, Epilogue, Ffn, Head, Pairing, Result, Tensor, stages::with_scratch};
 
 /// What attention over the cache needs beside its operands.
@@ -14,16 +14,16 @@ pub(super) struct Attention<D: Driver> {
     workspace: D::Mem,
 }
 
-/// How attention is launched on a GPU of `multiprocessors`.
-fn shape(dims: &Dims, multiprocessors: u32) -> DecodeShape {
+/// How attention is launched on such a GPU.
+fn shape(dims: &Dims, gpu: &Properties) -> DecodeShape {
     let [heads, kv_heads, head_dim, context] =
         [dims.heads, dims.kv_heads, dims.head_dim, dims.context].map(|size| size as u32);
-    DecodeShape::new(heads, kv_heads, head_dim, context, multiprocessors)
+    DecodeShape::new(heads, kv_heads, head_dim, context, gpu.multiprocessors, gpu.cluster)
 }
 
 impl<D: Driver> Attention<D> {
     pub fn new(driver: &D, dims: &Dims) -> Result<Self> {
-        let shape = shape(dims, driver.properties().multiprocessors);
+        let shape = shape(dims, driver.properties());
         let workspace = driver.alloc("attention's partial results", shape.workspace_bytes())?;
         driver.write(&workspace, 0, &vec![0; shape.counter_bytes()])?;
         Ok(Attention { shape, workspace })
@@ -31,7 +31,7 @@ impl<D: Driver> Attention<D> {
 
     /// Bytes of device memory.
     pub fn bytes(driver: &D, dims: &Dims) -> u64 {
-        shape(dims, driver.properties().multiprocessors).workspace_bytes() as u64
+        shape(dims, driver.properties()).workspace_bytes() as u64
     }
 }
 

@@ -30,6 +30,9 @@ const MIN_CAPABILITY: (u32, u32) = (8, 0);
 const SM_90_DRIVER: i32 = 12000;
 /// Where programmatic dependent launch begins (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
 const PROGRAMMATIC_CAPABILITY: (u32, u32) = (9, 0);
+/// Where clusters begin, in PTX as in GPUs, and how many blocks of one every such GPU can do (same guide, "Thread Block Clusters").
+const CLUSTER_CAPABILITY: (u32, u32) = (9, 0);
+const CLUSTER: u32 = 8;
 /// The least driver that keeps it in graphs: CUDA 12.3 brought their edges a type (release notes; `CUgraphEdgeData`), and
 /// a capture gives programmatic ones to the launches that ask for it ("Use in CUDA Graphs", same chapter).
 const PROGRAMMATIC_DRIVER: i32 = 12030;
@@ -73,7 +76,7 @@ impl Gpu {
         let device = Device::get_device(index as u32).map_err(|e| refused("cuDeviceGet", code(e)))?;
         let model = device.name().map_err(|e| refused("cuDeviceGetName", code(e)))?;
         let name = format!("cuda:{index} {model}");
-        let properties = properties(&device)?;
+        let mut properties = properties(&device)?;
         let capability = properties.compute_capability;
         if capability < MIN_CAPABILITY {
             return Err(unavailable(format!(
@@ -86,6 +89,10 @@ impl Gpu {
         let stream = || Stream::new(StreamFlags::DEFAULT, None).map_err(|e| opening("cuStreamCreate", e));
         let version = cuda_dlopen::driver_version().map_err(|e| refused("cuDriverGetVersion", e))?;
         let possible = capability >= PROGRAMMATIC_CAPABILITY && version >= PROGRAMMATIC_DRIVER;
+        let ptx_capability = if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability };
+        if ptx_capability >= CLUSTER_CAPABILITY {
+            properties.cluster = CLUSTER;
+        }
         Ok(Gpu {
             compute: stream()?,
             copy: stream()?,
@@ -95,7 +102,7 @@ impl Gpu {
             properties,
             numa_node: pci_address(&device).as_deref().and_then(platform::numa_node),
             pci_address: pci_address(&device),
-            ptx_capability: if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability },
+            ptx_capability,
             programmatic: possible && !is_set("NT_NO_PDL"),
             graphs: Cell::new(!is_set("NT_NO_GRAPH")),
             capturing: Capturing::default(),
@@ -215,6 +222,8 @@ fn properties(device: &Device) -> Result<Properties> {
             get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         l2_bytes: get(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        // Of the kernels' PTX, too, which is chosen later.
+        cluster: 1,
     })
 }
 

@@ -69,6 +69,7 @@ fn the_properties_are_the_devices() {
         shared_reserved: 1 << 10,
         compute_capability: (10, 3),
         l2_bytes: 1 << 20,
+        cluster: 8,
     };
     assert_eq!(*open().properties(), expected);
 }
