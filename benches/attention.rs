@@ -54,10 +54,10 @@ impl<D: Driver> DecodeVisitor for Attention<'_, D> {
         let layers = cuda::copies(driver, bytes);
         let caches = driver.alloc("KV caches", layers * bytes)?;
         cuda::fill(driver, &caches, TensorType::F16)?;
-        let shape = {
-            let gpu = driver.properties();
-            DecodeShape::new(HEADS, KV_HEADS, HEAD_DIM, context, gpu.multiprocessors, gpu.cluster)
-        };
+        let gpu = driver.properties();
+        let long = DecodeShape::new(HEADS, KV_HEADS, HEAD_DIM, context, gpu.multiprocessors);
+        let short = DecodeShape::short(HEADS, KV_HEADS, HEAD_DIM, gpu.multiprocessors, gpu.cluster);
+        let shape = short.filter(|_| context <= attention::SHORT).unwrap_or(long);
         let zeros = vec![0; shape.workspace_bytes()];
         let workspace = driver.alloc("attention's workspace", zeros.len())?;
         driver.write(&workspace, 0, &zeros)?;

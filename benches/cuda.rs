@@ -223,7 +223,7 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
         // Large and small launches take turns, as in a pass.
         let fit = |share| {
             let room = driver.properties().room(share);
-            let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1);
+            let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1, false);
             fits.ok_or_else(|| DeviceError::Unsupported(format!("{} of {cols} columns", F::TYPE)))
         };
         let launches = [fit(Share::Small)?, fit(Share::Large)?];

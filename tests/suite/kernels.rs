@@ -48,6 +48,7 @@ cases! {
     driver::struct_as_parameter,
     driver::dynamic_shared,
     gemv::gemv_shapes,
+    gemv::gemv_wide,
     gemv::gemv_starts,
     gemv::gemv_tokens,
     gemv::gemv_matrices,

@@ -414,7 +414,7 @@ fn a_pass_in_pieces_is_the_pass() {
         };
         let hidden = Model::new(gguf.clone(), None, 64).unwrap().config.dims.hidden as u32;
         let whole =
-            gemv::launch::<<formats::F32 as WeightKernels>::Weights>(shared.room(gemv::Share::Small), 1, hidden, 1, 1);
+            gemv::launch::<<formats::F32 as WeightKernels>::Weights>(shared.room(gemv::Share::Small), 1, hidden, 1, 1, true);
         assert!(whole.is_none(), "{hidden} columns fit");
         EmulatorDriver::with_properties(0, shared)
     };

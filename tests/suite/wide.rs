@@ -33,7 +33,7 @@ impl WeightVisitor for Least {
     type Out = u32;
 
     fn visit<F: WeightKernels>(self) -> u32 {
-        let launch = |block| gemv::launch::<F::Weights>(Room { block, ..self.room }, 1, self.cols as u32, 1, 1);
+        let launch = |block| gemv::launch::<F::Weights>(Room { block, ..self.room }, 1, self.cols as u32, 1, 1, false);
         (0..self.room.block).step_by(16).find(|&block| launch(block).is_some()).unwrap()
     }
 }

@@ -240,7 +240,10 @@ impl CudaBuilder {
     }
 }
 
-/// Makes the comments that `cuda_std::thread::launch_bounds` leaves in a kernel's body into directives of the entry: rustc has no
+/// Those comments: threads of a block, and what the directive takes.
+const BOUNDS: [(&str, &str); 2] = [("// launch_bounds ", ".minnctapersm"), ("// max_registers ", ".maxnreg")];
+
+/// Makes the comments that `cuda_std::thread::launch_bounds` and `max_registers` leave in a kernel's body into directives of the entry: rustc has no
 /// way to state them.
 fn with_launch_bounds(ptx: &str) -> String {
     let mut out = String::with_capacity(ptx.len());
@@ -254,10 +257,11 @@ fn with_launch_bounds(ptx: &str) -> String {
         if line == "{" {
             body = Some(out.len());
         }
-        if let Some(bounds) = text.strip_prefix("// launch_bounds ") {
-            let mut numbers = bounds.split_whitespace();
-            if let (Some(at), Some(threads), Some(blocks)) = (body.take(), numbers.next(), numbers.next()) {
-                out.insert_str(at, &format!(".maxntid {threads}, 1, 1\n.minnctapersm {blocks}\n"));
+        let bounds = BOUNDS.iter().find_map(|&(comment, directive)| Some((text.strip_prefix(comment)?, directive)));
+        if let Some((numbers, directive)) = bounds {
+            let mut numbers = numbers.split_whitespace();
+            if let (Some(at), Some(threads), Some(number)) = (body.take(), numbers.next(), numbers.next()) {
+                out.insert_str(at, &format!(".maxntid {threads}, 1, 1\n{directive} {number}\n"));
             }
             continue;
         }

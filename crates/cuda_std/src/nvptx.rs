@@ -336,10 +336,10 @@ pub unsafe fn cluster_wait() {
 #[inline(always)]
 pub fn cluster() -> (u32, u32) {
     let (size, rank);
-    // SAFETY: reads constants of the block.
+    // SAFETY: reads constants of the block. Not `pure`: reading once more is better than a register for as long as the kernel runs.
     unsafe {
-        asm!("mov.u32 {0}, %cluster_nctarank;", out(reg32) size, options(pure, nomem, nostack));
-        asm!("mov.u32 {0}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack));
+        asm!("mov.u32 {0}, %cluster_nctarank;", out(reg32) size, options(nomem, nostack));
+        asm!("mov.u32 {0}, %cluster_ctarank;", out(reg32) rank, options(nomem, nostack));
     }
     (size, rank)
 }
@@ -376,4 +376,10 @@ pub fn grid_wait() {
 pub fn launch_bounds<const THREADS: u32, const BLOCKS: u32>() {
     // SAFETY: a comment, which crates/cuda_builder makes into directives of the entry.
     unsafe { asm!("// launch_bounds {0} {1}", const THREADS, const BLOCKS, options(nomem, nostack, preserves_flags)) };
+}
+
+#[inline(always)]
+pub fn max_registers<const THREADS: u32, const REGISTERS: u32>() {
+    // SAFETY: as above.
+    unsafe { asm!("// max_registers {0} {1}", const THREADS, const REGISTERS, options(nomem, nostack, preserves_flags)) };
 }

@@ -53,3 +53,11 @@ pub fn launch_bounds<const THREADS: u32, const BLOCKS: u32>() {
     #[cfg(target_arch = "nvptx64")]
     crate::nvptx::launch_bounds::<THREADS, BLOCKS>();
 }
+
+/// CUDA's `__maxnreg__`, at the start of a kernel: it is launched with `THREADS` threads a block, each of which gets `REGISTERS`
+/// registers at most. In the PTX: `.maxntid` and `.maxnreg` of the entry. For a number between those that [`launch_bounds`] can give.
+#[inline(always)]
+pub fn max_registers<const THREADS: u32, const REGISTERS: u32>() {
+    #[cfg(target_arch = "nvptx64")]
+    crate::nvptx::max_registers::<THREADS, REGISTERS>();
+}

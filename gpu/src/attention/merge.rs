@@ -1,4 +1,4 @@
-//! The merge of partial results: of a block's warps, of a cluster's blocks, and of a KV head's clusters.
+//! The merge of partial results: of a block's warps, and of a KV head's blocks.
 
 use core::array;
 
@@ -6,9 +6,9 @@ use cuda_std::prelude::*;
 
 use super::{Decode, LANES, MAX_SPLITS, QUERIES, Shared, THREADS, Task, WARPS, counter_words};
 
-/// Clusters whose results are read at once.
+/// Splits whose results are read at once.
 const READS: usize = 8;
-/// Clusters that a lane weighs.
+/// Splits that a lane weighs.
 const PER_LANE: usize = MAX_SPLITS as usize / LANES;
 
 /// A block that has computed its share.
@@ -63,71 +63,68 @@ impl Partial {
 /// No positions.
 const NOTHING: Partial = Partial { maximum: f32::NEG_INFINITY, weight: 0.0, sums: [0.0; 4] };
 
-/// The parts of the workspace of the blocks that have the same dimensions of a unit, one of each cluster. Rows are `[clusters][QUERIES]`.
+/// The parts of the workspace. A unit's rows are `[splits][QUERIES]`.
 struct Workspace {
-    /// How many of these blocks have finished.
+    /// `[units]`: how many blocks have finished.
     counter: *mut u32,
-    /// `[rows]`: the clusters' largest scores.
+    /// `[rows]`: the splits' largest scores.
     maxima: *mut f32,
     /// `[rows]`: their sums of weights.
     weights: *mut f32,
-    /// `[rows][64 CHUNKS / size]`: their sums of weighted values, in these dimensions.
+    /// `[rows][64 CHUNKS]`: their sums of weighted values.
     sums: *mut f32,
 }
 
 impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
     const DIMS: usize = 64 * CHUNKS;
 
-    /// How many dimensions a block of the cluster has, as a power of two.
-    #[inline(always)]
-    fn share_bits(&self) -> u32 {
-        Self::DIMS.ilog2() - self.task.size.ilog2()
-    }
-
-    /// This block's part of the workspace.
+    /// This unit's part of the workspace.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
     unsafe fn workspace(&self) -> Workspace {
-        let Task { unit, size, rank, .. } = *self.task;
-        let units = thread::grid_dim_x() as usize * size;
-        let (unit, each) = (unit * size + rank, self.args.splits as usize / size * QUERIES);
-        let (rows, row) = (units * each, unit * each);
+        let (units, splits) = (thread::grid_dim_x(), self.args.splits as usize);
+        let (rows, row) = (units as usize * splits * QUERIES, self.task.unit as usize * splits * QUERIES);
         // SAFETY: inside the workspace, as `DecodeShape::workspace_bytes` adds it up.
         unsafe {
             let base = mem::global(self.args.workspace).cast_mut();
-            let maxima = base.add(counter_words(units as u32)).cast::<f32>();
+            let maxima = base.add(counter_words(units)).cast::<f32>();
             Workspace {
-                counter: base.add(unit),
+                counter: base.add(self.task.unit as usize),
                 maxima: maxima.add(row),
                 weights: maxima.add(rows + row),
-                sums: maxima.add(2 * rows + (row << self.share_bits())),
+                sums: maxima.add(2 * rows + row * Self::DIMS),
             }
         }
     }
 
-    /// Calls `f` with each query and each four of the first `1 << bits` dimensions that are this thread's.
+    /// How many dimensions a block of the cluster has, as a power of two.
+    #[inline(always)]
+    fn share_bits(&self) -> u32 {
+        Self::DIMS.ilog2() - cluster::size().ilog2()
+    }
+
+    /// Calls `f` with each query and each four of `1 << bits` dimensions that are this thread's.
     #[inline(always)]
     fn each(&self, bits: u32, f: impl Fn(usize, usize)) {
-        let fours = bits - 2;
         let mut i = thread::thread_idx_x() as usize;
-        while i < self.task.queries << fours {
-            f(i >> fours, (i & ((1 << fours) - 1)) * 4);
+        while i < (self.task.queries as usize) << (bits - 2) {
+            f(i >> (bits - 2), (4 * i) & ((1 << bits) - 1));
             i += THREADS as usize;
         }
     }
 
-    /// Writes four dimensions of the result, from `dim` of this block's on, as many of them as there are.
+    /// Writes four dimensions of the result, as many of them as there are.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
     unsafe fn store(&self, query: usize, dim: usize, values: [f32; 4]) {
-        let (dims, dim) = (self.args.head_dim as usize, (self.task.rank << self.share_bits()) + dim);
+        let dims = self.args.head_dim as usize;
         // SAFETY: inside the head's row; `dims` is even.
         unsafe {
-            let y = mem::global(self.args.y.add((self.task.first_query + query) * dims)).cast_mut();
+            let y = mem::global(self.args.y.add((self.task.first_query as usize + query) * dims)).cast_mut();
             for i in 0..4 {
                 if dim + i < dims {
                     mem::store(y.add(dim + i), values[i]);
@@ -136,8 +133,8 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         }
     }
 
-    /// Merges the warps' results and the token's own key and value: for the blocks of the cluster, each its dimensions, or for
-    /// [`Merge::finish`].
+    /// Merges the warps' results and the token's own key and value: for the other blocks of the cluster, or into `y` or the
+    /// workspace.
     ///
     /// # Safety
     /// As for the kernel; the warps' results and the token's scores are in shared memory, behind a barrier; all blocks of the cluster
@@ -157,10 +154,10 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
                     let row = warp * QUERIES + query;
                     (shared.maxima.add(row), shared.weights.add(row), shared.parts.add(row * Self::DIMS + dim))
                 });
-                if self.task.size > 1 {
+                if cluster::size() > 1 {
                     self.send(query, dim, partial);
                 } else {
-                    self.finish(query, dim, partial);
+                    self.keep(query, dim, partial);
                 }
             }
         });
@@ -174,7 +171,7 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
     unsafe fn send(&self, query: usize, dim: usize, partial: Partial) {
         let (shared, bits) = (self.shared, self.share_bits());
         let (rank, dim) = ((dim >> bits) as u32, dim & ((1 << bits) - 1));
-        let row = self.task.rank * QUERIES + query;
+        let row = self.task.split as usize * QUERIES + query;
         // SAFETY: inside the inbox, a place of this block's; the other block has started.
         unsafe {
             let to = cluster::map(shared.inbox.add((row << bits) + dim), rank);
@@ -186,40 +183,20 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         }
     }
 
-    /// Merges what the blocks of the cluster have sent.
-    ///
-    /// # Safety
-    /// As for the kernel, behind a barrier of the cluster.
-    #[inline(always)]
-    pub(super) unsafe fn blocks(&self) {
-        let (shared, bits) = (self.shared, self.share_bits());
-        self.each(bits, |query, dim| {
-            // SAFETY: inside the inbox.
-            unsafe {
-                let partial = NOTHING.and(self.task.size, |rank| {
-                    let row = rank * QUERIES + query;
-                    let sums = shared.inbox.add((row << bits) + dim);
-                    (shared.inbox_maxima.add(row), shared.inbox_weights.add(row), sums)
-                });
-                self.finish(query, dim, partial);
-            }
-        });
-    }
-
-    /// Writes a cluster's result: to `y`, or into the workspace where there are other clusters.
+    /// Writes a result of this block to `y`, or into the workspace where there are other blocks.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
-    unsafe fn finish(&self, query: usize, dim: usize, Partial { maximum, weight, sums }: Partial) {
-        // SAFETY: inside the workspace; the thread's own elements.
+    unsafe fn keep(&self, query: usize, dim: usize, Partial { maximum, weight, sums }: Partial) {
+        // SAFETY: the block's own rows; the thread's own elements.
         unsafe {
             if self.task.active == 1 {
                 return self.store(query, dim, sums.map(|sum| sum / weight));
             }
             let workspace = self.workspace();
-            let row = self.task.cluster as usize * QUERIES + query;
-            mem::store4(workspace.sums.add((row << self.share_bits()) + dim), sums);
+            let row = self.task.split as usize * QUERIES + query;
+            mem::store4(workspace.sums.add(row * Self::DIMS + dim), sums);
             if dim == 0 {
                 mem::store(workspace.maxima.add(row), maximum);
                 mem::store(workspace.weights.add(row), weight);
@@ -227,13 +204,33 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         }
     }
 
-    /// Whether all other clusters of the unit have written their results in this block's dimensions; then those can be read.
+    /// Merges what the blocks of the cluster have sent to this one into `y`.
+    ///
+    /// # Safety
+    /// As for the kernel, behind a barrier of the cluster.
+    #[inline(always)]
+    pub(super) unsafe fn cluster(&self) {
+        let (shared, bits) = (self.shared, self.share_bits());
+        self.each(bits, |query, dim| {
+            // SAFETY: inside the inbox.
+            unsafe {
+                let Partial { weight, sums, .. } = NOTHING.and(cluster::size() as usize, |rank| {
+                    let row = rank * QUERIES + query;
+                    let sums = shared.inbox.add((row << bits) + dim);
+                    (shared.inbox_maxima.add(row), shared.inbox_weights.add(row), sums)
+                });
+                self.store(query, ((self.task.split as usize) << bits) + dim, sums.map(|sum| sum / weight));
+            }
+        });
+    }
+
+    /// Whether all other blocks of the unit have written their results; then those can be read.
     ///
     /// # Safety
     /// As for the kernel; all threads are here, once.
     #[inline(always)]
     pub(super) unsafe fn is_last(&self) -> bool {
-        // SAFETY: the counter of these blocks, which nobody accesses otherwise while blocks are counted. The last one puts it back to 0 for the
+        // SAFETY: the unit's counter, which nobody accesses otherwise while blocks are counted. The last one puts it back to 0 for the
         // next launch.
         unsafe {
             thread::sync_threads();
@@ -252,23 +249,23 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         }
     }
 
-    /// Merges the clusters' results into `y`.
+    /// Merges the blocks' results into `y`.
     ///
     /// # Safety
     /// As for the kernel, after [`Merge::is_last`]; all threads are here.
     #[inline(always)]
-    pub(super) unsafe fn clusters(&self) {
+    pub(super) unsafe fn splits(&self) {
         let (active, lane) = (self.task.active as usize, warp::lane_id() as usize);
         let factors = self.shared.factors;
-        // SAFETY: rows of clusters below `active`, which are written; factors of queries that are each one warp's, read behind a barrier.
+        // SAFETY: rows of splits below `active`, which are written; factors of queries that are each one warp's, read behind a barrier.
         unsafe {
             let workspace = self.workspace();
             let mut query = warp::warp_id() as usize;
-            while query < self.task.queries {
+            while query < self.task.queries as usize {
                 let of = |from: *mut f32, nothing: f32| -> [f32; PER_LANE] {
                     array::from_fn(|i| {
-                        let cluster = lane + LANES * i;
-                        if cluster < active { mem::load(from.add(cluster * QUERIES + query)) } else { nothing }
+                        let split = lane + LANES * i;
+                        if split < active { mem::load(from.add(split * QUERIES + query)) } else { nothing }
                     })
                 };
                 let (maxima, weights) = (of(workspace.maxima, f32::NEG_INFINITY), of(workspace.weights, 0.0));
@@ -289,24 +286,23 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
                 query += WARPS;
             }
             thread::sync_threads();
-            let bits = self.share_bits();
-            self.each(bits, |query, dim| {
+            self.each(Self::DIMS.ilog2(), |query, dim| {
                 let mut sums = [0.0; 4];
-                let mut cluster = 0;
-                while cluster < active {
-                    // A cluster that is not there has the factor 0; the last one's values stand in for its.
+                let mut split = 0;
+                while split < active {
+                    // A split that is not there has the factor 0; the last one's values stand in for its.
                     let mut parts = [[0.0; 4]; READS];
                     unrolled!(i in [0 1 2 3 4 5 6 7], {
-                        let row = (cluster + i).min(active - 1) * QUERIES + query;
-                        parts[i] = mem::load4(workspace.sums.add((row << bits) + dim));
+                        let row = (split + i).min(active - 1) * QUERIES + query;
+                        parts[i] = mem::load4(workspace.sums.add(row * Self::DIMS + dim));
                     });
                     unrolled!(i in [0 1 2 3 4 5 6 7], {
-                        let factor = factors.add(query * MAX_SPLITS as usize + cluster + i).read();
+                        let factor = factors.add(query * MAX_SPLITS as usize + split + i).read();
                         unrolled!(k in [0 1 2 3], {
                             sums[k] = float::fma(factor, parts[i][k], sums[k]);
                         });
                     });
-                    cluster += READS;
+                    split += READS;
                 }
                 self.store(query, dim, sums);
             });

@@ -2,16 +2,16 @@
 //!
 //! The cache's positions are split over blocks, and those of a block over its warps (flash-decoding, Dao et al. 2023). Each
 //! warp keeps a running maximum of its scores and rescales its sums when that grows (online softmax, Milakov and Gimelshein
-//! 2018). A block merges its warps' results, a cluster its blocks', and the last cluster of a KV head to finish merges the
-//! clusters': always in the same order, so that the same input gives the same bits.
+//! 2018). A block merges its warps' results, and the last block of a KV head to finish merges the blocks': always in the same
+//! order, so that the same input gives the same bits.
 //!
 //! A KV head's queries (grouped-query attention, Ainslie et al. 2023) are packed into a block, at most `QUERIES` of them, so
 //! that keys and values are read once for all. The products are the tensor cores' in TF32, which holds every half exactly. Their
 //! matrices have 16 rows: each query is two of those, since TF32 has 11 bits of it and the next 11 are another number. The softmax's
 //! weights are split in the same way. Tensor cores sum up to 32 products; those sums are added in F32.
 //!
-//! Blocks whose parts follow each other are a cluster where the GPU has those: they merge their results in shared memory, each a share
-//! of the dimensions, and only clusters merge by way of the workspace. Without, a block is a cluster of its own.
+//! Where the GPU has clusters, a KV head's blocks may be one: they merge their results in each other's shared memory, each a share of
+//! the dimensions, which takes a third of the time. But they are few, so that is for short contexts ([`DecodeShape::short`]).
 //!
 //! How many blocks there are does not depend on the position, which is read from device memory: one launch can be recorded
 //! and replayed at any. Blocks beyond the positions end at once.
@@ -133,35 +133,51 @@ pub struct DecodeShape {
     units: u32,
     head_dim: u32,
     splits: u32,
-    cluster: u32,
+    /// The splits of a unit are a cluster.
+    clustered: bool,
 }
 
+/// Positions before the token's up to which [`DecodeShape::short`] is faster, where there is one.
+pub const SHORT: u32 = 2048;
+
 impl DecodeShape {
-    /// For a model of these sizes on a GPU of `multiprocessors` and with clusters of up to `cluster` blocks: as many splits as fill
-    /// it, and no more than the context has use for.
-    pub const fn new(
-        heads: u32,
-        kv_heads: u32,
-        head_dim: u32,
-        context: u32,
-        multiprocessors: u32,
-        cluster: u32,
-    ) -> Self {
+    /// For a model of these sizes on a GPU of `multiprocessors`: as many splits as fill it, and no more than the context has use
+    /// for.
+    pub const fn new(heads: u32, kv_heads: u32, head_dim: u32, context: u32, multiprocessors: u32) -> Self {
         let units = kv_heads * units_per_kv_head(heads / kv_heads);
         let fill = multiprocessors * BLOCKS_PER_MULTIPROCESSOR / units;
-        let cluster = if fill < cluster { fill } else { cluster };
-        // A power of two.
-        let cluster = if cluster < 2 { 1 } else { 1 << cluster.ilog2() };
-        let useful = cluster * context.div_ceil(cluster * least_share(cluster));
+        let useful = context.div_ceil(MIN_SHARE);
         let splits = if fill < useful { fill } else { useful };
-        Self::with_splits(heads, kv_heads, head_dim, splits, cluster)
+        Self::with_splits(heads, kv_heads, head_dim, splits)
     }
 
-    /// The same with a number of splits, brought to a multiple of `cluster` of at most 256; `cluster` is a power of two of at most 8.
-    pub const fn with_splits(heads: u32, kv_heads: u32, head_dim: u32, splits: u32, cluster: u32) -> Self {
-        let splits = if splits > MAX_SPLITS { MAX_SPLITS } else { splits };
-        let splits = if splits < cluster { cluster } else { splits - splits % cluster };
-        DecodeShape { units: kv_heads * units_per_kv_head(heads / kv_heads), head_dim, splits, cluster }
+    /// For few positions, on a GPU with clusters of up to `cluster` blocks: as many splits as one of those has, and as leave a
+    /// multiprocessor for each block. `None` where that is one.
+    pub const fn short(heads: u32, kv_heads: u32, head_dim: u32, multiprocessors: u32, cluster: u32) -> Option<Self> {
+        let units = kv_heads * units_per_kv_head(heads / kv_heads);
+        let fill = multiprocessors / units;
+        let most = if fill < cluster { fill } else { cluster };
+        if most < 2 { None } else { Some(Self::clustered(heads, kv_heads, head_dim, 1 << most.ilog2())) }
+    }
+
+    /// With a number of splits, brought into 1 to 256.
+    pub const fn with_splits(heads: u32, kv_heads: u32, head_dim: u32, splits: u32) -> Self {
+        let splits = match splits {
+            0 => 1,
+            1..=MAX_SPLITS => splits,
+            _ => MAX_SPLITS,
+        };
+        DecodeShape {
+            units: kv_heads * units_per_kv_head(heads / kv_heads),
+            head_dim,
+            splits,
+            clustered: false,
+        }
+    }
+
+    /// With clusters of `size` splits: 2, 4 or 8.
+    pub const fn clustered(heads: u32, kv_heads: u32, head_dim: u32, size: u32) -> Self {
+        DecodeShape { clustered: true, ..Self::with_splits(heads, kv_heads, head_dim, size) }
     }
 
     /// [`Decode::splits`].
@@ -171,34 +187,33 @@ impl DecodeShape {
 
     /// The launch.
     pub const fn grid(&self) -> Grid {
-        Grid::new(self.units, self.splits, THREADS).with_cluster([1, self.cluster, 1])
+        let cluster = if self.clustered { self.splits } else { 1 };
+        Grid::new(self.units, self.splits, THREADS).with_cluster([1, cluster, 1])
     }
 
     /// The size of [`Decode::workspace`].
     pub const fn workspace_bytes(&self) -> usize {
         let parts = self.units as usize * self.splits as usize * QUERIES;
-        self.counter_bytes() + parts * (2 + row_floats(self.head_dim) / self.cluster as usize) * size_of::<f32>()
+        self.counter_bytes() + parts * (2 + row_floats(self.head_dim)) * size_of::<f32>()
     }
 
     /// How much of [`Decode::workspace`] is 0 between launches.
     pub const fn counter_bytes(&self) -> usize {
-        counter_words(self.units * self.cluster) * size_of::<u32>()
+        counter_words(self.units) * size_of::<u32>()
     }
 }
 
-/// Positions that a block has before a further cluster of `cluster` blocks takes part, whose merge takes as long as so many.
-const fn least_share(cluster: u32) -> u32 {
-    if cluster == 1 { 64 } else { 256 }
-}
+/// Positions of a block at least, in whole tiles of its warps: a merge of smaller parts would take longer than it saves.
+const MIN_SHARE: u32 = 64;
 
 /// Blocks that a KV head's queries take beside each other.
 const fn units_per_kv_head(group: u32) -> u32 {
     group.div_ceil(QUERIES as u32)
 }
 
-/// A counter for each of `counters`, and what fills 256 bytes.
-const fn counter_words(counters: u32) -> usize {
-    (counters as usize).next_multiple_of(64)
+/// A counter for each unit, and what fills 256 bytes.
+const fn counter_words(units: u32) -> usize {
+    (units as usize).next_multiple_of(64)
 }
 
 /// The floats of a query's partial result: those of the kernel's chunks of dimensions.
@@ -250,24 +265,24 @@ const fn inbox_words(chunks: usize) -> usize {
 }
 
 /// A block's shared memory. The queries are no longer needed when the warps' results are written, nor those when the factors of
-/// the clusters are.
+/// the splits are.
 #[derive(Clone, Copy)]
 struct Shared<const CHUNKS: usize> {
     /// `[QUERIES][query::stride]`: the queries, times the scale of the scores.
     queries: *mut f32,
     /// `[WARPS][QUERIES][64 CHUNKS]`, in the place of the queries: the warps' sums of weighted values.
     parts: *mut f32,
-    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the clusters' sums are multiplied with.
+    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the splits' sums are multiplied with.
     factors: *mut f32,
     /// `[64 CHUNKS]`: the token's key as the cache has it.
     key: *mut f32,
     /// `[64 CHUNKS]`: the token's value as the cache has it.
     value: *mut f32,
-    /// `[size][QUERIES][64 CHUNKS / size]` in a cluster of `size` blocks: their sums, in this block's dimensions.
+    /// `[cluster][QUERIES][64 CHUNKS / cluster]`: the sums of the cluster's blocks, in this block's dimensions.
     inbox: *mut f32,
-    /// `[size][QUERIES]`: their largest scores.
+    /// `[cluster][QUERIES]`: their largest scores.
     inbox_maxima: *mut f32,
-    /// `[size][QUERIES]`: their sums of weights.
+    /// `[cluster][QUERIES]`: their sums of weights.
     inbox_weights: *mut f32,
     /// `[WARPS][QUERIES]`: the warps' largest scores, minus infinity for none.
     maxima: *mut f32,
@@ -275,7 +290,7 @@ struct Shared<const CHUNKS: usize> {
     weights: *mut f32,
     /// `[QUERIES]`: the scores of the token's own key.
     scores: *mut f32,
-    /// How many clusters finished before this one.
+    /// How many blocks finished before this one.
     finished: *mut u32,
 }
 
@@ -317,34 +332,29 @@ impl<const CHUNKS: usize> Shared<CHUNKS> {
 #[derive(Clone, Copy)]
 struct Task {
     /// Which of the launch's units this is.
-    unit: usize,
-    kv_head: usize,
+    unit: u32,
+    kv_head: u32,
     /// The first query, and how many.
-    first_query: usize,
-    queries: usize,
+    first_query: u32,
+    queries: u32,
     /// The token's position.
     position: u32,
-    /// The block's positions in the cache, before the token's: none in a block that its cluster has no use for.
+    /// The block's positions in the cache, before the token's: none in a block of a cluster that has no use for it.
     start: u32,
     end: u32,
-    /// Blocks of the cluster, a power of two, and this one's number among them.
-    size: usize,
-    rank: usize,
-    /// The unit's cluster that this is.
-    cluster: u32,
-    /// Clusters that have positions, at least one.
+    split: u32,
+    /// Splits that have positions, at least one; in a cluster all of them.
     active: u32,
 }
 
 impl Task {
-    /// The task of the running block, which has none where `cluster` is not below `active`.
+    /// The task of the running block, which has none where `split` is not below `active`.
     ///
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
     unsafe fn new(args: &Decode, tile: u32) -> Self {
-        let (unit, split) = (thread::block_idx_x(), thread::block_idx_y());
-        let (size, rank) = (cluster::size(), cluster::rank());
+        let (unit, split, cluster) = (thread::block_idx_x(), thread::block_idx_y(), cluster::size());
         let group = args.heads / args.kv_heads;
         let per_head = units_per_kv_head(group);
         let per_unit = group.div_ceil(per_head);
@@ -354,28 +364,28 @@ impl Task {
         let position = unsafe { mem::load(mem::global(args.position)) };
         let from = (position + 1).saturating_sub(args.window);
         let cached = position - from;
-        let blocks = cached.div_ceil(least_share(size)).next_multiple_of(size).clamp(size, args.splits);
-        let share = cached.div_ceil(blocks).next_multiple_of(tile).max(tile);
+        // Blocks of a cluster are all there anyway.
+        let least = if cluster > 1 { tile } else { MIN_SHARE.max(WARPS as u32 * tile) };
+        let share = cached.div_ceil(args.splits).next_multiple_of(tile).max(least);
         let start = (from + split * share).min(position);
         Task {
-            unit: unit as usize,
-            kv_head: kv_head as usize,
-            first_query: (kv_head * group + first) as usize,
-            queries: per_unit.min(group - first) as usize,
+            unit,
+            kv_head,
+            first_query: kv_head * group + first,
+            queries: per_unit.min(group - first),
             position,
             start,
             end: (start + share).min(position),
-            size: size as usize,
-            rank: rank as usize,
-            cluster: split / size,
-            active: cached.div_ceil(share * size).max(1),
+            split,
+            active: if cluster > 1 { args.splits } else { cached.div_ceil(share).max(1) },
         }
     }
 
-    /// Whether the token's own key and value are this block's: that of the first cluster that has the fewest positions.
+    /// Whether the token's own key and value are this block's: the first split's, which always has a task, or the last one's of a
+    /// cluster, which has the fewest positions.
     #[inline(always)]
     fn has_token(&self) -> bool {
-        self.cluster == 0 && self.rank == self.size - 1
+        self.split == cluster::size() - 1
     }
 }
 
@@ -385,19 +395,18 @@ impl Task {
 /// As for the kernels; all threads of the block are here, and `shared` is `shared_words(CHUNKS)` words of shared memory.
 #[inline(always)]
 unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args: &Decode, shared: *mut u32) {
-    // SAFETY: the caller's promise. Barriers are reached by all threads: `active` and the ticket are the block's, `cluster` and `size`
-    // the cluster's.
+    // SAFETY: the caller's promise. Barriers are reached by all threads: `split`, `active`, `cluster` and the ticket are the block's.
     unsafe {
         let shared = Shared::<CHUNKS>::at(shared);
         if args.overlap != 0 {
             grid::launch_dependents();
         }
         let task = Task::new(args, (16 * STEPS) as u32);
-        if task.cluster >= task.active {
+        if task.split >= task.active {
             grid::wait();
             return;
         }
-        if task.size > 1 {
+        if cluster::size() > 1 {
             cluster::arrive();
         }
         let mut warp = Warp::<CHUNKS, STEPS, WIDE>::new(args, &task);
@@ -416,24 +425,24 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         warp.write(&shared);
         thread::sync_threads();
         let merge = Merge { args, task: &task, shared: &shared };
-        if task.size > 1 {
-            // All blocks of the cluster have started.
+        let clustered = cluster::size() > 1;
+        if clustered {
+            // All blocks of the cluster have started: their shared memory may be written.
             cluster::wait();
         }
         merge.warps();
-        if task.size > 1 {
+        if clustered {
             cluster::arrive();
             cluster::wait();
-            merge.blocks();
-        }
-        if task.active > 1 && merge.is_last() {
-            merge.clusters();
+            merge.cluster();
+        } else if task.active > 1 && merge.is_last() {
+            merge.splits();
         }
     }
 }
 
 macro_rules! kernels {
-    ($($name:ident $shared:ident $chunks:literal $steps:literal $wide:literal $dims:literal;)*) => {$(
+    ($($name:ident $shared:ident $chunks:literal $steps:literal $wide:literal $registers:literal $dims:literal;)*) => {$(
         #[doc = concat!(
             "y = softmax(scale q K^T) V of one token, for heads of ", $dims, "; \
              see [`Decode`] for what else it does: norms of q and k, their rotation, and the append of k and v to the cache."
@@ -447,6 +456,7 @@ macro_rules! kernels {
         /// `args` is as its fields say. No other launch uses the workspace at the same time.
         #[kernel("attention", prefetch)]
         pub unsafe fn $name(args: Decode) {
+            thread::max_registers::<THREADS, $registers>();
             let shared = shared_array!($shared: [u32; shared_words($chunks)]);
             // SAFETY: the caller's promise.
             unsafe { decode::<$chunks, $steps, $wide>(&args, shared) }
@@ -454,9 +464,10 @@ macro_rules! kernels {
     )*};
 }
 
+// With 176 registers a thread, two blocks and one of a product fit beside each other on a multiprocessor. Larger heads need more.
 kernels! {
-    attention_decode_64 DECODE_64 1 2 true "at most 64 dimensions, a multiple of 8";
-    attention_decode_128 DECODE_128 2 1 true "72 to 128 dimensions, a multiple of 8";
-    attention_decode_256 DECODE_256 4 1 true "136 to 256 dimensions, a multiple of 8";
-    attention_decode_any DECODE_ANY 4 1 false "at most 256 dimensions, an even number";
+    attention_decode_64 DECODE_64 1 2 true 176 "at most 64 dimensions, a multiple of 8";
+    attention_decode_128 DECODE_128 2 1 true 176 "72 to 128 dimensions, a multiple of 8";
+    attention_decode_256 DECODE_256 4 1 true 255 "136 to 256 dimensions, a multiple of 8";
+    attention_decode_any DECODE_ANY 4 1 false 255 "at most 256 dimensions, an even number";
 }

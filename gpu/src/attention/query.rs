@@ -82,13 +82,14 @@ impl Vector {
 #[inline(always)]
 pub(super) unsafe fn prepare<const CHUNKS: usize>(args: &Decode, task: &Task, shared: &Shared<CHUNKS>) {
     let (warp, dims) = (warp::warp_id() as usize, args.head_dim as usize);
-    let vectors = task.queries + if task.has_token() { 2 } else { 0 };
+    let queries = task.queries as usize;
+    let vectors = queries + if task.has_token() { 2 } else { 0 };
     let mut i = warp;
     while i < vectors {
         // SAFETY: a query of the token, or the KV head's key or value, each prepared by one warp.
         unsafe {
-            if i < task.queries {
-                let x = args.q.add((task.first_query + i) * dims);
+            if i < queries {
+                let x = args.q.add((task.first_query as usize + i) * dims);
                 let vector = Vector { x, norm: args.q_norm, cos: args.q_cos, sin: args.q_sin };
                 let query = shared.queries.add(i * stride(CHUNKS));
                 vector.prepare::<CHUNKS>(args, query);
@@ -97,7 +98,7 @@ pub(super) unsafe fn prepare<const CHUNKS: usize>(args: &Decode, task: &Task, sh
                     at.write(at.read() * args.scale);
                 }
             } else {
-                append::<CHUNKS>(args, task, shared, i == task.queries);
+                append::<CHUNKS>(args, task, shared, i == queries);
             }
         }
         i += WARPS;
@@ -112,8 +113,9 @@ pub(super) unsafe fn prepare<const CHUNKS: usize>(args: &Decode, task: &Task, sh
 #[inline(always)]
 unsafe fn append<const CHUNKS: usize>(args: &Decode, task: &Task, shared: &Shared<CHUNKS>, is_key: bool) {
     let (lane, dims) = (warp::lane_id() as usize, args.head_dim as usize);
-    let at = task.kv_head * dims;
-    let first = task.first_query == task.kv_head * (args.heads / args.kv_heads) as usize;
+    let kv_head = task.kv_head as usize;
+    let at = kv_head * dims;
+    let first = task.first_query == task.kv_head * (args.heads / args.kv_heads);
     // SAFETY: the row of the token's position, dimensions below `dims`.
     unsafe {
         let (to, cache) = if is_key {
@@ -128,7 +130,7 @@ unsafe fn append<const CHUNKS: usize>(args: &Decode, task: &Task, shared: &Share
             }
             (shared.value, args.v_cache)
         };
-        let row = (task.kv_head * args.context as usize + task.position as usize) * dims;
+        let row = (kv_head * args.context as usize + task.position as usize) * dims;
         let cache = mem::global(cache.add(row)).cast_mut();
         // A lane reads what it wrote itself, or what a barrier is behind.
         for i in 0..2 * CHUNKS {
@@ -150,7 +152,7 @@ unsafe fn append<const CHUNKS: usize>(args: &Decode, task: &Task, shared: &Share
 pub(super) unsafe fn score_token<const CHUNKS: usize>(args: &Decode, task: &Task, shared: &Shared<CHUNKS>) {
     let lane = warp::lane_id() as usize;
     let mut query = warp::warp_id() as usize;
-    while query < task.queries {
+    while query < task.queries as usize {
         // SAFETY: inside the arrays; a score is written by one warp.
         unsafe {
             let q = shared.queries.add(query * stride(CHUNKS));

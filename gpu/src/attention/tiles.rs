@@ -50,7 +50,7 @@ impl<const CHUNKS: usize, const STEPS: usize, const WIDE: bool> Warp<CHUNKS, STE
     #[inline(always)]
     pub(super) unsafe fn new(args: &Decode, task: &Task) -> Self {
         let dims = args.head_dim as usize;
-        let head = task.kv_head * args.context as usize * dims;
+        let head = task.kv_head as usize * args.context as usize * dims;
         Warp {
             // SAFETY: the KV head's part of the caches.
             k: unsafe { mem::global(args.k_cache.add(head)) },

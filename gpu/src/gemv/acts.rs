@@ -49,13 +49,14 @@ impl Int8 {
         Int8 { q: base.cast(), d: d.cast(), sums: d.wrapping_add(cols / 32 * 4).cast() }
     }
 
-    /// Quantises activations `at` to `at + 3`, this lane's; the others of the block are those of the seven lanes beside it.
+    /// Quantises activations `at` to `at + 3`, this lane's, into each of `columns`; the others of the block are those of the seven
+    /// lanes beside it.
     ///
     /// # Safety
-    /// All lanes are here; `at` is a multiple of 4, for lane l 4 l after lane 0's, which is one of 128; the column has room for those that are
-    /// `inside`.
+    /// All lanes are here; `at` is a multiple of 4, for lane l 4 l after lane 0's, which is one of 128; the columns have room for those
+    /// that are `inside`.
     #[inline(always)]
-    pub unsafe fn put<const SUMS: usize>(self, at: usize, v: [f32; 4], inside: bool) {
+    pub unsafe fn put<const SUMS: usize, const N: usize>(columns: [Self; N], at: usize, v: [f32; 4], inside: bool) {
         // SAFETY: the caller's promise.
         unsafe {
             // As integers, magnitudes compare like floats, and NaN is the largest: it becomes the scale, and so the result.
@@ -81,12 +82,15 @@ impl Int8 {
                 sum
             };
             if inside {
-                self.q.add(4 * chunk(at / 16) + at / 4 % 4).write(word);
-                if at.is_multiple_of(32) {
-                    self.d.add(at / 32).write(d);
-                }
-                if SUMS != 0 && at.is_multiple_of(SUMS) {
-                    self.sums.add(at / SUMS).write(d * sum as f32);
+                for i in 0..N {
+                    let column = columns[i];
+                    column.q.add(4 * chunk(at / 16) + at / 4 % 4).write(word);
+                    if at.is_multiple_of(32) {
+                        column.d.add(at / 32).write(d);
+                    }
+                    if SUMS != 0 && at.is_multiple_of(SUMS) {
+                        column.sums.add(at / SUMS).write(d * sum as f32);
+                    }
                 }
             }
         }

@@ -18,6 +18,8 @@ pub struct Room {
     pub multiprocessor: u32,
     /// Bytes of it that a block takes beside its own.
     pub reserved: u32,
+    /// Blocks of a cluster at most; 1 for no clusters.
+    pub cluster: u32,
     /// Which launches' blocks are to fit onto a multiprocessor beside each other.
     pub share: Share,
 }
@@ -77,6 +79,9 @@ const ALONE_FEW: u32 = 48 << 10;
 /// Bytes of `shared_array!`s in the kernels.
 const STATIC: u32 = (4 * MAX_COLUMNS * WARPS) as u32;
 
+/// From so many columns on, two blocks share the work of quantising a column.
+const PAIRED_COLS: u32 = 1024;
+
 /// A launch's geometry, and what the kernel is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -98,12 +103,19 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 }
 
 /// The launch of a product with weights in `W`, of `groups` groups of rows ([`row_groups`]; for a `glu` the rows of one of its
-/// matrices) of `cols` columns, with `tokens` columns of x, `columns` at a time. `None` when not even the least fits into a
-/// block's shared memory.
+/// matrices) of `cols` columns, with `tokens` columns of x, `columns` at a time, and with an RMSNorm or without. `None` when not even
+/// the least fits into a block's shared memory.
 ///
 /// A launch's share of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled
 /// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is.
-pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, columns: u32) -> Option<Launch> {
+pub fn launch<W: Weights>(
+    room: Room,
+    groups: u32,
+    cols: u32,
+    tokens: u32,
+    columns: u32,
+    normed: bool,
+) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
     // Behind the last stage, reading may look at two words more than it needs.
     let acts = columns as usize * W::acts_bytes(cols as usize) + 8 * MAX_STAGES as usize * WARPS + LINE + 16;
@@ -141,7 +153,10 @@ pub fn launch<W: Weights>(room: Room, groups: u32, cols: u32, tokens: u32, colum
     let few = groups < room.multiprocessors;
     let width = if few { groups.max(1) } else { room.multiprocessors };
     let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;
-    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared);
+    let wide = cols >= PAIRED_COLS && cols.is_multiple_of(4) && columns == 1 && !normed;
+    let pairs = wide && room.cluster > 1 && width.is_multiple_of(2);
+    let cluster = [if pairs { 2 } else { 1 }, 1, 1];
+    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared).with_cluster(cluster);
     let align = if lines { LINE as u32 - 1 } else { 15 };
     Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages, align })
 }
@@ -155,7 +170,7 @@ pub fn piece_cols<W: Weights>(room: Room, cols: u32) -> Option<u32> {
     let mut pieces = 2;
     loop {
         let piece = cols.div_ceil(pieces).next_multiple_of(step);
-        if launch::<W>(room, 1, piece, 1, 1).is_some() {
+        if launch::<W>(room, 1, piece, 1, 1, false).is_some() {
             return Some(piece);
         }
         if piece == step {

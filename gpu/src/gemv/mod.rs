@@ -4,7 +4,7 @@
 //! ([`async_copy::Stages`]): any alignment of a row or a block is read from there, many bytes are in flight without a register,
 //! and the first stages are filled before the kernel before this one has finished ([`grid`]).
 //! **Activations** are quantised by each block for itself (`acts`), after an RMSNorm where the product has one: no kernel and no
-//! way through memory of their own.
+//! way through memory of their own. Two neighbouring blocks halve that between them where the matrix is wide and the GPU has clusters.
 //! **A warp** takes `ROWS` rows at a time, of which neighbours in the grid take the neighbours, so that the multiprocessors are
 //! evenly loaded and walk through the matrix together. The bits of a result depend on its row and column alone.
 
@@ -117,6 +117,8 @@ pub const GELU: u32 = 1;
 
 /// Which rows a warp's groups have.
 trait Plan {
+    /// Whether blocks may be a cluster of two, which share the work on their activations.
+    const PAIRED: bool;
     /// Groups in all.
     fn groups(p: &Product) -> u32;
     /// The rows of group `group`: address of the first one, and from there to the second.
@@ -129,6 +131,8 @@ struct Rows;
 struct Pairs;
 
 impl Plan for Rows {
+    const PAIRED: bool = true;
+
     #[inline(always)]
     fn groups(p: &Product) -> u32 {
         let [a, b, c] = &p.matrices;
@@ -146,6 +150,9 @@ impl Plan for Rows {
 }
 
 impl Plan for Pairs {
+    // It has a norm, for which each block needs all of x.
+    const PAIRED: bool = false;
+
     #[inline(always)]
     fn groups(p: &Product) -> u32 {
         p.matrices[0].rows
@@ -206,70 +213,79 @@ impl Walk {
 
 /// The block's activations: columns `first` to `first + C - 1` of x, quantised, in shared memory at `acts`; where there is a norm, as they
 /// are before the division by the root of their mean square. The result is what remains to multiply with, for each column. Columns
-/// beyond the last are that one. Waits for the kernel before this one. `QUADS` says that the number of columns is a multiple of 4.
+/// beyond the last are that one. Waits for the kernel before this one. `QUADS` says that the number of columns is a multiple of 4. With
+/// `N` = 2 this is one of two blocks of a cluster, which has arrived at its barrier; each does every other step for both, without a norm.
 ///
 /// # Safety
 /// As for the kernels; all threads are here.
 #[inline(always)]
-unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool>(
+unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const N: usize>(
     p: &Product,
     weights: *const u8,
     acts: *mut u8,
     first: u32,
 ) -> [f32; C] {
     let cols = p.cols;
-    let normed = p.norm != NONE;
+    let normed = N == 1 && p.norm != NONE;
+    let (step, batch) = (N as u32 * STEP, N as u32 * BATCH_COLS);
     // SAFETY: these are addresses of global memory.
     let norm_weights = unsafe { mem::global(weights.wrapping_add(p.norm as usize).cast::<f32>()) };
-    let own = 4 * thread::thread_idx_x();
+    let own = if N == 1 { 0 } else { STEP * cluster::rank() } + 4 * thread::thread_idx_x();
     let read = |x: *const f32, start: u32| -> [[f32; 4]; BATCH] {
         core::array::from_fn(|k| {
             // SAFETY: the vector has as many.
-            unsafe { four::<QUADS>(x, start + k as u32 * STEP + own, cols) }
+            unsafe { four::<QUADS>(x, start + k as u32 * step + own, cols) }
         })
     };
     // Weights of the norm are no kernel's result: they are read while the last kernel still runs.
     let first_norm = if normed { read(norm_weights, 0) } else { [[0.0; 4]; BATCH] };
     grid::wait();
+    if N > 1 {
+        // SAFETY: all threads are here. The other block has started: its shared memory may be written.
+        unsafe { cluster::wait() };
+    }
     let squares = shared_array!(GEMV_SQUARES: [f32; MAX_COLUMNS * WARPS]);
     for c in 0..C {
         let token = (first + c as u32).min(p.tokens - 1);
         // SAFETY: as above.
         let x = unsafe { mem::global(p.x.wrapping_add(token as usize * cols as usize)) };
         let column = acts.wrapping_add(c * W::acts_bytes(cols as usize));
+        // SAFETY: the other block has its columns where this one has them.
+        let columns =
+            core::array::from_fn(|i| if i == 0 { column } else { unsafe { cluster::map(column, cluster::rank() ^ 1) } });
         // The same for all threads.
         let mut start = 0;
         let mut values = read(x, start);
         // The norm's weights for `values`; or without a norm what comes behind them, since two batches are one wait.
-        let mut other = if normed || cols <= BATCH_COLS { first_norm } else { read(x, BATCH_COLS) };
+        let mut other = if normed || cols <= batch { first_norm } else { read(x, batch) };
         let mut second = false;
         let mut sum = 0.0;
         loop {
             if normed {
                 unrolled!(k < BATCH, {
                     for i in 0..4 {
-                        let value = if start + k as u32 * STEP + own < cols { values[k][i] } else { 0.0 };
+                        let value = if start + k as u32 * step + own < cols { values[k][i] } else { 0.0 };
                         sum = float::fma(value, value, sum);
                         values[k][i] = other[k][i] * value;
                     }
                 });
             }
             unrolled!(k < BATCH, {
-                let at = start + k as u32 * STEP + own;
+                let at = start + k as u32 * step + own;
                 // The same for all lanes of a warp, which has 128 neighbours.
                 if at < cols.next_multiple_of(128) {
                     // SAFETY: all lanes are here, the column has room for what is inside, up to a multiple of 4.
-                    unsafe { W::put(column, cols as usize, at as usize, values[k], at < cols) }
+                    unsafe { W::put::<N>(columns, cols as usize, at as usize, values[k], at < cols) }
                 }
             });
-            start += BATCH_COLS;
+            start += batch;
             if start >= cols {
                 break;
             }
             if normed {
                 (values, other) = (read(x, start), read(norm_weights, start));
             } else if second {
-                (values, other) = (read(x, start), read(x, start + BATCH_COLS));
+                (values, other) = (read(x, start), read(x, start + batch));
             } else {
                 values = other;
             }
@@ -287,7 +303,12 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool>(
     }
     // SAFETY: all threads are here, and have written before they read.
     unsafe {
-        thread::sync_threads();
+        if N == 1 {
+            thread::sync_threads();
+        } else {
+            cluster::arrive();
+            cluster::wait();
+        }
         let mut scales = [1.0; C];
         if normed {
             unrolled!(c < C, {
@@ -386,6 +407,11 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     if p.overlap != 0 {
         grid::launch_dependents();
     }
+    let paired = P::PAIRED && C == 1 && cluster::size() > 1;
+    if paired {
+        // SAFETY: all threads are here, and wait in `load_activations`.
+        unsafe { cluster::arrive() };
+    }
     let mut stage = 0;
     while stage < p.stages {
         fetch(stage, &mut skews);
@@ -393,10 +419,12 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     }
     // SAFETY: all threads are here.
     let scales = unsafe {
-        if W::ANY_END && !p.cols.is_multiple_of(4) {
-            load_activations::<W, C, false>(p, weights, acts, first)
+        if paired {
+            load_activations::<W, C, true, 2>(p, weights, acts, first)
+        } else if W::ANY_END && !p.cols.is_multiple_of(4) {
+            load_activations::<W, C, false, 1>(p, weights, acts, first)
         } else {
-            load_activations::<W, C, true>(p, weights, acts, first)
+            load_activations::<W, C, true, 1>(p, weights, acts, first)
         }
     };
     grid::launch_dependents();

@@ -25,11 +25,11 @@ pub trait Weights {
     /// Bytes of shared memory that a column of `cols` activations takes, a multiple of 16.
     fn acts_bytes(cols: usize) -> usize;
 
-    /// Stores activations `at` to `at + 3` of a column: as `Int8::put`, which says what is promised.
+    /// Stores activations `at` to `at + 3` of a column at each of `acts`: as `Int8::put`, which says what is promised.
     ///
     /// # Safety
     /// As there.
-    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool);
+    unsafe fn put<const N: usize>(acts: [*mut u8; N], cols: usize, at: usize, values: [f32; 4], inside: bool);
 
     /// Adds the products of a slice of `R` rows and of `C` columns to `sums`. `blocks` are the rows' blocks, `slice` the slice's
     /// number, `start + at` the index of the block's first value in the row of `cols`, where `start` is a multiple of 512 for integers and of
@@ -64,14 +64,14 @@ impl<D: Dot> Weights for Integers<D> {
     }
 
     #[inline(always)]
-    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool) {
-        let column = Int8::at(acts, cols);
+    unsafe fn put<const N: usize>(acts: [*mut u8; N], cols: usize, at: usize, values: [f32; 4], inside: bool) {
+        let columns = acts.map(|acts| Int8::at(acts, cols));
         // SAFETY: the caller's promise.
         unsafe {
             match D::SUMS {
-                0 => column.put::<0>(at, values, inside),
-                16 => column.put::<16>(at, values, inside),
-                _ => column.put::<32>(at, values, inside),
+                0 => Int8::put::<0, N>(columns, at, values, inside),
+                16 => Int8::put::<16, N>(columns, at, values, inside),
+                _ => Int8::put::<32, N>(columns, at, values, inside),
             }
         }
     }
@@ -135,12 +135,14 @@ impl<F: Float> Weights for Floats<F> {
     }
 
     #[inline(always)]
-    unsafe fn put(acts: *mut u8, cols: usize, at: usize, values: [f32; 4], inside: bool) {
+    unsafe fn put<const N: usize>(acts: [*mut u8; N], cols: usize, at: usize, values: [f32; 4], inside: bool) {
         // Zeros behind the end, where lanes multiply with zeros.
         let values = if inside { values } else { [0.0; 4] };
         if at < cols.next_multiple_of(8) {
-            // SAFETY: the caller's promise.
-            unsafe { acts.cast::<mem::F32x4>().add(float_chunk(at / 4)).write(mem::F32x4(values)) }
+            for i in 0..N {
+                // SAFETY: the caller's promise.
+                unsafe { acts[i].cast::<mem::F32x4>().add(float_chunk(at / 4)).write(mem::F32x4(values)) }
+            }
         }
     }
 

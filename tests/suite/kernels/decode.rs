@@ -108,7 +108,11 @@ impl Attention {
         let (keys, values) = (cache(), cache());
         let (k_cache, v_cache) = (lab.output(&keys), lab.output(&values));
 
-        let shape = DecodeShape::with_splits(heads as u32, kv_heads as u32, head_dim as u32, self.splits, cluster);
+        let [h, kv, dims] = [heads, kv_heads, head_dim].map(|n| n as u32);
+        let shape = match cluster {
+            1 => DecodeShape::with_splits(h, kv, dims, self.splits),
+            size => DecodeShape::clustered(h, kv, dims, size),
+        };
         let mut workspace = vec![u8::POISON; shape.workspace_bytes()];
         workspace[..shape.counter_bytes()].fill(0);
         let workspace = lab.output(&workspace);
@@ -299,17 +303,18 @@ pub fn decode_long<D: Driver>(lab: &mut Lab<D>) {
 #[test]
 fn splits_fill_the_gpu_and_no_more_than_the_context() {
     // Llama 8B on an H200: two blocks on each of 132 multiprocessors.
-    let shape = |heads, kv_heads, dims, context, cluster| DecodeShape::new(heads, kv_heads, dims, context, 132, cluster);
-    assert_eq!(shape(32, 8, 128, 131_072, 1).splits(), 33);
-    assert_eq!(shape(32, 8, 128, 131_072, 8).splits(), 32);
-    assert_eq!(shape(32, 8, 128, 512, 1).splits(), 8);
-    assert_eq!(shape(32, 8, 128, 2049, 8).splits(), 16);
-    assert_eq!(shape(8, 1, 256, 131_072, 1).splits(), 256);
-    assert_eq!(shape(8, 1, 256, 131_072, 8).splits(), 256);
+    assert_eq!(DecodeShape::new(32, 8, 128, 131_072, 132).splits(), 33);
+    assert_eq!(DecodeShape::new(32, 8, 128, 512, 132).splits(), 8);
+    assert_eq!(DecodeShape::new(8, 1, 256, 131_072, 132).splits(), 256);
     // More queries than a block takes, more KV heads than blocks fit.
-    assert_eq!(shape(96, 8, 128, 131_072, 1).grid().blocks, [16, 16, 1]);
-    assert_eq!(DecodeShape::new(64, 64, 64, 4096, 8, 8).grid().blocks, [64, 1, 1]);
-    // As many blocks of a cluster as there is room for, a power of two.
-    let grid = shape(40, 40, 128, 4096, 8).grid();
-    assert_eq!((grid.blocks, grid.cluster), ([40, 4, 1], [1, 4, 1]));
+    assert_eq!(DecodeShape::new(96, 8, 128, 131_072, 132).grid().blocks, [16, 16, 1]);
+    assert_eq!(DecodeShape::new(64, 64, 64, 4096, 8).grid().blocks, [64, 1, 1]);
+}
+
+#[test]
+fn clusters_leave_a_multiprocessor_for_each_block() {
+    let grid = |kv_heads, most| DecodeShape::short(kv_heads, kv_heads, 128, 132, most).map(|shape| shape.grid());
+    assert_eq!(grid(8, 8), Some(Grid::new(8, 8, 128).with_cluster([1, 8, 1])));
+    assert_eq!(grid(20, 8), Some(Grid::new(20, 4, 128).with_cluster([1, 4, 1])));
+    assert_eq!((grid(67, 8), grid(8, 1)), (None, None));
 }

@@ -258,6 +258,7 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             case.cols as u32,
             tokens,
             columns,
+            norm != NONE,
         )
         .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
         let product = Product {
@@ -303,6 +304,16 @@ pub fn gemv_shapes<D: Driver>(lab: &mut Lab<D>) {
     for (i, (ty, cols)) in types_and_cols().enumerate() {
         for (k, rows) in [1, 2, 7, 131].into_iter().enumerate().filter(|&(k, _)| k < 3 || cols < 800) {
             let case = Case::random(lab, ty, cols, &[rows], 1, Options::nth(i + 3 * k));
+            case.check(&case.gemv(lab, 1));
+        }
+    }
+}
+
+/// So many columns that two blocks quantise them for each other, where there are clusters: with as many blocks as rows, or one more.
+pub fn gemv_wide<D: Driver>(lab: &mut Lab<D>) {
+    for (ty, rows) in TensorType::ALL.iter().zip([3, 4, 5, 40].into_iter().cycle()) {
+        for (i, cols) in [8192, 8448, 14336].into_iter().enumerate() {
+            let case = Case::random(lab, *ty, cols, &[rows], 1 + i % 2, Options { norm: false, ..Options::nth(2 * i) });
             case.check(&case.gemv(lab, 1));
         }
     }
@@ -450,7 +461,8 @@ pub fn embed<D: Driver>(lab: &mut Lab<D>) {
 
 /// The sizes of an H100 or H200.
 fn room(share: Share) -> gemv::Room {
-    gemv::Room { multiprocessors: 132, block: 227 << 10, multiprocessor: 228 << 10, reserved: 1 << 10, share }
+    let (block, multiprocessor) = (227 << 10, 228 << 10);
+    gemv::Room { multiprocessors: 132, block, multiprocessor, reserved: 1 << 10, cluster: 8, share }
 }
 
 /// Shared memory of a multiprocessor that the launch of a product of `cols` columns in `F` takes.
@@ -461,7 +473,7 @@ impl WeightVisitor for Taken {
 
     fn visit<F: WeightKernels>(self) -> u32 {
         let Taken(share, cols) = self;
-        let launch = gemv::launch::<F::Weights>(room(share), 4096, cols, 1, 1).expect("it fits");
+        let launch = gemv::launch::<F::Weights>(room(share), 4096, cols, 1, 1, false).expect("it fits");
         // With the kernel's array of a float for each warp and column, and what the GPU takes for each block.
         launch.grid.shared + 4 * 8 * gemv::WARPS as u32 + (1 << 10)
     }

@@ -53,6 +53,7 @@ impl Properties {
             block: self.shared_per_block,
             multiprocessor: self.shared_per_multiprocessor,
             reserved: self.shared_reserved,
+            cluster: self.cluster,
             share,
         }
     }

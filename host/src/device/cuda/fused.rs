@@ -11,27 +11,30 @@ use crate::device::{Attn, Batch, Device, Dims, Epilogue, Ffn, Head, Pairing, Res
 /// What attention over the cache needs beside its operands.
 pub(super) struct Attention<D: Driver> {
     shape: DecodeShape,
+    /// For passes that are [`Pass::short`].
+    short: Option<DecodeShape>,
     workspace: D::Mem,
 }
 
-/// How attention is launched on such a GPU.
-fn shape(dims: &Dims, gpu: &Properties) -> DecodeShape {
+/// How attention is launched on such a GPU: in any context, and in a short one.
+fn shapes(dims: &Dims, gpu: &Properties) -> (DecodeShape, Option<DecodeShape>) {
     let [heads, kv_heads, head_dim, context] =
         [dims.heads, dims.kv_heads, dims.head_dim, dims.context].map(|size| size as u32);
-    DecodeShape::new(heads, kv_heads, head_dim, context, gpu.multiprocessors, gpu.cluster)
+    let short = DecodeShape::short(heads, kv_heads, head_dim, gpu.multiprocessors, gpu.cluster);
+    (DecodeShape::new(heads, kv_heads, head_dim, context, gpu.multiprocessors), short)
 }
 
 impl<D: Driver> Attention<D> {
     pub fn new(driver: &D, dims: &Dims) -> Result<Self> {
-        let shape = shape(dims, driver.properties());
+        let (shape, short) = shapes(dims, driver.properties());
         let workspace = driver.alloc("attention's partial results", shape.workspace_bytes())?;
         driver.write(&workspace, 0, &vec![0; shape.counter_bytes()])?;
-        Ok(Attention { shape, workspace })
+        Ok(Attention { shape, short, workspace })
     }
 
     /// Bytes of device memory.
     pub fn bytes(driver: &D, dims: &Dims) -> u64 {
-        shape(dims, driver.properties()).workspace_bytes() as u64
+        shapes(dims, driver.properties()).0.workspace_bytes() as u64
     }
 }
 
@@ -63,6 +66,9 @@ impl<D: Driver> CudaDevice<D> {
             let norm = |w: &Option<Tensor<CudaBuf<D>>>| {
                 w.as_ref().map_or(Ok(std::ptr::null()), |w| Self::vector(w, dims.head_dim))
             };
+            let window = positions_seen(w.window)?;
+            let is_short = window <= attention::SHORT || dev.pass().is_short();
+            let shape = attention.short.filter(|_| is_short).unwrap_or(attention.shape);
             let args = Decode {
                 q: q.ptr("queries", dims.q_width())?,
                 k: s.k.ptr("keys", dims.kv_width())?,
@@ -87,15 +93,15 @@ impl<D: Driver> CudaDevice<D> {
                     Pairing::Adjacent => attention::ADJACENT,
                     Pairing::Half => attention::HALF,
                 },
-                window: positions_seen(w.window)?,
-                splits: attention.shape.splits(),
+                window,
+                splits: shape.splits(),
                 scale: dims.attention_scale,
                 cap: dims.attention_cap.unwrap_or(0.0),
                 eps: dims.eps,
                 overlap: dev.overlap().into(),
             };
             let launch = || {
-                attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape: attention.shape, args })
+                attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape, args })
             };
             dev.labelled(|| ("KV cache".into(), dims.kv_read(&batch.positions, w.window)), launch)
         })

@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use gpu::attention;
+
 use super::{Driver, bytes_of, fused::Attention, sample::Choice};
 use crate::device::{Batch, DeviceError, Dims, Result};
 
@@ -50,6 +52,8 @@ pub(super) struct Pass<D: Driver> {
     layout: Layout,
     /// Tokens of the batch that the block holds, and how many of them are wanted.
     begun: (usize, usize),
+    /// None of their positions is beyond [`attention::SHORT`].
+    short: bool,
 }
 
 impl<D: Driver> Pass<D> {
@@ -65,6 +69,7 @@ impl<D: Driver> Pass<D> {
             host: Vec::new(),
             layout: Layout::default(),
             begun: (0, 0),
+            short: false,
         })
     }
 
@@ -111,7 +116,13 @@ impl<D: Driver> Pass<D> {
         driver.write(&self.block, start, &self.host[start..])?;
         self.layout = layout;
         self.begun = (batch.len(), batch.want.len());
+        self.short = batch.positions.iter().all(|&position| position <= attention::SHORT);
         Ok(())
+    }
+
+    /// Whether the one token that the block was filled for sees few positions, so that its attention is launched in another way.
+    pub fn is_short(&self) -> bool {
+        self.short
     }
 
     /// What the block holds, after checking that it was filled for a batch of as many tokens.

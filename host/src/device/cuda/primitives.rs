@@ -147,7 +147,7 @@ impl<D: Driver> Device for CudaDevice<D> {
         if self.recordings.busy() || self.profiling {
             return f(self);
         }
-        let driver = self.driver.clone();
+        let (driver, key) = (self.driver.clone(), (key, self.pass().is_short()));
         let graph = match self.recordings.find(&key) {
             // SAFETY: a recording stays with the device whose driver made it, and under its key only as long as the key's owners
             // keep the memory of weights and state; block and scratch are the device's own, and `prepare`, which replaces them,

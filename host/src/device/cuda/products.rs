@@ -160,7 +160,7 @@ impl WeightVisitor for Fit {
 
     fn visit<F: WeightKernels>(self) -> bool {
         let cols = u32::try_from(self.cols).ok();
-        cols.is_some_and(|cols| gemv::launch::<F::Weights>(self.room, 1, cols, 1, 1).is_some())
+        cols.is_some_and(|cols| gemv::launch::<F::Weights>(self.room, 1, cols, 1, 1, false).is_some())
     }
 }
 
@@ -188,9 +188,13 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     share: Share,
 ) -> Result<bool> {
     let room = driver.properties().room(share);
-    let Some(launch) = gemv::launch::<F::Weights>(room, groups, product.cols, product.tokens, columns) else {
+    let (cols, tokens, normed) = (product.cols, product.tokens, product.norm != NONE);
+    let Some(launch) = gemv::launch::<F::Weights>(room, groups, cols, tokens, columns, normed) else {
         return Ok(false);
     };
+    // EXPERIMENT
+    let from = std::env::var("NT_PAIRED").ok().and_then(|v| v.parse().ok()).unwrap_or(8192);
+    let launch = if cols < from { Launch { grid: launch.grid.with_cluster([1; 3]), ..launch } } else { launch };
     let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
     let product = Product { piece_blocks, stage_bytes, stages, align, ..product };
     // SAFETY: the caller's promise.

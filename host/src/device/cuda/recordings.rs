@@ -5,9 +5,12 @@ use std::{cell::Cell, collections::HashMap, rc::Rc};
 use super::Driver;
 use crate::device::ReplayKey;
 
-/// Recordings kept at most. A model that is streamed has two for each layer; a recording of a whole pass takes some hundred
+/// Recordings kept at most. A model that is streamed has two for each layer, and twice as many when its context gets long; a recording of a whole pass takes some hundred
 /// KiB.
 const LIMIT: usize = 1024;
+
+/// A computation, and whether its token's context is short ([`super::pass::Pass::is_short`]).
+pub(super) type Key = (ReplayKey, bool);
 
 /// What is known of a computation.
 enum Recording<G> {
@@ -19,7 +22,7 @@ enum Recording<G> {
 
 /// The recordings of a device.
 pub(super) struct Recordings<D: Driver> {
-    by_key: HashMap<ReplayKey, (Recording<D::Graph>, u64)>,
+    by_key: HashMap<Key, (Recording<D::Graph>, u64)>,
     /// Counts uses, to tell which recording has not been used for the longest time.
     clock: u64,
     /// A computation is under way: one inside it is a part of it.
@@ -60,7 +63,7 @@ impl<D: Driver> Recordings<D> {
         Busy(self.busy.clone())
     }
 
-    pub fn find(&mut self, key: &ReplayKey) -> How<'_, D::Graph> {
+    pub fn find(&mut self, key: &Key) -> How<'_, D::Graph> {
         self.clock += 1;
         match self.by_key.get_mut(key) {
             None => How::Directly,
@@ -76,9 +79,9 @@ impl<D: Driver> Recordings<D> {
 
     /// Remembers the computation, which was done, and its recording if there is one. Forgets those whose memory is gone, and
     /// if there are too many, the one that was not used for the longest time.
-    pub fn insert(&mut self, key: ReplayKey, graph: Option<D::Graph>) {
+    pub fn insert(&mut self, key: Key, graph: Option<D::Graph>) {
         if !self.by_key.contains_key(&key) {
-            self.by_key.retain(|key, _| key.is_alive());
+            self.by_key.retain(|(key, _), _| key.is_alive());
             if self.by_key.len() >= LIMIT {
                 let oldest = self.by_key.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
                 oldest.map(|key| self.by_key.remove(&key));
