@@ -133,6 +133,10 @@ impl Driver for Recorder {
         self.emulator.pinned(what, bytes)
     }
 
+    fn zero_copy(&self, src: Self::Pinned) -> Result<Self::Mem> {
+        self.emulator.zero_copy(src)
+    }
+
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()> {
         self.emulator.write(dst, offset, bytes)
     }
