@@ -142,6 +142,11 @@ mod tests {
     use super::*;
     use crate::device::cuda::emulator::EmulatorDriver;
 
+    #[test]
+    fn memory_is_read_over_the_link() {
+        assert!(zero_copy(&EmulatorDriver::new(7)).unwrap() > 0.0);
+    }
+
     /// Times mean nothing in the emulator; what was read does.
     #[test]
     fn memory_is_read() {
