@@ -11,6 +11,7 @@
 #   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
 #   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
 #   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b:Q4_K_M has cases of its own
+#   STREAM_CASES=REGEX of these, the cases whose names match: "zero-copy|none in|prompt", for one
 #   OUT=gpu-out        where the logs go
 #   SCRATCH=/tmp       where the bundle is unpacked
 #   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
@@ -214,6 +215,8 @@ stream() {
         "16 GiB at 31 GB/s,tokens=4,bar=97:--streaming --vram-budget 16GiB --link-limit 31GB/s"
         "24 GiB at 6.5 GB/s,tokens=4,bar=97:--streaming --vram-budget 24GiB --link-limit 6.5GB/s"
         "8 GiB,tokens=4,bar=97:--streaming --vram-budget 8GiB"
+        "16 GiB zero-copy,tokens=4:--streaming --vram-budget 16GiB --ram-access zero-copy"
+        "no room (zero-copy),tokens=4:--streaming --vram-budget BELOW_RING"
     ) ;;
     *) cases=(
         "resident,tokens=33:"
@@ -227,6 +230,14 @@ stream() {
         "one layer of ring,tokens=17,$zero:--streaming --n-buffers 1"
         "half on disk,tokens=5,$zero:--streaming --ram-budget 4GiB"
         "all on disk,tokens=3,bar=90,$zero:--streaming --ram-budget 0"
+        "none zero-copy,tokens=33,$zero:--streaming --ram-access zero-copy"
+        "half zero-copy,tokens=33,$half:--streaming --ram-access zero-copy"
+        "no room (zero-copy),tokens=17:--streaming --vram-budget BELOW_RING"
+        "disk and zero-copy,tokens=5,$zero:--streaming --ram-budget 4GiB --ram-access zero-copy"
+        "prompt of 8 by copies,prompt=8,$zero:--streaming"
+        "prompt of 8 zero-copy,prompt=8,$zero:--streaming --ram-access zero-copy"
+        "prompt of 512 by copies,prompt=512,$zero:--streaming"
+        "prompt of 512 zero-copy,prompt=512,$zero:--streaming --ram-access zero-copy"
     ) ;;
     esac
     python3 "$NT_ROOT/scripts/stream_check.py" "$NT_BIN" "$model" "${cases[@]}"
@@ -246,7 +257,7 @@ check machine 30 machine
 for part in "${parts[@]}"; do
     case $part in
     kernels) check kernels 120 suite_on_gpu kernels::gpu:: link::gpu:: ;;
-    models) check models 180 suite_on_gpu models:: ;;
+    models) check models 180 suite_on_gpu models:: zero_copy:: ;;
     sanitizer)
         check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::
         check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::

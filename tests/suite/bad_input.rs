@@ -366,6 +366,7 @@ fn usage_errors() {
         &["--ram-budget", "half"],
         &["--n-buffers", "0"],
         &["--n-buffers", "few"],
+        &["--ram-access", "slow"],
         &["--link-limit", "0GB/s"],
         &["--link-limit", "fast"],
         &["--plan", "--benchmark"],

@@ -32,3 +32,4 @@ mod tokenizer;
 mod trace;
 mod untrusted;
 mod wide;
+mod zero_copy;

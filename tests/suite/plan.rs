@@ -1,12 +1,12 @@
 //! The plan: which matrix is in which tier. Properties over random models, and the models that users have.
 
-use std::num::NonZeroUsize;
+use std::{collections::BTreeSet, num::NonZeroUsize};
 
 use ntransformer::{
     cli::synth::{Quant, Shape},
     pack::TensorId,
     stream::{
-        plan::{Bound, Fixed, Inputs, Plan, PlanError, Rates, Tier, Unit, plan},
+        plan::{Access, Bound, Fixed, Inputs, Plan, PlanError, RamAccess, Rates, Tier, Unit, plan},
         ring::{self, Buffers},
     },
 };
@@ -14,8 +14,11 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 const GIB: u64 = 1 << 30;
 
+const COPY: Access = Access::Copy;
+const ZERO_COPY: Access = Access::ZeroCopy;
+
 /// What an H200 and the disk beside it do (docs/performance.md).
-const H200: Rates = Rates { link: Some(55.5e9), disk: Some(0.96e9), vram: Some(4.67e12) };
+const H200: Rates = Rates { link: Some(55.5e9), zero_copy: Some(49.5e9), disk: Some(0.96e9), vram: Some(4.67e12) };
 
 /// The matrices of a model in the shape of a real one.
 fn shape(shape: Shape, quant: &str) -> Inputs {
@@ -47,6 +50,7 @@ fn inputs(units: Vec<Unit>, layers: usize) -> Inputs {
         max_vram_layers: None,
         max_ram_layers: None,
         buffers: Buffers::Auto,
+        access: RamAccess::Auto,
         streaming: true,
         on_disk: true,
         in_place: false,
@@ -70,6 +74,11 @@ fn random(rng: &mut SmallRng) -> Inputs {
         units.push(Unit { tensor: TensorId(units.len()), name: "output.weight".into(), group: layers, bytes });
     }
     let mut inputs = inputs(units, layers);
+    inputs.access = match rng.random_range(0..3) {
+        0 => RamAccess::Only(COPY),
+        1 => RamAccess::Only(ZERO_COPY),
+        _ => RamAccess::Auto,
+    };
     inputs.buffers = match rng.random_range(0..4) {
         0 => Buffers::Count(NonZeroUsize::new(rng.random_range(1..5)).unwrap()),
         _ => Buffers::Auto,
@@ -93,10 +102,14 @@ fn is_ram(tier: Tier) -> bool {
     matches!(tier, Tier::Ram { .. })
 }
 
-/// The streamed matrices' bytes, by group.
-fn streamed(inputs: &Inputs, plan: &Plan) -> Vec<Vec<u64>> {
+fn is_disk(tier: Tier) -> bool {
+    matches!(tier, Tier::Disk { .. })
+}
+
+/// The bytes of the matrices that are copied, by group.
+fn copied(inputs: &Inputs, plan: &Plan) -> Vec<Vec<u64>> {
     let mut groups = vec![Vec::new(); inputs.layers + 1];
-    for (unit, _) in inputs.units.iter().zip(&plan.tiers).filter(|(_, tier)| tier.is_streamed()) {
+    for (unit, _) in inputs.units.iter().zip(&plan.tiers).filter(|(_, tier)| tier.is_copied()) {
         groups[unit.group].push(unit.bytes);
     }
     groups
@@ -118,14 +131,23 @@ fn check(inputs: &Inputs, plan: &Plan) {
     assert_eq!(plan.load.link_bytes, total(inputs) - resident);
     assert_eq!(plan.load.disk_bytes, total(inputs) - resident - in_ram);
     assert_eq!(plan.load.weight_bytes, total(inputs));
+    // All that is in RAM is got at in one way, the one that was asked for.
+    let accesses: BTreeSet<Access> = plan.tiers.iter().filter_map(|tier| tier.access()).collect();
+    assert!(accesses.len() <= 1);
+    if let (Some(&access), RamAccess::Only(asked)) = (accesses.first(), inputs.access) {
+        assert_eq!(access, asked);
+    }
+    let zero_copy = accesses.contains(&ZERO_COPY);
+    assert_eq!(plan.load.zero_copy_bytes, if zero_copy { in_ram } else { 0 });
     // Staging is there if something has to go through it, and a part of the RAM unless that is next to nothing.
     assert_eq!(plan.staging_bytes > 0, plan.load.disk_bytes > 0);
     assert!(plan.ram_bytes + plan.staging_bytes <= inputs.ram.max(16 << 20));
     // The ring holds what is computed at once, and no more than there is.
-    let groups = streamed(inputs, plan);
+    let groups = copied(inputs, plan);
     assert!(plan.ring_bytes >= ring::least(&groups), "a ring of {}", plan.ring_bytes);
     assert!(plan.ring_bytes <= ring::capacity(&groups, inputs.buffers));
-    assert_eq!(plan.ring_bytes > 0, plan.streams());
+    assert_eq!(plan.ring_bytes > 0, !groups.iter().all(Vec::is_empty));
+    assert_eq!(plan.zero_copies(), zero_copy);
     assert!(plan.vram_least <= plan.vram_full);
 }
 
@@ -205,7 +227,14 @@ fn the_least_is_the_least() {
         assert_eq!((with_least.vram_least, with_least.vram_bytes()), (least, least));
         inputs.vram = least - 1;
         assert!(matches!(plan(&inputs), Err(PlanError::Vram { need, .. }) if need == least));
-        // There is no other way either: what is computed at once, and what is there anyway, takes as much.
+        // There is no other way either: where all is copied, what is computed at once takes as much beside what is there anyway.
+        if inputs.access != RamAccess::Only(COPY) {
+            assert!(
+                with_least.zero_copies() && least == GIB / 2,
+                "there is RAM for all: nothing has to go through a ring"
+            );
+            continue;
+        }
         let mut groups = vec![0; inputs.layers + 1];
         inputs.units.iter().for_each(|unit| groups[unit.group] += unit.bytes);
         assert!(least >= GIB / 2 + groups.iter().max().unwrap());
@@ -213,33 +242,37 @@ fn the_least_is_the_least() {
     }
 }
 
-/// More memory never makes more bytes travel; more RAM never makes more come from the disk.
+/// More memory never makes more bytes travel, but for where copies begin to have room; more RAM never makes more come from the disk.
 #[test]
 fn more_memory_is_never_worse() {
     let mut rng = SmallRng::seed_from_u64(4);
     for _ in 0..60 {
         let mut inputs = random(&mut rng);
         inputs.vram = 0;
+        inputs.ram = rng.random_range(0..total(&inputs) + GIB / 2);
         let Err(PlanError::Vram { least, .. }) = plan(&inputs) else { panic!("there is a plan for no memory") };
         let full = total(&inputs) + GIB / 2;
         let step = ((full - least) / 60).max(1);
-        inputs.ram = rng.random_range(0..full);
         let head =
             |plan: &Plan| inputs.units.iter().zip(&plan.tiers).all(|(u, t)| u.group < inputs.layers || is_vram(*t));
-        let mut last: Option<(bool, u64)> = None;
+        let mut last: Option<(bool, bool, u64)> = None;
         for vram in (least..full + step).step_by(step as usize) {
             let plan = plan(&Inputs { vram, ..inputs.clone() }).unwrap();
-            let (head, now) = (head(&plan), plan.load.link_bytes);
-            if let Some((head_before, before)) = last {
+            let (head, copies, now) = (head(&plan), !plan.zero_copies(), plan.load.link_bytes);
+            if let Some((head_before, _, before)) = last.filter(|(_, copied, _)| *copied == copies) {
                 assert!(head || !head_before, "the head left the device with more memory");
                 assert!(head != head_before || now <= before, "{now} bytes travel, and {before} with less memory");
             }
-            last = Some((head, now));
+            last = Some((head, copies, now));
         }
-        inputs.vram = rng.random_range(least..full);
+        inputs.vram = rng.random_range(least..full.max(least + 1));
         let mut last = u64::MAX;
         for ram in (0..full).step_by(step as usize) {
-            let disk = plan(&Inputs { ram, ..inputs.clone() }).unwrap().load.disk_bytes;
+            let Ok(plan) = plan(&Inputs { ram, ..inputs.clone() }) else {
+                assert!(last == u64::MAX, "with more RAM there is no plan any more");
+                continue;
+            };
+            let disk = plan.load.disk_bytes;
             assert!(disk <= last);
             last = disk;
         }
@@ -257,7 +290,9 @@ fn device_memory_is_filled() {
         let full = total(&inputs) + GIB / 2;
         inputs.vram = rng.random_range(GIB / 2..full);
         let Ok(plan) = plan(&inputs) else { continue };
-        let groups = streamed(&inputs, &plan);
+        let mut groups = copied(&inputs, &plan);
+        let zero_copied = inputs.units.iter().zip(&plan.tiers).filter(|(_, tier)| tier.is_zero_copy());
+        zero_copied.for_each(|(unit, _)| groups[unit.group].push(unit.bytes));
         let Some(smallest) = groups[..inputs.layers].iter().flatten().min() else { continue };
         let largest = inputs.units.iter().map(|unit| unit.bytes).max().unwrap();
         let left = inputs.vram - plan.vram_bytes();
@@ -281,8 +316,7 @@ fn streaming_is_spread_over_the_pass() {
             check(&inputs, &plan);
             let layers: u64 = inputs.units.iter().filter(|u| u.group < inputs.layers).map(|u| u.bytes).sum();
             let largest = inputs.units.iter().filter(|u| u.group < inputs.layers).map(|u| u.bytes).max().unwrap();
-            let on_disk: fn(Tier) -> bool = |tier| matches!(tier, Tier::Disk { .. });
-            for (of, matrices) in [(Tier::is_streamed as fn(Tier) -> bool, 2.0), (on_disk, 3.0)] {
+            for (of, matrices) in [(Tier::is_streamed as fn(Tier) -> bool, 2.0), (is_disk, 3.0)] {
                 let all = inputs.units.iter().zip(&plan.tiers).filter(|(u, t)| u.group < inputs.layers && of(**t));
                 let travelling: u64 = all.map(|(unit, _)| unit.bytes).sum();
                 let share = travelling as f64 / layers as f64;
@@ -304,6 +338,51 @@ fn streaming_is_spread_over_the_pass() {
             }
         }
     }
+}
+
+/// RAM is read without copies where the ring does not fit: with less memory than the least that copies take, down to what is there anyway.
+#[test]
+fn without_room_for_a_ring_there_are_no_copies() {
+    let mut rng = SmallRng::seed_from_u64(8);
+    for _ in 0..300 {
+        let mut inputs = Inputs { vram: 0, access: RamAccess::Only(COPY), ..random(&mut rng) };
+        let Err(PlanError::Vram { least, .. }) = plan(&inputs) else { panic!("there is a plan for no memory") };
+        inputs.access = RamAccess::Auto;
+        inputs.vram = least;
+        let copies = plan(&inputs).unwrap();
+        assert!(!copies.zero_copies() && copies.vram_least < least, "copies are preferred");
+        check(&inputs, &copies);
+        inputs.vram = rng.random_range(GIB / 2..least);
+        let none = plan(&inputs).unwrap();
+        assert!(none.zero_copies() && none.ring_bytes == 0 && none.load.zero_copy_bytes == none.load.link_bytes);
+        check(&inputs, &none);
+        inputs.access = RamAccess::Only(COPY);
+        assert!(matches!(plan(&inputs), Err(PlanError::Vram { need, .. }) if need == least));
+    }
+}
+
+/// What RAM has no room for goes from the disk through a ring, beside what kernels read in RAM.
+#[test]
+fn without_copies_from_ram_the_ring_is_for_the_disk() {
+    let mut rng = SmallRng::seed_from_u64(9);
+    let mut three = 0;
+    for _ in 0..1000 {
+        let mut inputs = Inputs { access: RamAccess::Only(ZERO_COPY), ..random(&mut rng) };
+        inputs.ram = rng.random_range(0..total(&inputs));
+        inputs.vram = 0;
+        let Err(PlanError::Vram { need, .. }) = plan(&inputs) else { panic!("there is a plan for no memory") };
+        for vram in [need, need + rng.random_range(0..total(&inputs))] {
+            inputs.vram = vram;
+            let made = plan(&inputs).unwrap();
+            check(&inputs, &made);
+            let tiers = [is_vram, is_ram, is_disk].map(|of| bytes(&inputs, &made, of) > 0);
+            three += usize::from(tiers == [true; 3]);
+            // As much stays as where all is copied, at least.
+            let copies = plan(&Inputs { access: RamAccess::Only(COPY), ..inputs.clone() }).unwrap();
+            assert!(made.load.link_bytes <= copies.load.link_bytes && made.ring_bytes <= copies.ring_bytes);
+        }
+    }
+    assert!(three > 100, "{three} plans with three tiers");
 }
 
 /// GPUNVME_MAX_VRAM_LAYERS and GPUNVME_MAX_RAM_LAYERS bound what is in a tier, in layers of average size.

@@ -133,6 +133,10 @@ impl Driver for Recorder {
         self.emulator.pinned(what, bytes)
     }
 
+    fn zero_copy(&self, src: Self::Pinned) -> Result<Self::Mem> {
+        self.emulator.zero_copy(src)
+    }
+
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()> {
         self.emulator.write(dst, offset, bytes)
     }
@@ -317,6 +321,23 @@ fn streamed_layers_are_replayed_in_their_places() {
         // A layer has four passes over one token, and the first is computed.
         assert_eq!((counts.recorded.get(), counts.replayed.get()), (7, 7 * 3), "{resident} layers resident");
     }
+}
+
+/// Weights that kernels read in RAM stay where they are, so that a whole pass is one recording.
+#[test]
+fn a_pass_that_reads_in_ram_is_one_recording() {
+    let gguf = golden("gemma3");
+    let memory = open(DeviceChoice::Emulator, &gguf, None).memory();
+    let ids = Model::new(gguf.clone(), None, 64).unwrap().layer_tensors(0).into_iter();
+    let layer: u64 =
+        ids.map(|id| &gguf.tensors()[id.0]).filter(|tensor| tensor.rows() > 1).map(|tensor| tensor.bytes).sum();
+    // Less than a ring takes, beside what has to be on the device.
+    let budget = memory.kv + memory.activations + memory.device_weights - 7 * layer + layer / 2;
+    let (mut session, counts) = recording(&gguf, Some(budget));
+    let memory = session.memory();
+    assert!(memory.zero_copy_per_pass > 0 && memory.zero_copy_per_pass == memory.streamed_per_pass, "{memory:?}");
+    assert_same(&models::logits_of_passes(&mut session, PASSES), &expected(&gguf), "read in RAM");
+    assert_eq!((counts.recorded.get(), counts.replayed.get()), (1, 3));
 }
 
 /// A model on a device that others use too.

@@ -19,7 +19,11 @@ use ntransformer::{
     gguf::Gguf,
     model::{Layers, Model},
     pack::TensorId,
-    stream::{Streamed, Streams, plan::Tier, ring},
+    stream::{
+        Streamed, Streams,
+        plan::{Access, Tier},
+        ring,
+    },
 };
 use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -126,6 +130,12 @@ impl Transfer for Recorder {
 
     fn pinned(&self, _what: &str, bytes: usize) -> Result<Vec<u8>, DeviceError> {
         Ok(vec![0xEE; bytes])
+    }
+
+    fn zero_copy(&self, src: Vec<u8>) -> Result<Rc<Memory>, DeviceError> {
+        let memory = self.alloc("", src.len())?;
+        self.write(&memory, 0, &src)?;
+        Ok(memory)
     }
 
     fn write(&self, dst: &Rc<Memory>, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -260,9 +270,9 @@ struct Stage {
 const LAYERS: usize = 4;
 
 impl Stage {
-    /// All matrices flow of which `flows` says so, by layer (the head is the last) and by their order in it, in a ring `above` bytes larger
-    /// than the least.
-    fn new(flows: impl Fn(usize, usize) -> bool, above: u64) -> Self {
+    /// The matrices stream of which `access` says how, by layer (the head is the last) and by their order in it, through a ring `above`
+    /// bytes larger than the least.
+    fn new(access: impl Fn(usize, usize) -> Option<Access>, above: u64) -> Self {
         let gguf = super::synth::model(Shape::Tiny, Quant::pure(TensorType::Q8_0), 1);
         let model = Model::new(gguf.clone(), None, 64).unwrap();
         assert_eq!(model.config.layers, LAYERS);
@@ -271,9 +281,13 @@ impl Stage {
         for layer in 0..=LAYERS {
             let ids = if layer < LAYERS { model.layer_tensors(layer) } else { model.head_tensors() };
             let matrices = ids.into_iter().filter(|id| gguf.tensors()[id.0].rows() > 1);
-            let moved: Vec<_> = matrices.enumerate().filter(|&(i, _)| flows(layer, i)).map(|(_, id)| id).collect();
-            groups.push(moved.iter().map(|id| gguf.tensors()[id.0].bytes).collect::<Vec<u64>>());
-            streams.elsewhere.extend(moved.into_iter().map(|id| (id, Tier::Ram { device: 0 })));
+            let mut copied = Vec::new();
+            for (i, id) in matrices.enumerate() {
+                let Some(access) = access(layer, i) else { continue };
+                streams.elsewhere.insert(id, Tier::Ram { device: 0, access });
+                copied.extend((access == Access::Copy).then(|| gguf.tensors()[id.0].bytes));
+            }
+            groups.push(copied);
         }
         streams.ring_bytes = ring::least(&groups) + above;
         let dev = Recorder::default();
@@ -285,7 +299,7 @@ impl Stage {
 
     /// The first layers and the head are resident.
     fn with_resident(layers: usize) -> Self {
-        Self::new(|layer, _| (layers..LAYERS).contains(&layer), 50_000)
+        Self::new(|layer, _| (layers..LAYERS).contains(&layer).then_some(Access::Copy), 50_000)
     }
 
     /// Computes a layer, or the head: checks that it is there, whole. The computation itself succeeds or not.
@@ -345,12 +359,15 @@ impl Stage {
     }
 }
 
-/// Whatever flows, through however large a ring: each matrix is copied once per pass, and every layer is whole.
+/// Whatever is copied, through however large a ring, or read where it is: each matrix is copied once per pass, or never, and every layer
+/// is whole.
 #[test]
 fn copies_and_computations_are_ordered() {
     for round in 0..60 {
         let mut rng = SmallRng::seed_from_u64(round);
-        let flows: Vec<Vec<bool>> = (0..=LAYERS).map(|_| (0..8).map(|_| rng.random_bool(0.6)).collect()).collect();
+        let ways = [None, Some(Access::Copy), Some(Access::Copy), Some(Access::ZeroCopy)];
+        let mut way = || ways[rng.random_range(0..if round % 2 == 0 { 3 } else { 4 })];
+        let flows: Vec<Vec<_>> = (0..=LAYERS).map(|_| (0..8).map(|_| way()).collect()).collect();
         let above = if round % 4 == 0 { 0 } else { rng.random_range(0..200_000) };
         let mut stage = Stage::new(|layer, matrix| flows[layer][matrix], above);
         for pass in 1..=5 {
@@ -361,6 +378,10 @@ fn copies_and_computations_are_ordered() {
         }
         stage.assert_no_races();
         assert!(stage.layers.streamed_bytes() <= stage.layers.pinned_bytes());
+        assert_eq!(
+            stage.layers.zero_copy_bytes() > 0,
+            flows.iter().flatten().any(|way| *way == Some(Access::ZeroCopy))
+        );
     }
 }
 
@@ -368,7 +389,7 @@ fn copies_and_computations_are_ordered() {
 /// the next pass's first ones before the head's.
 #[test]
 fn what_comes_next_is_on_its_way_before_a_layer_is_computed() {
-    let mut stage = Stage::new(|layer, _| (1..LAYERS).contains(&layer), 1 << 30);
+    let mut stage = Stage::new(|layer, _| (1..LAYERS).contains(&layer).then_some(Access::Copy), 1 << 30);
     stage.pass();
     stage.dev.ops.borrow_mut().clear();
     let each = stage.copies / 3;
@@ -387,7 +408,7 @@ fn what_comes_next_is_on_its_way_before_a_layer_is_computed() {
 
 #[test]
 fn a_resident_model_copies_nothing() {
-    let mut stage = Stage::new(|_, _| false, 0);
+    let mut stage = Stage::new(|_, _| None, 0);
     assert!(stage.layers.resident());
     for _ in 0..3 {
         stage.pass();
@@ -395,12 +416,43 @@ fn a_resident_model_copies_nothing() {
     assert_eq!((stage.dev.uploads(), stage.layers.streamed_bytes(), stage.layers.pinned_bytes()), (0, 0, 0));
 }
 
+/// What is read where it is takes no ring, and no device memory: all is always there, and one recording holds a whole pass.
+#[test]
+fn a_model_that_is_read_in_ram_copies_nothing() {
+    let mut stage = Stage::new(|_, _| Some(Access::ZeroCopy), 0);
+    assert!(stage.layers.resident());
+    for _ in 0..3 {
+        stage.pass();
+    }
+    let gguf = &stage.gguf;
+    let matrices: u64 = stage
+        .model
+        .tensors
+        .layers
+        .iter()
+        .zip(0..)
+        .map(|(_, layer)| {
+            let ids = stage.model.layer_tensors(layer).into_iter();
+            ids.map(|id| &gguf.tensors()[id.0]).filter(|t| t.rows() > 1).map(|t| t.bytes).sum::<u64>()
+        })
+        .sum();
+    let layers = &stage.layers;
+    assert_eq!(stage.dev.uploads(), 0);
+    assert_eq!(layers.streamed_bytes(), layers.zero_copy_bytes());
+    assert!(layers.zero_copy_bytes() > matrices && layers.zero_copy_bytes() <= layers.pinned_bytes());
+    assert!(
+        layers.device_bytes() < 64 << 10,
+        "{} bytes of device memory are more than the vectors",
+        layers.device_bytes()
+    );
+}
+
 /// Whichever copy fails: the layer is never computed with what is in its place. A copy that was made ahead is made again in time;
 /// one that the layer waits for is an error, and the next attempt copies again.
 #[test]
 fn a_copy_that_fails_leaves_no_matrix_in_its_place() {
     for (above, failing) in [0, 100_000].into_iter().flat_map(|above| (0..60).map(move |i| (above, i))) {
-        let mut stage = Stage::new(|layer, _| layer < LAYERS, above);
+        let mut stage = Stage::new(|layer, _| (layer < LAYERS).then_some(Access::Copy), above);
         stage.dev.fail_upload.set(Some(failing));
         let mut failures = 0;
         for _ in 0..3 {

@@ -112,7 +112,7 @@ fn a_trace_has_all_copies_and_computations() {
     let file = dir.path().join("trace.json");
     let model = setup::root().join("assets/demo-small.gguf");
     let small = ["-m", model.to_str().unwrap(), "--device", "emulator", "-n", "3", "-p", "A", "-c", "32", "-t", "0"];
-    let emulated = [&small[..], &["--streaming", "--vram-budget"]].concat();
+    let emulated = [&small[..], &["--streaming", "--ram-access", "copy", "--vram-budget"]].concat();
     // The least budget is in the plan.
     let plan = json(&run(&[&emulated[..], &["1GiB", "--plan", "--json"]].concat()));
     let least = plan["vram_least_bytes"].to_string();

@@ -9,6 +9,8 @@ use crate::{engine::MemoryReport, model::Flowed, stream::plan::Rates};
 pub struct Figures {
     /// Passes over the weights.
     pub passes: usize,
+    /// Tokens that they took.
+    pub tokens: usize,
     /// Seconds that they took, all together.
     pub seconds: f64,
     /// Bytes of a pass.
@@ -20,14 +22,16 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Bytes a second over the link: those of the passes in the time that they took.
-    pub fn link(&self) -> f64 {
-        self.attained(self.memory.streamed_per_pass)
+    /// Bytes a second over the link: those of the passes in the time that they took. None where kernels read over it for several tokens
+    /// at once: nobody counts how often they read the same.
+    pub fn link(&self) -> Option<f64> {
+        let once = self.memory.zero_copy_per_pass == 0 || self.tokens == self.passes;
+        once.then(|| self.attained(self.memory.streamed_per_pass))
     }
 
-    /// The same as a share of what the link attains alone.
+    /// The same as a share of what copies over the link attain alone.
     pub fn link_share(&self) -> Option<f64> {
-        self.rates.link.map(|rate| self.link() / rate)
+        Some(self.link()? / self.rates.link?)
     }
 
     /// Bytes a second from the disk, if any come from there.
@@ -39,9 +43,17 @@ impl Figures {
         self.passes as f64 * per_pass as f64 / self.seconds.max(1e-9)
     }
 
-    /// Two lines for people: what travelled, and what was waited for.
-    pub fn lines(&self, of: &str) -> [String; 2] {
-        let MemoryReport { streamed_per_pass, disk_per_pass, .. } = self.memory;
+    /// Lines for people: what travelled, and what was waited for, if anything was copied.
+    pub fn lines(&self, of: &str) -> Vec<String> {
+        let MemoryReport { streamed_per_pass, disk_per_pass, zero_copy_per_pass, .. } = self.memory;
+        let at = self
+            .link()
+            .map_or(String::new(), |link| format!(", at {}{}", rate(link), share(self.link_share(), "link")));
+        let in_ram = match zero_copy_per_pass {
+            0 => String::new(),
+            all if all == streamed_per_pass => " by zero-copy".into(),
+            some => format!(", {} of it by zero-copy", ByteSize(some)),
+        };
         let from_disk = match self.disk() {
             None => String::new(),
             Some(disk) => format!(
@@ -57,27 +69,22 @@ impl Figures {
             0 => String::new(),
             _ => format!(", {} for the disk", per_pass(link_waits_for_data)),
         };
-        [
-            format!(
-                "{of}: a pass moves {} over the link, at {}{}{from_disk}",
-                ByteSize(streamed_per_pass),
-                rate(self.link()),
-                share(self.link_share(), "link"),
-            ),
-            format!(
-                "{of}: in a pass of {} the link waits {} for room in the ring{data}, {} for the host; the device {} for weights",
-                per_pass(self.seconds),
-                per_pass(link_waits_for_room),
-                per_pass(link_waits_for_host),
-                per_pass(compute_waits),
-            ),
-        ]
+        let moved = format!("{of}: a pass moves {} over the link{in_ram}{at}{from_disk}", ByteSize(streamed_per_pass));
+        let waits = format!(
+            "{of}: in a pass of {} the link waits {} for room in the ring{data}, {} for the host; the device {} for weights",
+            per_pass(self.seconds),
+            per_pass(link_waits_for_room),
+            per_pass(link_waits_for_host),
+            per_pass(compute_waits),
+        );
+        [moved].into_iter().chain((streamed_per_pass > zero_copy_per_pass).then_some(waits)).collect()
     }
 
     /// For programs, in bytes and seconds; totals but for the bytes of a pass and rates.
     pub fn json(&self) -> Value {
         json!({
             "link_bytes_per_pass": self.memory.streamed_per_pass,
+            "zero_copy_bytes_per_pass": self.memory.zero_copy_per_pass,
             "link_bytes_per_second": self.link(),
             "link_measured_bytes_per_second": self.rates.link,
             "link_share": self.link_share(),

@@ -225,7 +225,8 @@ fn summary(args: &GenerateArgs, engine: &Engine, generated: &Generated) {
 fn figures(engine: &Engine, timing: &Timing) -> Option<Figures> {
     let (memory, rates) = (engine.memory(), engine.rates());
     let (passes, seconds) = (timing.passes, timing.time.as_secs_f64());
-    timing.flowed.filter(|_| passes > 0).map(|flowed| Figures { passes, seconds, memory, rates, flowed })
+    let tokens = timing.tokens;
+    timing.flowed.filter(|_| passes > 0).map(|flowed| Figures { passes, tokens, seconds, memory, rates, flowed })
 }
 
 fn report(engine: &Engine, generated: &Generated, sampling: Value) -> Value {
@@ -259,6 +260,7 @@ fn report(engine: &Engine, generated: &Generated, sampling: Value) -> Value {
             "read_per_pass": memory.read_per_pass,
             "streamed_per_pass": memory.streamed_per_pass,
             "disk_per_pass": memory.disk_per_pass,
+            "zero_copy_per_pass": memory.zero_copy_per_pass,
         },
     })
 }

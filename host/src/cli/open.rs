@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context;
 use bytesize::ByteSize;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::trace::TraceFile;
@@ -15,7 +16,10 @@ use crate::{
     demo,
     engine::{Budget, DeviceChoice, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
     gguf::Gguf,
-    stream::ring::Buffers,
+    stream::{
+        plan::{Access, RamAccess},
+        ring::Buffers,
+    },
 };
 
 /// Which model, where, and how much is said about it.
@@ -40,7 +44,11 @@ pub struct ModelArgs {
     /// Layers that streamed ones have room for on the device: more keep the link busy, fewer leave room for layers that stay.
     #[arg(long, value_name = "N", default_value = "auto", value_parser = buffers)]
     n_buffers: Buffers,
-    /// Slow the link to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
+    /// How the device gets at layers in RAM: copy (through room on the device, as --n-buffers says), zero-copy (kernels read them over
+    /// the link: slower, above all for prompts, but it takes no room), or auto: copy unless there is no room.
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ram_access())]
+    ram_access: RamAccess,
+    /// Slow copies to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     link_limit: Option<f64>,
     /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.
@@ -113,10 +121,16 @@ impl ModelArgs {
         }
         if self.streaming {
             let memory = engine.memory();
-            let (streamed, disk) = (memory.streamed_per_pass, memory.disk_per_pass);
+            let (streamed, disk, zero_copy) =
+                (memory.streamed_per_pass, memory.disk_per_pass, memory.zero_copy_per_pass);
             let [all, stays] = [memory.read_per_pass, memory.read_per_pass - streamed].map(ByteSize);
-            let from = |bytes: u64, from: &str| (bytes > 0).then(|| format!("{} come from {from}", ByteSize(bytes)));
-            let sources: Vec<_> = [from(streamed - disk, "RAM"), from(disk, "disk")].into_iter().flatten().collect();
+            let some = |bytes: u64, what: &str| (bytes > 0).then(|| format!("{} {what}", ByteSize(bytes)));
+            let sources = [
+                some(streamed - disk - zero_copy, "come from RAM"),
+                some(zero_copy, "are read in RAM (zero-copy)"),
+                some(disk, "come from disk"),
+            ];
+            let sources: Vec<_> = sources.into_iter().flatten().collect();
             self.say(&match streamed {
                 0 => format!("streaming: all {all} of weights fit on the device, nothing to stream"),
                 _ => format!(
@@ -152,6 +166,7 @@ impl ModelArgs {
             vram_budget: self.vram_budget,
             ram_budget: self.ram_budget,
             buffers: self.n_buffers,
+            ram_access: self.ram_access,
             link_limit: self.link_limit,
             wanted,
             announce: self.announce(),
@@ -185,6 +200,14 @@ fn buffers(text: &str) -> Result<Buffers, String> {
         (_, Ok(count)) => Ok(Buffers::Count(count)),
         _ => Err("expected auto, or a number of layers of 1 or more".into()),
     }
+}
+
+fn ram_access() -> impl TypedValueParser<Value = RamAccess> {
+    PossibleValuesParser::new(["auto", "copy", "zero-copy"]).map(|how| match how.as_str() {
+        "copy" => RamAccess::Only(Access::Copy),
+        "zero-copy" => RamAccess::Only(Access::ZeroCopy),
+        _ => RamAccess::Auto,
+    })
 }
 
 /// Bytes a second: a size, with or without `/s`.

@@ -9,7 +9,7 @@ use super::open::ModelArgs;
 use crate::{
     engine::{ModelFile, Placement},
     pack::TensorId,
-    stream::plan::{Bound, Prediction, Tier, Unknown},
+    stream::plan::{Access, Bound, Prediction, RamAccess, Tier, Unknown},
 };
 
 /// Prints the plan to stdout: a table, or JSON.
@@ -54,6 +54,9 @@ pub fn table(placement: &Placement) -> String {
 
     if plan.streams() {
         let (ram, limit) = (size(plan.ram_bytes), size(inputs.ram));
+        if plan.zero_copies() && inputs.access == RamAccess::Auto {
+            lines.push("no ring to copy through has room: kernels read in RAM (zero-copy), which is slower, above all for prompts".into());
+        }
         let staging = match plan.staging_bytes {
             0 => String::new(),
             bytes => format!(", and {} for what is read from disk", size(bytes)),
@@ -79,7 +82,8 @@ fn layers(placement: &Placement, tier: Tier) -> String {
 fn tier_name(tier: Tier) -> &'static str {
     match tier {
         Tier::Vram { .. } => "on the device",
-        Tier::Ram { .. } => "in RAM, streamed",
+        Tier::Ram { access: Access::Copy, .. } => "in RAM, streamed",
+        Tier::Ram { access: Access::ZeroCopy, .. } => "in RAM, zero-copy",
         Tier::Disk { .. } => "on disk, streamed",
         Tier::Mapped { .. } => "read in the file's map",
     }
@@ -105,7 +109,8 @@ fn prediction(placement: &Placement) -> [String; 2] {
     };
     let travels = [
         part(load.weight_bytes, "of weights read", rates.vram),
-        part(load.link_bytes, "over the link", rates.link),
+        part(load.link_bytes - load.zero_copy_bytes, "over the link", rates.link),
+        part(load.zero_copy_bytes, "over the link by zero-copy", rates.zero_copy),
         part(load.disk_bytes, "from disk", rates.disk),
     ];
     let name = |part: Bound| match part {
@@ -135,6 +140,7 @@ fn json(file: &ModelFile, placement: &Placement) -> Value {
         json!({
             "tier": tier.name(),
             "device": tier.device(),
+            "access": tier.access().map(Access::name),
             "bytes": bytes,
             "tensors": tensors.iter().map(name).collect::<Vec<_>>(),
         })
@@ -169,8 +175,10 @@ fn json(file: &ModelFile, placement: &Placement) -> Value {
         "tiers": placement.tiers().into_iter().map(tier).collect::<Vec<_>>(),
         "weight_bytes_per_token": plan.load.weight_bytes,
         "link_bytes_per_token": plan.load.link_bytes,
+        "zero_copy_bytes_per_token": plan.load.zero_copy_bytes,
         "disk_bytes_per_token": plan.load.disk_bytes,
         "link_bytes_per_second": inputs.rates.link,
+        "zero_copy_bytes_per_second": inputs.rates.zero_copy,
         "disk_bytes_per_second": inputs.rates.disk,
         "vram_bytes_per_second": inputs.rates.vram,
         "predicted_seconds_per_token": prediction.ok().map(|prediction| prediction.seconds),

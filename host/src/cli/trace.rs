@@ -50,6 +50,10 @@ impl TraceFile {
                 "{}: nothing in it, since nothing is streamed: all weights stay where they are computed",
                 path.display()
             )),
+            (0, _) if runner.memory().streamed_per_pass == runner.memory().zero_copy_per_pass => Some(format!(
+                "{}: nothing in it, since nothing is copied: kernels read what is in RAM there (zero-copy)",
+                path.display()
+            )),
             (_, 0) => None,
             (kept, dropped) => Some(format!(
                 "{}: the first {kept} spans; {dropped} later ones are left out, to bound its size",
@@ -69,6 +73,7 @@ fn write(trace: &Trace, runner: &dyn Runner, out: &mut dyn Write) -> io::Result<
         "layers": runner.config().layers,
         "streamed_per_pass": memory.streamed_per_pass,
         "disk_per_pass": memory.disk_per_pass,
+        "zero_copy_per_pass": memory.zero_copy_per_pass,
         "link_bytes_per_second": rates.link,
         "disk_bytes_per_second": rates.disk,
     });

@@ -89,6 +89,11 @@ pub trait Transfer: Sized {
     fn share(&self, _bytes: SharedBytes) -> Result<Self::Buf> {
         Err(DeviceError::Unsupported(format!("{} does not compute in host memory", self.name())))
     }
+    /// A buffer that is `src` itself: what is computed with it is read over the link, where it is in RAM (zero-copy), and takes no
+    /// device memory. Nobody writes it any more. It is a whole number of 16 bytes.
+    fn zero_copy(&self, _src: Self::Pinned) -> Result<Self::Buf> {
+        Err(DeviceError::Unsupported(format!("{} does not read host memory over the link", self.name())))
+    }
     /// Copies `bytes` to `dst[offset..]` before anything that is queued later; `bytes` may be reused on return.
     fn write(&self, dst: &Self::Buf, offset: usize, bytes: &[u8]) -> Result<()>;
     /// As [`Transfer::write`], of `len` bytes that several threads get from `source`. After an error `dst[offset..][..len]` holds
@@ -110,7 +115,7 @@ pub trait Transfer: Sized {
     ) -> Result<Self::Event>;
     /// Lets uploads from now on take as long as on a link of so many bytes per second, for tests and for seeing what other
     /// machines would do; none: as long as they take. The link does one copy after the other, in the order of the uploads,
-    /// whatever the calling thread does meanwhile.
+    /// whatever the calling thread does meanwhile. What is read without a copy ([`Transfer::zero_copy`]) is not slowed down.
     fn limit_link(&mut self, bytes_per_second: Option<f64>);
     /// Bytes per second of uploads while the device does nothing else, measured now, with the limit. Takes 20 to 30 ms.
     fn link_rate(&self) -> Result<f64> {
@@ -257,6 +262,11 @@ pub trait Device: Transfer {
     /// Bytes a second at which the device reads its memory, measured in some milliseconds and so roughly. None where what is
     /// computed does not depend on that alone.
     fn memory_rate(&mut self) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
+    /// Bytes a second at which kernels read page-locked RAM over the link, measured in some 50 ms. None where that is not known.
+    fn zero_copy_rate(&mut self) -> Result<Option<f64>> {
         Ok(None)
     }
 

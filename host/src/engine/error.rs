@@ -51,6 +51,11 @@ pub enum EngineError {
         /// The way out.
         advice: String,
     },
+    /// A slower link is asked for, and that what is in RAM is read without copies.
+    #[error(
+        "--link-limit slows copies to the device down, and not what kernels read in RAM: leave out --link-limit or --ram-access zero-copy"
+    )]
+    LinkLimit,
     /// An environment variable that is no number.
     #[error("{variable} is {value:?}: expected a number of layers, such as 20")]
     Variable {

@@ -13,7 +13,7 @@ use crate::{
     platform::{self, Holder, PcieLink},
     stream::{
         disk_rate,
-        plan::{Fixed, Inputs, Plan, PlanError, Rates, Tier, Unit, plan},
+        plan::{Access, Fixed, Inputs, Plan, PlanError, RamAccess, Rates, Tier, Unit, plan},
     },
 };
 
@@ -105,6 +105,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
         max_vram_layers,
         max_ram_layers,
         buffers: options.buffers,
+        access: access(options)?,
         streaming: options.streaming,
         on_disk: model.gguf.parts().iter().all(|part| part.path().is_some()),
         in_place,
@@ -140,6 +141,15 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
     })
 }
 
+/// The access that is allowed: only copies can be slowed down.
+fn access(options: &LoadOptions) -> Result<RamAccess, EngineError> {
+    match (options.ram_access, options.link_limit) {
+        (RamAccess::Only(Access::ZeroCopy), Some(_)) => Err(EngineError::LinkLimit),
+        (_, Some(_)) => Ok(RamAccess::Only(Access::Copy)),
+        (access, None) => Ok(access),
+    }
+}
+
 /// Bytes of a tensor in device memory.
 fn on_device(bytes: u64) -> u64 {
     bytes.next_multiple_of(TENSOR_ALIGN as u64)
@@ -157,6 +167,7 @@ fn layers(variable: &'static str) -> Result<Option<usize>, EngineError> {
 fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
     Rates {
         link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
+        zero_copy: if plan.load.zero_copy_bytes > 0 { dev.zero_copy_rate().ok().flatten() } else { None },
         // Where it cannot be measured there is no prediction, which is said.
         disk: if plan.load.disk_bytes > 0 { disk_rate(model).ok() } else { None },
         vram: None,
@@ -213,7 +224,15 @@ fn does_not_fit(
                 (false, false) if least < need => {
                     format!("even --streaming needs {} at least; {ADVICE}", ByteSize(least))
                 }
-                (true, _) => format!("this is the least, with everything streamed; {ADVICE}"),
+                (true, _) => {
+                    let copies = match inputs.access {
+                        RamAccess::Only(Access::Copy) => {
+                            " and copied (--link-limit and --ram-access copy rule out less)"
+                        }
+                        _ => "",
+                    };
+                    format!("this is the least, with everything streamed{copies}; {ADVICE}")
+                }
                 _ => ADVICE.to_owned(),
             };
             (device.to_owned(), need, limit, advice)

@@ -4,7 +4,11 @@ use super::{Budget, EngineError, Placement, plan_for};
 use crate::{
     device::{Device, DeviceError, Launch, top_k::Candidate},
     model::{Config, Embedding, Flowed, Layers, Model, State, Trace, Weights, forward},
-    stream::{Progress, Streamed, Streams, plan::Rates, ring::Buffers},
+    stream::{
+        Progress, Streamed, Streams,
+        plan::{RamAccess, Rates},
+        ring::Buffers,
+    },
 };
 
 /// How a model is placed.
@@ -18,7 +22,9 @@ pub struct LoadOptions {
     pub ram_budget: Option<Budget>,
     /// The size of the ring that streamed matrices go through.
     pub buffers: Buffers,
-    /// Bytes a second that the link to the device is slowed down to, to see what another machine would do. None: as it is.
+    /// How the device gets at what is in RAM.
+    pub ram_access: RamAccess,
+    /// Bytes a second that copies to the device are slowed down to, to see what another machine would do. None: as it is.
     pub link_limit: Option<f64>,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
@@ -34,6 +40,7 @@ impl Default for LoadOptions {
             vram_budget: None,
             ram_budget: None,
             buffers: Buffers::Auto,
+            ram_access: RamAccess::Auto,
             link_limit: None,
             wanted: 1,
             announce: |_| (),
@@ -58,10 +65,12 @@ pub struct MemoryReport {
     pub resident_layers: usize,
     /// Bytes of weights that each pass reads.
     pub read_per_pass: u64,
-    /// Bytes of weights that each pass copies to the device.
+    /// Bytes of weights that each pass brings to the device over the link.
     pub streamed_per_pass: u64,
     /// Bytes of these that it reads from the model's files before.
     pub disk_per_pass: u64,
+    /// Bytes of these that kernels read over the link, where they are in RAM; the others are copied.
+    pub zero_copy_per_pass: u64,
 }
 
 /// A model that computes, whatever it runs on.
@@ -189,6 +198,12 @@ impl<D: Device + 'static> Session<D> {
                 "some RAM could not be page-locked ({why}): what was to be there is read through the page cache, which is slower"
             ));
         }
+        if options.ram_access == RamAccess::Auto && placement.plan.zero_copies() {
+            (options.announce)(
+                "device memory has no room for a ring that streamed layers are copied through: kernels read them in RAM (zero-copy), \
+                 which is slower, above all for prompts",
+            );
+        }
         if let Some(how) = layers.reads_by() {
             (options.announce)(&format!("what is on disk is read by {how}"));
         }
@@ -204,6 +219,7 @@ impl<D: Device + 'static> Session<D> {
             read_per_pass: placement.plan.load.weight_bytes + always,
             streamed_per_pass: layers.streamed_bytes(),
             disk_per_pass: layers.read_bytes(),
+            zero_copy_per_pass: layers.zero_copy_bytes(),
         };
         let weights = Weights::new(embedding, Box::new(layers));
         let rates = placement.inputs.rates;

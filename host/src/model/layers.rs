@@ -24,7 +24,7 @@ pub trait Layers<D: Device> {
 
     /// Whether all is always available: nobody waits for anything in [`Layers::with`].
     fn resident(&self) -> bool;
-    /// Bytes that every pass copies to the device.
+    /// Bytes that every pass brings to the device over the link.
     fn streamed_bytes(&self) -> u64;
     /// Bytes of weights that stay in device memory, the ring included.
     fn device_bytes(&self) -> u64;

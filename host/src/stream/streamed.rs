@@ -13,7 +13,7 @@ use readahead::{HostBuf, Input, Piece, Source, SourceOptions, Target};
 use super::{
     flow::{Flow, Origin},
     place::{Progress, place, reading, view},
-    plan::{Inputs, Plan, Tier},
+    plan::{Access, Inputs, Plan, Tier},
     ring,
     staging::{Staging, piece_bytes},
 };
@@ -57,6 +57,7 @@ pub struct Streamed<D: Device> {
     device_bytes: u64,
     streamed_bytes: u64,
     read_bytes: u64,
+    zero_copy_bytes: u64,
     pinned_bytes: u64,
     pageable: Option<String>,
 }
@@ -78,7 +79,7 @@ impl<D: Device> Streamed<D> {
         let mut tensors: HashMap<TensorId, Weight<D>> = HashMap::new();
         let (mut groups, mut flowing) = (Vec::<Group>::new(), Vec::new());
         let (mut device_bytes, mut pinned_bytes) = (0, 0);
-        let (mut pieces, mut rams, mut pageable) = (Vec::new(), Rams::default(), None);
+        let (mut pieces, mut rams, mut mapped, mut pageable) = (Vec::new(), Rams::default(), Rams::default(), None);
         for group in 0..=count {
             let ids = if group < count { model.layer_tensors(group) } else { model.head_tensors() };
             let name = if group < count { format!("layer {group}") } else { "the output head".into() };
@@ -94,7 +95,14 @@ impl<D: Device> Streamed<D> {
 
             let mut moved = Group { placed: Vec::new(), segments: Vec::new(), origins: Vec::new() };
             let mut staged = image(|tier| matches!(tier, Some(Tier::Disk { .. }))).tensors().to_vec();
-            let ram = image(|tier| matches!(tier, Some(Tier::Ram { .. })));
+            let zero_copy = image(|tier| tier.is_some_and(|tier| tier.is_zero_copy()));
+            if !zero_copy.tensors().is_empty() {
+                let memory =
+                    dev.try_pinned(zero_copy.name(), zero_copy.bytes()).and_then(page_locked).map_err(in_group)?;
+                pinned_bytes += zero_copy.bytes() as u64;
+                mapped.add(memory, &zero_copy);
+            }
+            let ram = image(|tier| matches!(tier, Some(Tier::Ram { access: Access::Copy, .. })));
             if !ram.tensors().is_empty() {
                 match dev.try_pinned(ram.name(), ram.bytes()).map_err(in_group)? {
                     HostMemory::Pinned(pinned) => {
@@ -128,6 +136,7 @@ impl<D: Device> Streamed<D> {
             }
         }
 
+        tensors.extend(mapped.zero_copied(dev, model, progress)?);
         let read_bytes = pieces.iter().map(|piece| piece.len as u64).sum();
         let flow = if groups.is_empty() {
             None
@@ -153,7 +162,11 @@ impl<D: Device> Streamed<D> {
             let rams = rams.filled(model, progress)?;
             Some(Flow::new(dev, buf, layout, groups, rams, staging)?)
         };
-        let streamed_bytes = streams.elsewhere.keys().map(|id| model.gguf.tensors()[id.0].bytes).sum();
+        let bytes_in = |of: fn(Tier) -> bool| -> u64 {
+            let elsewhere = streams.elsewhere.iter().filter(|(_, tier)| of(**tier));
+            elsewhere.map(|(id, _)| model.gguf.tensors()[id.0].bytes).sum()
+        };
+        let (streamed_bytes, zero_copy_bytes) = (bytes_in(Tier::is_streamed), bytes_in(Tier::is_zero_copy));
         let get = |part: &TensorPart| {
             let whole = &tensors[&part.tensor];
             match &part.outputs {
@@ -169,6 +182,7 @@ impl<D: Device> Streamed<D> {
             device_bytes,
             streamed_bytes,
             read_bytes,
+            zero_copy_bytes,
             pinned_bytes,
             pageable,
         })
@@ -187,6 +201,11 @@ impl<D: Device> Streamed<D> {
     /// Bytes of the streamed ones that every pass reads from the model's files.
     pub fn read_bytes(&self) -> u64 {
         self.read_bytes
+    }
+
+    /// Bytes of the streamed ones that every pass reads over the link where they are in RAM.
+    pub fn zero_copy_bytes(&self) -> u64 {
+        self.zero_copy_bytes
     }
 
     /// The output matrix, where it is always on the device.
@@ -252,6 +271,16 @@ fn in_file(model: &Model, placed: &Placed) -> (usize, Range<usize>) {
     (model.gguf.tensors()[placed.id.0].part, range)
 }
 
+/// Memory that the device can read over the link.
+fn page_locked<P>(memory: HostMemory<P>) -> Result<P, DeviceError> {
+    match memory {
+        HostMemory::Pinned(pinned) => Ok(pinned),
+        HostMemory::Pageable { why } => Err(DeviceError::Unsupported(format!(
+            "{why}, and zero-copy takes page-locked memory: --ram-access copy does without, where --vram-budget leaves room for it"
+        ))),
+    }
+}
+
 /// Page-locked memory of groups, and what belongs there.
 struct Rams<P> {
     memory: Vec<P>,
@@ -270,6 +299,22 @@ impl<P: AsMut<[u8]>> Rams<P> {
         self.memory.push(memory);
         self.images.push(image.clone());
         self.memory.len() - 1
+    }
+
+    /// Their tensors, where the device reads them over the link.
+    fn zero_copied<D: Device<Pinned = P>>(
+        self,
+        dev: &D,
+        model: &Model,
+        progress: Progress<'_>,
+    ) -> Result<Vec<(TensorId, Weight<D>)>, DeviceError> {
+        let images = self.images.clone();
+        let mut tensors = Vec::new();
+        for (memory, image) in self.filled(model, progress)?.into_iter().zip(&images) {
+            let buf = dev.zero_copy(memory)?;
+            tensors.extend(image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))));
+        }
+        Ok(tensors)
     }
 
     /// All of them, with what belongs there: read at full depth, past the page cache but for what that has.
@@ -338,7 +383,9 @@ impl<D: Device> Layers<D> for Streamed<D> {
     }
 
     fn flowed(&mut self, dev: &D) -> Result<Option<Flowed>, DeviceError> {
-        self.flow.as_mut().map(|flow| flow.flowed(dev)).transpose()
+        // What kernels read over the link is not seen here.
+        let beside = (self.zero_copy_bytes > 0).then(Flowed::default);
+        self.flow.as_mut().map(|flow| flow.flowed(dev)).transpose().map(|flowed| flowed.or(beside))
     }
 
     fn trace(&mut self, on: bool) {

@@ -183,9 +183,9 @@ impl<W: Write> Report<W> {
     /// The figures of what was streamed in all repetitions, if anything was.
     fn figures(&self, measured: &Measured) -> Option<Figures> {
         let Report { memory, rates, .. } = *self;
-        let (passes, seconds) = (measured.passes * measured.samples.len(), measured.samples.iter().sum::<Duration>());
-        let seconds = seconds.as_secs_f64();
-        measured.flowed.map(|flowed| Figures { passes, seconds, memory, rates, flowed })
+        let (times, seconds) = (measured.samples.len(), measured.samples.iter().sum::<Duration>().as_secs_f64());
+        let (passes, tokens) = (measured.passes * times, measured.workload.tokens() * times);
+        measured.flowed.map(|flowed| Figures { passes, tokens, seconds, memory, rates, flowed })
     }
 
     /// The names of the table's columns.
@@ -246,6 +246,7 @@ impl<W: Write> Report<W> {
             "read_per_pass": self.memory.read_per_pass,
             "streamed_per_pass": self.memory.streamed_per_pass,
             "disk_per_pass": self.memory.disk_per_pass,
+            "zero_copy_per_pass": self.memory.zero_copy_per_pass,
             "test": measured.workload.to_string(),
             "n_prompt": prompt,
             "n_gen": generate,
@@ -256,7 +257,7 @@ impl<W: Write> Report<W> {
             "avg_ts": avg_ts,
             "stddev_ts": stddev_ts,
             "avg_gbs": measured.bandwidth(avg_ts, self.memory.read_per_pass) / 1e9,
-            "link_gbs": gbs(|figures| Some(figures.link())),
+            "link_gbs": gbs(Figures::link),
             "link_measured_gbs": self.rates.link.map(|rate| rate / 1e9),
             "link_percent": of(|figures| figures.link_share().map(|share| share * 100.0)),
             "disk_gbs": gbs(Figures::disk),

@@ -14,7 +14,7 @@ use std::{
 use super::memory::{CpuBuf, Memory};
 use crate::{
     device::{
-        DeviceError,
+        DeviceError, SharedBytes,
         link::{Throttle, sleep_until},
     },
     platform,
@@ -79,6 +79,12 @@ impl CpuPinned {
     /// `bytes` zeros. `what` names them in an error.
     pub(super) fn new(what: &str, bytes: usize) -> Result<Self> {
         Ok(CpuPinned { bytes: Arc::new(platform::zeroed(what, bytes)?), copies: Mutex::default() })
+    }
+
+    /// The bytes, which nobody changes any more.
+    pub(super) fn into_shared(self) -> SharedBytes {
+        let len = self.bytes.len();
+        SharedBytes::new(self.bytes, 0, len).expect("all of them")
     }
 }
 

@@ -17,7 +17,7 @@ type Result<T> = std::result::Result<T, DeviceError>;
 /// Memory of the CPU device.
 #[derive(Clone)]
 pub enum CpuBuf {
-    /// Part of a model file's map.
+    /// Bytes that are read where they are: part of a model file's map, or page-locked memory.
     Shared(SharedBytes),
     /// Its own allocation, e.g. the ring that weights are streamed through.
     Owned(Arc<Memory>),
@@ -40,7 +40,9 @@ impl CpuBuf {
     /// The memory, for writing.
     pub(super) fn owned(&self) -> Result<&Arc<Memory>> {
         match self {
-            CpuBuf::Shared(_) => Err(DeviceError::Unsupported("a mapped model file is read-only".into())),
+            CpuBuf::Shared(_) => {
+                Err(DeviceError::Unsupported("weights that are read where they are cannot be written".into()))
+            }
             CpuBuf::Owned(memory) => Ok(memory),
         }
     }

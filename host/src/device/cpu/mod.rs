@@ -127,6 +127,10 @@ impl Transfer for CpuDevice {
         Ok(CpuBuf::Shared(bytes))
     }
 
+    fn zero_copy(&self, src: CpuPinned) -> Result<CpuBuf> {
+        Ok(CpuBuf::Shared(src.into_shared()))
+    }
+
     fn write(&self, dst: &CpuBuf, offset: usize, bytes: &[u8]) -> Result<()> {
         let target = offset..offset.saturating_add(bytes.len());
         dst.owned()?.write("write", target)?.copy_from_slice(bytes);

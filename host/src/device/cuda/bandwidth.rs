@@ -22,6 +22,8 @@ const LAUNCHES: u32 = 3;
 /// Bytes of the quick measurement: several times any GPU's L2 cache. And its blocks a multiprocessor.
 const ROUGHLY: usize = 512 << 20;
 const ROUGHLY_BLOCKS: u32 = 8;
+/// Bytes that are read over the link, at least.
+const ZERO_COPIED: usize = 64 << 20;
 /// Random bytes, again and again: zeros might be read faster.
 const PATTERN: usize = 64 << 20;
 
@@ -70,11 +72,26 @@ pub fn read<D: Driver>(driver: &D) -> Result<Reading> {
 /// The driver's.
 pub fn roughly<D: Driver>(driver: &D) -> Result<f64> {
     let bytes = ROUGHLY.min((driver.memory()?.free / 4) as usize) / 16 * 16;
-    let x = driver.alloc("memory to read", bytes)?;
-    let time = || time(driver, &x, ROUGHLY_BLOCKS * driver.properties().multiprocessors, THREADS[1]);
+    rate(driver, &driver.alloc("memory to read", bytes)?)
+}
+
+/// Bytes a second at which page-locked RAM is read over the link, where it is, by launches of one shape.
+///
+/// # Errors
+/// The driver's.
+pub fn zero_copy<D: Driver>(driver: &D) -> Result<f64> {
+    // Several times the L2 cache, which might keep what was read.
+    let bytes = (4 * driver.properties().l2_bytes as usize).max(ZERO_COPIED);
+    let x = driver.zero_copy(driver.pinned("the measurement of reads over the link", bytes)?)?;
+    rate(driver, &x)
+}
+
+/// Bytes a second at which `x` is read by launches of one shape.
+fn rate<D: Driver>(driver: &D, x: &D::Mem) -> Result<f64> {
+    let time = || time(driver, x, ROUGHLY_BLOCKS * driver.properties().multiprocessors, THREADS[1]);
     // The first time goes into loading the kernel.
     time()?;
-    Ok(bytes as f64 / time()?.min(time()?))
+    Ok(D::len(x) as f64 / time()?.min(time()?))
 }
 
 /// The fastest of all launches that read `x`.
@@ -124,6 +141,11 @@ pub fn seconds<D: Driver>(driver: &D, f: impl FnOnce() -> Result<()>) -> Result<
 mod tests {
     use super::*;
     use crate::device::cuda::emulator::EmulatorDriver;
+
+    #[test]
+    fn memory_is_read_over_the_link() {
+        assert!(zero_copy(&EmulatorDriver::new(7)).unwrap() > 0.0);
+    }
 
     /// Times mean nothing in the emulator; what was read does.
     #[test]

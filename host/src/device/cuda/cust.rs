@@ -196,6 +196,11 @@ impl Driver for CustDriver {
         Pinned::lock(&self.gpu, what, bytes)
     }
 
+    fn zero_copy(&self, src: Pinned) -> Result<Mem> {
+        self.gpu.capturing.refuse("an allocation")?;
+        Mem::zero_copy(src)
+    }
+
     fn write(&self, dst: &Mem, offset: usize, bytes: &[u8]) -> Result<()> {
         self.fill(dst, offset, bytes.len(), &|at, piece| {
             piece.copy_from_slice(&bytes[at..at + piece.len()]);

@@ -62,7 +62,8 @@ impl Properties {
 /// A driver of one GPU with two queues: kernels, `write` and `read` are ordered on the compute queue; `upload` runs beside
 /// them on the copy queue, ordered by events alone.
 pub trait Driver: Sized + 'static {
-    /// A device allocation, freed when dropped (after everything queued that may use it has finished).
+    /// A device allocation, or host memory that kernels read ([`Driver::zero_copy`]); freed when dropped (after everything queued that
+    /// may use it has finished).
     type Mem: 'static;
     /// Host memory that the copy queue reads asynchronously. Dropping it first waits for the copies out of it.
     type Pinned: AsRef<[u8]> + AsMut<[u8]> + 'static;
@@ -101,6 +102,8 @@ pub trait Driver: Sized + 'static {
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
         self.pinned(what, bytes).map(HostMemory::Pinned)
     }
+    /// `src` as memory that kernels read over the link, where it is: it has a device address, and takes no device memory.
+    fn zero_copy(&self, src: Self::Pinned) -> Result<Self::Mem>;
 
     /// Copies `bytes` to `dst[offset..]`, in the compute queue's order. `bytes` may be reused on return.
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()>;

@@ -29,7 +29,10 @@ pub struct CudaDevice<D: Driver> {
     driver: Rc<D>,
 }
 
-/// Device memory for weights. It has a home: 8 bytes in device memory that hold its address. Kernels that a recording
+/// Bytes of weights that kernels copy at once: what begins with a matrix's first one and ends with its last one is in its buffer.
+const COPIED: usize = 16;
+
+/// Memory for weights, the device's or RAM that it reads over the link. It has a home: 8 bytes in device memory that hold its address. Kernels that a recording
 /// launches find the memory there, so that it can be exchanged without recording anew.
 pub struct CudaBuf<D: Driver> {
     mem: Rc<D::Mem>,
@@ -109,6 +112,13 @@ impl<D: Driver> CudaDevice<D> {
         result
     }
 
+    /// `mem` with its home.
+    fn buffer(&self, mem: D::Mem) -> Result<CudaBuf<D>> {
+        let home = self.driver.alloc("an address", size_of::<u64>())?;
+        self.driver.write(&home, 0, &D::address(&mem).to_le_bytes())?;
+        Ok(CudaBuf { mem: Rc::new(mem), home: Rc::new(home) })
+    }
+
     fn pass(&self) -> &Pass<D> {
         self.pass.as_ref().expect("prepare() comes first")
     }
@@ -154,12 +164,9 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.pci_address()
     }
 
-    /// A whole number of the 16 bytes that kernels copy at once, so that they may read past the end of `bytes`.
+    /// A whole number of what kernels copy at once, so that they may read past the end of `bytes`.
     fn alloc(&self, what: &str, bytes: usize) -> Result<CudaBuf<D>> {
-        let bytes = bytes.next_multiple_of(16);
-        let (mem, home) = (self.driver.alloc(what, bytes)?, self.driver.alloc("an address", size_of::<u64>())?);
-        self.driver.write(&home, 0, &D::address(&mem).to_le_bytes())?;
-        Ok(CudaBuf { mem: Rc::new(mem), home: Rc::new(home) })
+        self.buffer(self.driver.alloc(what, bytes.next_multiple_of(COPIED))?)
     }
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<D::Pinned> {
@@ -168,6 +175,12 @@ impl<D: Driver> Transfer for CudaDevice<D> {
 
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<D::Pinned>> {
         self.driver.try_pinned(what, bytes)
+    }
+
+    fn zero_copy(&self, src: D::Pinned) -> Result<CudaBuf<D>> {
+        let bytes = src.as_ref().len();
+        in_range("zero-copy", 0, bytes.next_multiple_of(COPIED), bytes)?;
+        self.buffer(self.driver.zero_copy(src)?)
     }
 
     fn write(&self, dst: &CudaBuf<D>, offset: usize, bytes: &[u8]) -> Result<()> {

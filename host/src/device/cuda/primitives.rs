@@ -182,6 +182,10 @@ impl<D: Driver> Device for CudaDevice<D> {
         if self.driver.is_emulated() { Ok(None) } else { bandwidth::roughly(&*self.driver).map(Some) }
     }
 
+    fn zero_copy_rate(&mut self) -> Result<Option<f64>> {
+        if self.driver.is_emulated() { Ok(None) } else { bandwidth::zero_copy(&*self.driver).map(Some) }
+    }
+
     fn embed(&mut self, table: &Weight<Self>, batch: &Batch, x: &mut CudaAct<D>) -> Result<()> {
         let inputs = self.pass().begun(batch)?;
         if table.rows != self.dims().vocab {

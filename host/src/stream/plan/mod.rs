@@ -41,6 +41,35 @@ pub struct Fixed {
     pub bytes: u64,
 }
 
+/// How the device gets at a matrix in RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Access {
+    /// It is copied into the ring in each pass.
+    Copy,
+    /// Whatever computes with it reads it over the link, where it is.
+    ZeroCopy,
+}
+
+impl Access {
+    /// `copy` or `zero-copy`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Access::Copy => "copy",
+            Access::ZeroCopy => "zero-copy",
+        }
+    }
+}
+
+/// Which access a plan may choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RamAccess {
+    /// Copies, which are faster, where there is room for the ring; else none.
+    #[default]
+    Auto,
+    /// This one.
+    Only(Access),
+}
+
 /// Where a matrix is between passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
@@ -49,10 +78,12 @@ pub enum Tier {
         /// Its index.
         device: usize,
     },
-    /// In RAM, from where it is copied to this device in each pass.
+    /// In RAM, from where it gets to this device in each pass.
     Ram {
         /// Its index.
         device: usize,
+        /// How it gets there.
+        access: Access,
     },
     /// In the model's file, from where it is read and copied to this device in each pass.
     Disk {
@@ -80,13 +111,33 @@ impl Tier {
     /// The index of the device that computes with what is in this tier.
     pub fn device(self) -> usize {
         match self {
-            Tier::Vram { device } | Tier::Ram { device } | Tier::Disk { device } | Tier::Mapped { device } => device,
+            Tier::Vram { device } | Tier::Ram { device, .. } | Tier::Disk { device } | Tier::Mapped { device } => {
+                device
+            }
         }
     }
 
-    /// Whether it has to be copied to the device in each pass.
+    /// How the device gets at what is in RAM.
+    pub fn access(self) -> Option<Access> {
+        match self {
+            Tier::Ram { access, .. } => Some(access),
+            _ => None,
+        }
+    }
+
+    /// Whether it crosses the link in each pass.
     pub fn is_streamed(self) -> bool {
         matches!(self, Tier::Ram { .. } | Tier::Disk { .. })
+    }
+
+    /// Whether it is read over the link where it is in RAM.
+    pub fn is_zero_copy(self) -> bool {
+        self.access() == Some(Access::ZeroCopy)
+    }
+
+    /// Whether it is copied to the device in each pass, and so goes through the ring.
+    pub fn is_copied(self) -> bool {
+        self.is_streamed() && !self.is_zero_copy()
     }
 }
 
@@ -111,6 +162,8 @@ pub struct Inputs {
     pub max_ram_layers: Option<usize>,
     /// The ring's size.
     pub buffers: Buffers,
+    /// How the device gets at matrices in RAM.
+    pub access: RamAccess,
     /// Matrices that do not fit may be streamed.
     pub streaming: bool,
     /// The model is in files, so that matrices may be streamed from there.
@@ -130,7 +183,7 @@ pub struct Plan {
     pub fixed_bytes: u64,
     /// Device memory of resident matrices, as they lie there.
     pub resident_bytes: u64,
-    /// The ring that streamed matrices go through; 0 where none is streamed.
+    /// The ring that copied matrices go through; 0 where none is copied.
     pub ring_bytes: u64,
     /// Page-locked RAM of matrices that are streamed from there.
     pub ram_bytes: u64,
@@ -155,6 +208,11 @@ impl Plan {
     /// Whether anything is streamed.
     pub fn streams(&self) -> bool {
         self.tiers.iter().any(|tier| tier.is_streamed())
+    }
+
+    /// Whether anything is read over the link where it is in RAM.
+    pub fn zero_copies(&self) -> bool {
+        self.tiers.iter().any(|tier| tier.is_zero_copy())
     }
 }
 
@@ -201,12 +259,6 @@ struct Planner<'a> {
     fixed: u64,
 }
 
-/// Which units stay on the device, and the ring for the others.
-struct Resident {
-    stays: Vec<bool>,
-    ring: u64,
-}
-
 impl<'a> Planner<'a> {
     fn new(inputs: &'a Inputs) -> Self {
         let sum = |total: u64, fixed: &Fixed| total.saturating_add(fixed.bytes);
@@ -216,32 +268,61 @@ impl<'a> Planner<'a> {
 
     fn plan(&self) -> Result<Plan, PlanError> {
         let Inputs { device, vram, in_place, streaming, .. } = *self.inputs;
-        let all: u64 = self.bytes.iter().sum();
         let (least, full) = match in_place {
             true => (self.fixed, self.fixed),
-            false => (self.least(), self.fixed.saturating_add(all)),
+            false => {
+                let least = self.accesses().map(|access| self.least(access)).min();
+                (least.expect("there is a way at least"), self.fixed.saturating_add(self.bytes.iter().sum()))
+            }
         };
         let need = if streaming { least } else { full };
         if need > vram {
             return Err(PlanError::Vram { need, limit: vram, least });
         }
-        if in_place {
-            return Ok(self.finish(vec![Tier::Mapped { device }; self.bytes.len()], 0, least, full));
-        }
-        let Resident { stays, ring } = self.resident();
+        let all = |tier| vec![tier; self.bytes.len()];
+        let tiers = match (in_place, streaming) {
+            (true, _) => all(Tier::Mapped { device }),
+            // All of it fits, or there would have been an error.
+            (false, false) => all(Tier::Vram { device }),
+            (false, true) => self.streamed()?,
+        };
+        Ok(self.finish(tiers, least, full))
+    }
+
+    /// The ways in which the device may get at matrices in RAM, the preferred one first.
+    fn accesses(&self) -> impl Iterator<Item = Access> + use<> {
+        let allowed = match self.inputs.access {
+            RamAccess::Auto => [Some(Access::Copy), Some(Access::ZeroCopy)],
+            RamAccess::Only(access) => [Some(access), None],
+        };
+        allowed.into_iter().flatten()
+    }
+
+    /// The tiers where what does not fit is streamed. There is the least device memory that this takes.
+    fn streamed(&self) -> Result<Vec<Tier>, PlanError> {
+        let Inputs { device, vram, .. } = *self.inputs;
+        let access = self.accesses().find(|&access| self.least(access) <= vram).expect("the least is there");
+        let stays = self.resident(access);
         let in_ram = self.in_ram(&stays)?;
         let tier = |(stays, in_ram)| match (stays, in_ram) {
             (true, _) => Tier::Vram { device },
-            (false, true) => Tier::Ram { device },
+            (false, true) => Tier::Ram { device, access },
             (false, false) => Tier::Disk { device },
         };
-        Ok(self.finish(stays.into_iter().zip(in_ram).map(tier).collect(), ring, least, full))
+        Ok(stays.into_iter().zip(in_ram).map(tier).collect())
     }
 
-    /// The least device memory: everything goes through the ring, or everything stays.
-    fn least(&self) -> u64 {
-        let ring = ring::least(&self.groups(&vec![false; self.bytes.len()]));
+    /// The least device memory: everything that needs the ring goes through it, or everything stays.
+    fn least(&self, access: Access) -> u64 {
+        let none = vec![false; self.bytes.len()];
+        let ring = if self.needs_ring(&none, access) { ring::least(&self.groups(&none)) } else { 0 };
         self.fixed.saturating_add(ring.min(self.bytes.iter().sum()))
+    }
+
+    /// Whether any of what does not stay has to go through a ring. Without copies from RAM that is what RAM has no room for; how much of
+    /// which layers, is decided later, so room is left for a ring as if all of it were copied.
+    fn needs_ring(&self, stays: &[bool], access: Access) -> bool {
+        access == Access::Copy || self.in_ram_bytes(stays) > self.ram_limit()
     }
 
     /// For each group the bytes of the units that do not stay.
@@ -260,6 +341,11 @@ impl<'a> Planner<'a> {
         ring::capacity(&groups, self.inputs.buffers).min(streamed)
     }
 
+    /// Device memory of units of which that is said.
+    fn taken(&self, units: &[bool]) -> u64 {
+        units.iter().zip(&self.bytes).filter(|(taken, _)| **taken).map(|(_, bytes)| bytes).sum()
+    }
+
     fn is_head(&self, unit: usize) -> bool {
         self.inputs.units[unit].group == self.inputs.layers
     }
@@ -276,13 +362,8 @@ impl<'a> Planner<'a> {
 
     /// The units that stay on the device: the head, unless nothing else makes it fit, and as many bytes of the layers as there
     /// is room for beside the ring.
-    fn resident(&self) -> Resident {
-        let Inputs { streaming, max_vram_layers, .. } = *self.inputs;
-        if !streaming {
-            // All of it fits, or there would have been an error.
-            return Resident { stays: vec![true; self.bytes.len()], ring: 0 };
-        }
-        let cap = self.of_layers(max_vram_layers);
+    fn resident(&self, access: Access) -> Vec<bool> {
+        let cap = self.of_layers(self.inputs.max_vram_layers);
         let room = self.inputs.vram - self.fixed;
         let layers: Vec<usize> = (0..self.bytes.len()).filter(|&i| !self.is_head(i)).collect();
         let bytes: Vec<u64> = layers.iter().map(|&i| self.bytes[i]).collect();
@@ -292,68 +373,81 @@ impl<'a> Planner<'a> {
                 layers.iter().zip(of_layers).for_each(|(&i, &stay)| stays[i] = stay);
                 stays
             };
-            let taken = |stays: &[bool]| {
-                stays.iter().zip(&self.bytes).filter(|(stays, _)| **stays).map(|(_, b)| b).sum::<u64>()
-            };
             let left = |of_layers: &[bool]| {
                 let stays = with(of_layers);
-                room.checked_sub(taken(&stays).saturating_add(self.ring(&stays)))
+                let ring = if self.needs_ring(&stays, access) { self.ring(&stays) } else { 0 };
+                room.checked_sub(self.taken(&stays).saturating_add(ring))
             };
             if let Some(of_layers) = most(&bytes, cap, left) {
-                let stays = with(&of_layers);
-                let ring = self.ring(&stays);
-                return Resident { stays, ring };
+                return with(&of_layers);
             }
             // Not even with no layer resident: a smaller ring.
             let stays = with(&vec![false; layers.len()]);
-            let ring = room.saturating_sub(taken(&stays));
-            if taken(&stays) <= room && ring::least(&self.groups(&stays)) <= ring {
-                return Resident { stays, ring };
+            if self.taken(&stays).saturating_add(ring::least(&self.groups(&stays))) <= room {
+                return stays;
             }
         }
         unreachable!("the least device memory is there")
     }
 
-    /// The units, of those that do not stay on the device, that are streamed from RAM.
+    /// Page-locked RAM of a unit.
+    fn page_locked(&self, unit: usize) -> u64 {
+        self.inputs.units[unit].bytes.next_multiple_of(PAGE)
+    }
+
+    /// Page-locked RAM of all units that do not stay.
+    fn in_ram_bytes(&self, stays: &[bool]) -> u64 {
+        (0..stays.len()).filter(|&i| !stays[i]).map(|i| self.page_locked(i)).sum()
+    }
+
+    /// RAM for matrices, where none has to go through it from disk.
+    fn ram_limit(&self) -> u64 {
+        self.inputs.ram.min(self.of_layers(self.inputs.max_ram_layers))
+    }
+
+    /// The units, of those that do not stay on the device, that are in RAM.
     fn in_ram(&self, stays: &[bool]) -> Result<Vec<bool>, PlanError> {
         let Inputs { ram, max_ram_layers, on_disk, .. } = *self.inputs;
+        let (need, limit) = (self.in_ram_bytes(stays), self.ram_limit());
+        if need <= limit {
+            return Ok(stays.iter().map(|stays| !stays).collect());
+        }
+        if !on_disk {
+            return Err(PlanError::Ram { need, limit });
+        }
         let streamed: Vec<usize> = (0..stays.len()).filter(|&i| !stays[i]).collect();
-        let page = |&i: &usize| self.inputs.units[i].bytes.next_multiple_of(PAGE);
-        let bytes: Vec<u64> = streamed.iter().map(page).collect();
-        let need: u64 = bytes.iter().sum();
-        let cap = self.of_layers(max_ram_layers);
-        let kept = if need <= ram.min(cap) {
-            vec![true; streamed.len()]
-        } else if !on_disk {
-            return Err(PlanError::Ram { need, limit: ram.min(cap) });
-        } else {
-            let limit = ram.saturating_sub(staging(ram));
-            let taken = |kept: &[bool]| kept.iter().zip(&bytes).filter(|(kept, _)| **kept).map(|(_, b)| b).sum();
-            most(&bytes, cap, |kept| limit.checked_sub(taken(kept))).expect("none of them takes no room")
-        };
+        let bytes: Vec<u64> = streamed.iter().map(|&i| self.page_locked(i)).collect();
+        let limit = ram.saturating_sub(staging(ram));
+        let taken = |kept: &[bool]| kept.iter().zip(&bytes).filter(|(kept, _)| **kept).map(|(_, b)| b).sum();
+        let kept = most(&bytes, self.of_layers(max_ram_layers), |kept| limit.checked_sub(taken(kept)));
         let mut in_ram = vec![false; stays.len()];
-        streamed.iter().zip(kept).for_each(|(&i, kept)| in_ram[i] = kept);
+        streamed.iter().zip(kept.expect("none of them takes no room")).for_each(|(&i, kept)| in_ram[i] = kept);
         Ok(in_ram)
     }
 
-    fn finish(&self, tiers: Vec<Tier>, ring_bytes: u64, vram_least: u64, vram_full: u64) -> Plan {
+    fn finish(&self, tiers: Vec<Tier>, vram_least: u64, vram_full: u64) -> Plan {
         let sum = |of: fn(Tier) -> bool, bytes: &dyn Fn(usize) -> u64| -> u64 {
             tiers.iter().enumerate().filter(|(_, tier)| of(**tier)).map(|(i, _)| bytes(i)).sum()
         };
         let stored = |i: usize| self.inputs.units[i].bytes;
         let on_disk = |tier| matches!(tier, Tier::Disk { .. });
+        let resident_bytes = sum(|tier| matches!(tier, Tier::Vram { .. }), &|i| self.bytes[i]);
+        // All else has a place of its own.
+        let placed: Vec<bool> = tiers.iter().map(|tier| !tier.is_copied()).collect();
+        let ring_bytes = self.ring(&placed).min(self.inputs.vram - self.fixed - resident_bytes);
         let load = Load {
             link_bytes: sum(Tier::is_streamed, &stored),
+            zero_copy_bytes: sum(Tier::is_zero_copy, &stored),
             disk_bytes: sum(on_disk, &stored),
             weight_bytes: sum(|_| true, &stored),
             ring_bytes,
-            largest_group: ring::least(&self.groups(&tiers.iter().map(|tier| !tier.is_streamed()).collect::<Vec<_>>())),
+            largest_group: ring::least(&self.groups(&placed)),
         };
         Plan {
             fixed_bytes: self.fixed,
-            resident_bytes: sum(|tier| matches!(tier, Tier::Vram { .. }), &|i| self.bytes[i]),
+            resident_bytes,
             ring_bytes,
-            ram_bytes: sum(|tier| matches!(tier, Tier::Ram { .. }), &|i| stored(i).next_multiple_of(PAGE)),
+            ram_bytes: sum(|tier| matches!(tier, Tier::Ram { .. }), &|i| self.page_locked(i)),
             staging_bytes: if tiers.iter().any(|&tier| on_disk(tier)) { staging(self.inputs.ram) } else { 0 },
             vram_least,
             vram_full,

@@ -7,8 +7,10 @@ const ATTAINED: f64 = 0.6;
 /// How fast bytes travel, in bytes a second, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
-    /// From page-locked RAM to the device.
+    /// From page-locked RAM to the device, by copies.
     pub link: Option<f64>,
+    /// The same by kernels that read there.
+    pub zero_copy: Option<f64>,
     /// From the model's files to RAM.
     pub disk: Option<f64>,
     /// From the device's memory to whatever computes.
@@ -20,11 +22,13 @@ pub struct Rates {
 pub struct Load {
     /// Matrices that cross the link.
     pub link_bytes: u64,
+    /// Of these, matrices that kernels read over the link, where they are in RAM.
+    pub zero_copy_bytes: u64,
     /// Matrices that are read from the model's files before that.
     pub disk_bytes: u64,
     /// All matrices, each of which is read where it is computed with.
     pub weight_bytes: u64,
-    /// The ring that streamed matrices go through.
+    /// The ring that copied matrices go through.
     pub ring_bytes: u64,
     /// The most that one group takes of the ring.
     pub largest_group: u64,
@@ -75,29 +79,34 @@ pub struct Unknown(pub Vec<Bound>);
 
 impl Load {
     /// The longest of what goes on at the same time, and what cannot: while a group is computed, the link goes on as far as the ring
-    /// has room beside that group.
+    /// has room beside that group. What kernels read over the link takes their time and the link's.
     ///
     /// # Errors
     /// The rates that this load depends on and that are not known.
     pub fn predict(&self, rates: &Rates) -> Result<Prediction, Unknown> {
         let known = |rate: Option<f64>| rate.filter(|rate| rate.is_finite() && *rate > 0.0);
+        let (copied, on_device) = (self.link_bytes - self.zero_copy_bytes, self.weight_bytes - self.zero_copy_bytes);
         let parts = [
-            (Bound::Link, self.link_bytes, known(rates.link)),
+            (Bound::Link, copied, known(rates.link)),
+            (Bound::Link, self.zero_copy_bytes, known(rates.zero_copy)),
             (Bound::Disk, self.disk_bytes, known(rates.disk)),
-            (Bound::Vram, self.weight_bytes, known(rates.vram).map(|rate| ATTAINED * rate)),
+            (Bound::Vram, on_device, known(rates.vram).map(|rate| ATTAINED * rate)),
         ];
-        let unknown: Vec<_> =
+        let mut unknown: Vec<_> =
             parts.iter().filter(|(_, bytes, rate)| *bytes > 0 && rate.is_none()).map(|part| part.0).collect();
+        unknown.dedup();
         if !unknown.is_empty() {
             return Err(Unknown(unknown));
         }
         let seconds = |bytes: u64, part: usize| parts[part].2.map_or(0.0, |rate| bytes as f64 / rate);
-        let [link, disk, vram] = [0, 1, 2].map(|part| seconds(parts[part].1, part));
-        let (computed, copied) =
-            (seconds(self.largest_group, 2), seconds(self.ring_bytes.saturating_sub(self.largest_group), 0));
-        let waits = if computed > copied { 1.0 - copied / computed } else { 0.0 };
-        let waiting = vram * waits * self.link_bytes as f64 / self.weight_bytes.max(1) as f64;
-        let (bound, longest) = [(Bound::Link, link), (Bound::Disk, disk), (Bound::Vram, vram - waiting)]
+        let [copies, zero_copies, disk, vram] = [0, 1, 2, 3].map(|part| seconds(parts[part].1, part));
+        let link = copies + zero_copies;
+        let (computed, ahead) =
+            (seconds(self.largest_group, 3), seconds(self.ring_bytes.saturating_sub(self.largest_group), 0));
+        let waits = if computed > ahead { 1.0 - ahead / computed } else { 0.0 };
+        let waiting = vram * waits * copied as f64 / on_device.max(1) as f64;
+        let computing = if zero_copies > vram { Bound::Link } else { Bound::Vram };
+        let (bound, longest) = [(Bound::Link, link), (Bound::Disk, disk), (computing, vram + zero_copies - waiting)]
             .into_iter()
             .max_by(|a, b| a.1.total_cmp(&b.1))
             .expect("three of them");
@@ -109,10 +118,17 @@ impl Load {
 mod tests {
     use super::*;
 
-    const LOAD: Load = Load { link_bytes: 600, disk_bytes: 100, weight_bytes: 1200, ring_bytes: 40, largest_group: 20 };
+    const LOAD: Load = Load {
+        link_bytes: 600,
+        zero_copy_bytes: 0,
+        disk_bytes: 100,
+        weight_bytes: 1200,
+        ring_bytes: 40,
+        largest_group: 20,
+    };
 
     fn rates(link: f64, disk: f64, vram: f64) -> Rates {
-        Rates { link: Some(link), disk: Some(disk), vram: Some(vram / ATTAINED) }
+        Rates { link: Some(link), disk: Some(disk), vram: Some(vram / ATTAINED), ..Rates::default() }
     }
 
     #[track_caller]
@@ -135,6 +151,20 @@ mod tests {
         for (ring_bytes, seconds) in [(20, 12.5), (22, 11.5), (25, 10.0), (40, 10.0)] {
             check(Load { ring_bytes, ..LOAD }, rates(60.0, 100.0, 240.0), seconds, Bound::Link);
         }
+    }
+
+    /// What kernels read over the link is computed with at that speed, and the rest of the weights before and after it.
+    #[test]
+    fn kernels_that_read_over_the_link_do_nothing_else() {
+        let load = Load { zero_copy_bytes: 600, disk_bytes: 0, ring_bytes: 0, largest_group: 0, ..LOAD };
+        let rates = |zero_copy| Rates { zero_copy: Some(zero_copy), ..rates(60.0, 100.0, 240.0) };
+        check(load, rates(50.0), 12.0 + 2.5, Bound::Link);
+        check(load, rates(400.0), 1.5 + 2.5, Bound::Vram);
+        // Half of what crosses the link is copied meanwhile.
+        let both = Load { zero_copy_bytes: 300, ring_bytes: 40, largest_group: 20, ..load };
+        check(both, rates(50.0), 6.0 + 5.0, Bound::Link);
+        let unknown = both.predict(&Rates { zero_copy: None, ..rates(1.0) });
+        assert_eq!(unknown, Err(Unknown(vec![Bound::Link])));
     }
 
     #[test]

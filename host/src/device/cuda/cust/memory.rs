@@ -13,11 +13,13 @@ use crate::device::{DeviceError, ReadAt, fill};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
-/// A device allocation.
+/// A device allocation, or page-locked host memory that kernels read over the link.
 pub struct Mem {
     gpu: Rc<Gpu>,
     pub(super) address: CUdeviceptr,
     pub(super) len: usize,
+    /// The host memory that it is.
+    pinned: Option<Pinned>,
 }
 
 impl Mem {
@@ -37,9 +39,15 @@ impl Mem {
             }),
             result => {
                 gpu.check("cuMemAlloc", result)?;
-                Ok(Mem { gpu: gpu.clone(), address, len })
+                Ok(Mem { gpu: gpu.clone(), address, len, pinned: None })
             }
         }
+    }
+
+    /// `pinned` where it is, at the address that the device has it at.
+    pub(super) fn zero_copy(pinned: Pinned) -> Result<Mem> {
+        let (gpu, len, address) = (pinned.gpu().clone(), pinned.as_ref().len(), pinned.device_address()?);
+        Ok(Mem { gpu, address, len, pinned: Some(pinned) })
     }
 
     /// The address of `self[start..end]`.
@@ -51,6 +59,10 @@ impl Mem {
 
 impl Drop for Mem {
     fn drop(&mut self) {
+        if self.pinned.is_some() {
+            // It waits for the queues itself.
+            return;
+        }
         // Waiting first keeps the promise that queued work may still use the memory; cuMemFree gives no such promise.
         // Errors have nowhere to go: they are those of earlier work, and the next call returns them again.
         let _ = self.gpu.activate();

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use cuda_dlopen::{Code, raw};
-use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE};
+use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr};
 use memmap2::{MmapMut, MmapOptions};
 
 use super::{gpu::Gpu, memory::check_range};
@@ -58,6 +58,21 @@ impl Pinned {
         }
     }
 
+    /// The GPU that it was locked for.
+    pub(super) fn gpu(&self) -> &Rc<Gpu> {
+        &self.gpu
+    }
+
+    /// Where kernels find it.
+    pub(super) fn device_address(&self) -> Result<CUdeviceptr> {
+        self.gpu.activate()?;
+        let mut address = 0;
+        // SAFETY: the driver writes the address to a local. The mapping was registered with DEVICEMAP, and is as long as `self` lives.
+        let found = unsafe { raw::cuMemHostGetDevicePointer_v2(&mut address, self.map.as_ptr().cast_mut().cast(), 0) };
+        self.gpu.check("cuMemHostGetDevicePointer", found)?;
+        Ok(address)
+    }
+
     /// The bytes `start..end`.
     pub(super) fn range(&self, what: &'static str, start: usize, end: usize) -> Result<&[u8]> {
         check_range(what, start, Some(end), self.len)?;
@@ -89,7 +104,8 @@ impl AsMut<[u8]> for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // Copies out of it, on the copy queue or (staging) on the compute queue, must have ended before the pages go.
+        // Copies out of it, on the copy queue or (staging) on the compute queue, and kernels that read it must have ended before the
+        // pages go.
         let _ = self.gpu.activate();
         let _ = self.gpu.wait(&self.gpu.copy);
         let _ = self.gpu.wait(&self.gpu.compute);

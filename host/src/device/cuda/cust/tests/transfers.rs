@@ -138,6 +138,36 @@ fn uploads_and_kernels_keep_the_order_of_their_events() {
     assert!(fetch(&driver, &kept) == pattern(512, 1)[..256]);
 }
 
+/// Kernels read page-locked memory where it is, also what was asked for before it is dropped.
+#[test]
+fn memory_is_read_over_the_link() {
+    with_driver!("memory_is_read_over_the_link");
+    let driver = open();
+    let mut pinned = driver.pinned("weights", 512).unwrap();
+    pinned.as_mut().copy_from_slice(&pattern(512, 3));
+    let start = pinned.as_ref().as_ptr() as u64;
+    let (free, kept) = (driver.memory().unwrap().free, driver.alloc("kept", 512).unwrap());
+    let mapped = driver.zero_copy(pinned).unwrap();
+    // The stand-in's addresses are the host's.
+    assert_eq!((CustDriver::address(&mapped), CustDriver::len(&mapped)), (start, 512));
+    assert_eq!(driver.memory().unwrap().free, free - 512, "it takes no device memory");
+    assert!(fetch(&driver, &mapped) == pattern(512, 3));
+    driver.copy(&mapped, &kept, 512).unwrap();
+    drop(mapped);
+    assert!(fetch(&driver, &kept) == pattern(512, 3));
+    let late = driver.zero_copy(driver.pinned("more", 16).unwrap()).unwrap();
+    // The stand-in ends the process when the context goes before what was registered.
+    drop((driver, kept, late));
+}
+
+#[test]
+fn memory_without_an_address_is_refused() {
+    with_driver!("memory_without_an_address_is_refused", "FAKE_CUDA_FAIL" = "cuMemHostGetDevicePointer_v2=1");
+    let driver = open();
+    let Err(error) = driver.zero_copy(driver.pinned("weights", 16).unwrap()) else { panic!("it has an address") };
+    assert!(error.to_string().contains("cuMemHostGetDevicePointer"), "{error}");
+}
+
 #[test]
 fn handles_outlive_their_driver() {
     with_driver!("handles_outlive_their_driver");
