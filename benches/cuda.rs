@@ -220,8 +220,6 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
         let none = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
         let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
         let cols = shape.1 as u32;
-        let tickets = driver.alloc("a counter", size_of::<u32>())?;
-        driver.write(&tickets, 0, &[0; size_of::<u32>()])?;
         // Large and small launches take turns, as in a pass.
         let fit = |share| {
             let room = driver.properties().room(share);
@@ -244,9 +242,6 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 stages: gemv.stages,
                 stride: (bytes / shape.0) as u32,
                 align: gemv.align,
-                tickets: D::address(&tickets) as *mut u32,
-                fixed: gemv.fixed,
-                reserved: 0,
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,

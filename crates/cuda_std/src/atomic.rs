@@ -19,20 +19,6 @@ pub unsafe fn add(pointer: *mut u32, value: u32) -> u32 {
     unsafe { AtomicU32::from_ptr(pointer) }.fetch_add(value, Ordering::Relaxed)
 }
 
-/// The same if `condition`, else nothing, and 0. There is no branch, which would make what follows divergent in the compiler's eyes.
-///
-/// # Safety
-/// As for [`add`], in global memory, where `condition`.
-#[inline(always)]
-pub unsafe fn add_if(condition: bool, pointer: *mut u32, value: u32) -> u32 {
-    #[cfg(target_arch = "nvptx64")]
-    // SAFETY: the caller's promise.
-    return unsafe { crate::nvptx::atomic_add_if(condition, pointer, value) };
-    #[cfg(not(target_arch = "nvptx64"))]
-    // SAFETY: the caller's promise.
-    if condition { unsafe { add(pointer, value) } } else { 0 }
-}
-
 /// What the thread has seen and written before this is, for all threads of the grid, before what it does after
 /// (`fence.acq_rel.gpu`).
 #[inline(always)]

@@ -383,16 +383,3 @@ pub fn max_registers<const THREADS: u32, const REGISTERS: u32>() {
     // SAFETY: as above.
     unsafe { asm!("// max_registers {0} {1}", const THREADS, const REGISTERS, options(nomem, nostack, preserves_flags)) };
 }
-
-#[inline(always)]
-pub unsafe fn atomic_add_if(condition: bool, pointer: *mut u32, value: u32) -> u32 {
-    let before: u32;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "{{ .reg .pred p; setp.ne.u32 p, {1}, 0; mov.u32 {0}, 0; @p atom.add.u32 {0}, [{2}], {3}; }}",
-            out(reg32) before, in(reg32) u32::from(condition), in(reg64) pointer, in(reg32) value, options(nostack)
-        );
-    }
-    before
-}

@@ -77,14 +77,10 @@ const ALONE: u32 = 75 << 10;
 const ALONE_FEW: u32 = 48 << 10;
 
 /// Bytes of `shared_array!`s in the kernels.
-const STATIC: u32 = 4 * (MAX_COLUMNS as u32 + MAX_STAGES) * WARPS as u32;
+const STATIC: u32 = (4 * MAX_COLUMNS * WARPS) as u32;
 
 /// From so many columns on, two blocks share the work of quantising a column.
 const PAIRED_COLS: u32 = 1024;
-
-/// From so many groups of rows a warp on, the last quarter of them is handed out while the kernel runs.
-const HANDED_OUT: u32 = 8;
-const _: () = assert!(HANDED_OUT * 3 / 4 > MAX_STAGES, "no ticket is needed before the kernel may count");
 
 /// A launch's geometry, and what the kernel is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +95,6 @@ pub struct Launch {
     pub stages: u32,
     /// [`super::Product::align`]
     pub align: u32,
-    /// [`super::Product::fixed`]
-    pub fixed: u32,
 }
 
 /// Groups of rows of the matrices of a `gemv`.
@@ -164,11 +158,7 @@ pub fn launch<W: Weights>(
     let cluster = [if pairs { 2 } else { 1 }, 1, 1];
     let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared).with_cluster(cluster);
     let align = if lines { LINE as u32 - 1 } else { 15 };
-    // As many groups as the stages may hold are shared out beforehand.
-    let warps = width * WARPS as u32;
-    let some = grid.blocks[1] == 1 && groups >= HANDED_OUT * warps;
-    let fixed = if some { groups - groups / 4 } else { groups };
-    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages, align, fixed })
+    Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages, align })
 }
 
 /// The columns of a piece of a matrix of `cols` columns in `W` whose rows do not fit into a block's shared memory, not even beside

@@ -6,8 +6,7 @@
 //! **Activations** are quantised by each block for itself (`acts`), after an RMSNorm where the product has one: no kernel and no
 //! way through memory of their own. Two neighbouring blocks halve that between them where the matrix is wide and the GPU has clusters.
 //! **A warp** takes `ROWS` rows at a time, of which neighbours in the grid take the neighbours, so that the multiprocessors are
-//! evenly loaded and walk through the matrix together. Of many groups of rows the last ones are handed out while the kernel runs: some
-//! multiprocessors get less of the memory's bandwidth than others. The bits of a result depend on its row and column alone.
+//! evenly loaded and walk through the matrix together. The bits of a result depend on its row and column alone.
 
 #[macro_use]
 mod unrolled;
@@ -72,8 +71,6 @@ pub struct Product {
     pub home: *const u64,
     /// `[tokens][cols]`
     pub x: *const f32,
-    /// 0 between launches: counts what is handed out of the groups of rows that are not [`Product::fixed`].
-    pub tickets: *mut u32,
     /// Where the weights of the RMSNorm of x begin, `[cols]` F32; or [`NONE`] for x as it is.
     pub norm: u64,
     /// The matrices, of one type and `cols` columns each. `gemv`: all their rows, one after the other; `glu`: the gate and the up
@@ -105,17 +102,12 @@ pub struct Product {
     pub overlap: u32,
     /// A row's piece lies in its stage as it lies in the matrix, in these bits of the address: those below a line of 128, or below 16.
     pub align: u32,
-    /// So many groups of rows are shared out beforehand; the others are handed out to whichever warp is ready for one. At least as many
-    /// as the warps' stages hold; all of them where there are several columns of blocks.
-    pub fixed: u32,
-    /// 0
-    pub reserved: u32,
 }
 
-// SAFETY: plain numbers and addresses without padding: 4 x 8 + 3 x 32 + 14 x 4 bytes.
+// SAFETY: plain numbers and addresses without padding: 3 x 8 + 3 x 32 + 12 x 4 bytes.
 #[cfg(not(target_arch = "nvptx64"))]
 unsafe impl cuda_std::kernel::Param for Product {}
-const _: () = assert!(size_of::<Product>() == 184);
+const _: () = assert!(size_of::<Product>() == 168);
 const _: () = assert!(8 * ROWS * MAX_STAGES as usize <= 64, "the stages' skews are in two words");
 
 /// x / (1 + e^-x)
@@ -258,11 +250,9 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
         // SAFETY: as above.
         let x = unsafe { mem::global(p.x.wrapping_add(token as usize * cols as usize)) };
         let column = acts.wrapping_add(c * W::acts_bytes(cols as usize));
-        let mut columns = [column; N];
-        if N > 1 {
-            // SAFETY: the other block has its columns where this one has them.
-            columns[N - 1] = unsafe { cluster::map(column, cluster::rank() ^ 1) };
-        }
+        // SAFETY: the other block has its columns where this one has them.
+        let columns =
+            core::array::from_fn(|i| if i == 0 { column } else { unsafe { cluster::map(column, cluster::rank() ^ 1) } });
         // The same for all threads.
         let mut start = 0;
         let mut values = read(x, start);
@@ -368,9 +358,6 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let barriers = acts.wrapping_add(C * W::acts_bytes(cols)).cast::<u64>();
     let count = p.stages as usize;
     let rings = barriers.wrapping_add(MAX_STAGES as usize * WARPS).cast::<u8>();
-    // The group that each stage of the warp belongs to.
-    let stage_groups = shared_array!(GEMV_GROUPS: [u32; MAX_STAGES as usize * WARPS]);
-    let stage_groups = stage_groups.wrapping_add(warp as usize * MAX_STAGES as usize);
     let rings = rings.wrapping_add(rings.addr().wrapping_neg() % LINE);
     let ring = rings.wrapping_add(warp as usize * count * ROWS * p.stage_bytes as usize);
     // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
@@ -389,25 +376,14 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let groups = P::groups(p);
     let start = warp * thread::grid_dim_x() + thread::block_idx_x();
     let step = thread::grid_dim_x() * WARPS as u32;
-    // Lane 0 takes the number of a group that was not handed out yet, before it is needed.
-    let take = || {
-        // SAFETY: launches count there, one after the other.
-        unsafe { atomic::add_if(warp::lane_id() == 0, mem::global(p.tickets).cast_mut(), 1) }
-    };
 
     let mut next = Walk::new::<P>(p, weights, start);
     // Where rows begin in their runs: a byte for each row of each stage, the oldest stage's lowest.
     let mut skews = 0u64;
-    // Starts to fill a stage. Returns the ticket for the next time.
-    let mut fetch = |stage: u32, skews: &mut u64, ticket: u32| {
+    let mut fetch = |stage: u32, skews: &mut u64| {
         *skews >>= 8 * ROWS;
-        let mut next_ticket = ticket;
-        // SAFETY: the warp's own words, of which all lanes write the same. They have read it, and read it again behind a barrier of the
-        // warp.
-        unsafe { stage_groups.add(stage as usize).write(next.group) };
         if next.group >= groups {
-            stages.skip();
-            return ticket;
+            return stages.skip();
         }
         let length = pieces.bytes(next.piece);
         let sources = [next.at, next.at.wrapping_add(next.delta)];
@@ -423,24 +399,10 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         unsafe { stages.fill(stage, sources, offsets, bytes) };
         next.piece += 1;
         if next.piece == pieces.count {
-            let mut group = next.group + step;
-            if group >= p.fixed && p.fixed < groups {
-                // SAFETY: all lanes are here.
-                let number = unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, ticket, 0) };
-                group = p.fixed + number;
-                if group < groups {
-                    next_ticket = take();
-                } else if group == groups + step - 1 {
-                    // Each warp ends with a number for which there is no group; this is the last of those.
-                    // SAFETY: nobody counts any more; all lanes write the same.
-                    unsafe { mem::store(mem::global(p.tickets).cast_mut(), 0) };
-                }
-            }
-            next = Walk::new::<P>(p, weights, group);
+            next = Walk::new::<P>(p, weights, next.group + step);
         } else {
             next.at = next.at.wrapping_add(pieces.bytes as usize);
         }
-        next_ticket
     };
     if p.overlap != 0 {
         grid::launch_dependents();
@@ -452,8 +414,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     }
     let mut stage = 0;
     while stage < p.stages {
-        // No ticket is looked at: so many groups are fixed.
-        fetch(stage, &mut skews, 0);
+        fetch(stage, &mut skews);
         stage += 1;
     }
     // SAFETY: all threads are here.
@@ -467,19 +428,10 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         }
     };
     grid::launch_dependents();
-    // Behind the wait for the launch before, which may have counted in the same place.
-    let mut ticket = if p.fixed < groups { take() } else { 0 };
 
     let piece_cols = p.piece_blocks as usize * W::ELEMS;
-    let (mut stage, mut round) = (0, 0);
-    loop {
-        // The shuffle tells the compiler once more that all lanes have the same: without, Q4_K took 40 % longer.
-        // SAFETY: all lanes are here. The warp's own words, behind a barrier since they were written.
-        let group =
-            unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, stage_groups.add(stage as usize).read(), 0) };
-        if group >= groups {
-            break;
-        }
+    let (mut group, mut stage, mut round) = (start, 0, 0);
+    while group < groups {
         let mut sums = [[0.0f32; C]; ROWS];
         let mut first_value = 0;
         for piece in 0..pieces.count {
@@ -502,7 +454,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             first_value += piece_cols;
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
-            ticket = fetch(stage, &mut skews, ticket);
+            fetch(stage, &mut skews);
             stage += 1;
             if stage == p.stages {
                 (stage, round) = (0, round + 1);
@@ -516,6 +468,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             }
         }
         finish(group, sums);
+        group += step;
     }
 }
 

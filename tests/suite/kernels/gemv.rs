@@ -261,7 +261,6 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             norm != NONE,
         )
         .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
-        let tickets = lab.output(&[0u32]);
         let product = Product {
             home: pointer::<D, _>(&home),
             x: pointer::<D, _>(&x),
@@ -279,9 +278,6 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             stride: row_bytes as u32,
             overlap: groups % 2,
             align: launch.align,
-            tickets: tickets.pointer(),
-            fixed: launch.fixed,
-            reserved: 0,
         };
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),
@@ -289,7 +285,6 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             Entry::Gemv(_) => lab.launch::<F::Gemv8>(launch.grid, (product,)),
             Entry::Glu(_) => lab.launch::<F::Glu>(launch.grid, (product,)),
         }
-        assert_eq!(lab.read::<u32>(&tickets), [0], "the counter was left at");
         let written = if let Entry::Glu(_) = entry { 1 } else { outputs.len() };
         outputs[..written].iter().map(|output| lab.read(output)).collect()
     }
@@ -479,9 +474,8 @@ impl WeightVisitor for Taken {
     fn visit<F: WeightKernels>(self) -> u32 {
         let Taken(share, cols) = self;
         let launch = gemv::launch::<F::Weights>(room(share), 4096, cols, 1, 1, false).expect("it fits");
-        // With the kernel's arrays, a float for each warp and column and a number for each warp and stage, and what the GPU takes for
-        // each block.
-        launch.grid.shared + 4 * (8 + 4) * gemv::WARPS as u32 + (1 << 10)
+        // With the kernel's array of a float for each warp and column, and what the GPU takes for each block.
+        launch.grid.shared + 4 * 8 * gemv::WARPS as u32 + (1 << 10)
     }
 }
 

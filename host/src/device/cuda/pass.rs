@@ -47,8 +47,6 @@ pub(super) struct Pass<D: Driver> {
     pub max_tokens: usize,
     pub choice: Choice<D::Mem>,
     pub attention: Attention<D>,
-    /// [`gpu::gemv::Product::tickets`], of all products: they count one after the other.
-    pub tickets: D::Mem,
     /// What the block becomes, before it is copied.
     host: Vec<u8>,
     layout: Layout,
@@ -62,15 +60,12 @@ impl<D: Driver> Pass<D> {
     /// Room for passes of up to `max_tokens` tokens.
     pub fn new(driver: &D, dims: &Dims, max_tokens: usize) -> Result<Self> {
         let bytes = Layout::new(dims, max_tokens).end;
-        let tickets = driver.alloc("a counter", size_of::<u32>())?;
-        driver.write(&tickets, 0, &[0; size_of::<u32>()])?;
         Ok(Pass {
             dims: dims.clone(),
             block: Rc::new(driver.alloc("what a pass starts from", bytes.max(ALIGN))?),
             max_tokens,
             choice: Choice::new(driver, dims, max_tokens)?,
             attention: Attention::new(driver, dims)?,
-            tickets,
             host: Vec::new(),
             layout: Layout::default(),
             begun: (0, 0),
@@ -121,10 +116,7 @@ impl<D: Driver> Pass<D> {
         driver.write(&self.block, start, &self.host[start..])?;
         self.layout = layout;
         self.begun = (batch.len(), batch.want.len());
-        self.short = {
-            let short = std::env::var("NT_SHORT").ok().and_then(|v| v.parse().ok()).unwrap_or(attention::SHORT);
-            batch.positions.iter().all(|&position| position <= short)
-        };
+        self.short = batch.positions.iter().all(|&position| position <= attention::SHORT);
         Ok(())
     }
 

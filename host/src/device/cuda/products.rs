@@ -125,7 +125,6 @@ impl<D: Driver> CudaDevice<D> {
         Ok(Product {
             home: D::address(&buf.home) as *const u64,
             x: x.ptr("a matrix's input", n * cols)?,
-            tickets: D::address(&self.pass().tickets) as *mut u32,
             norm: vector(norm, *cols)?,
             matrices,
             cols: count("columns of a matrix", *cols)?,
@@ -140,8 +139,6 @@ impl<D: Driver> CudaDevice<D> {
             stride: row_bytes,
             overlap: (n > 1 || self.overlap()).into(),
             align: 0,
-            fixed: 0,
-            reserved: 0,
         })
     }
 
@@ -198,12 +195,8 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     // EXPERIMENT
     let from = std::env::var("NT_PAIRED").ok().and_then(|v| v.parse().ok()).unwrap_or(8192);
     let launch = if cols < from { Launch { grid: launch.grid.with_cluster([1; 3]), ..launch } } else { launch };
-    let Launch { grid, piece_blocks, stage_bytes, stages, align, mut fixed } = launch;
-    if fixed < groups {
-        let part: f64 = std::env::var("NT_FIXED").ok().and_then(|v| v.parse().ok()).unwrap_or(0.75);
-        fixed = if part >= 1.0 { groups } else { ((groups as f64 * part) as u32).max(5 * 8 * grid.blocks[0]) };
-    }
-    let product = Product { piece_blocks, stage_bytes, stages, align, fixed, ..product };
+    let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
+    let product = Product { piece_blocks, stage_bytes, stages, align, ..product };
     // SAFETY: the caller's promise.
     unsafe { driver.launch::<K>(grid, (product,)) }.map(|()| true)
 }
