@@ -245,7 +245,7 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,
-                overlap: 1,
+                overlap: gemv::OVERLAPPING,
             };
             // SAFETY: a matrix inside the weights, whose address is in `home`, and vectors at least as long as its sides.
             unsafe { driver.launch::<F::Gemv>(gemv.grid, (product,)) }

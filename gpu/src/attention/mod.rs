@@ -411,10 +411,11 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
         }
         let mut warp = Warp::<CHUNKS, STEPS, WIDE>::new(args, &task);
         warp.begin();
-        // What was read so far, the position and the cache before it, is of earlier passes, all of whose kernels had finished when
+        let rotations = query::rotations::<CHUNKS>(args);
+        // What was read so far, position, rotations and the cache before it, is of earlier passes, all of whose kernels had finished when
         // this pass's position was copied to the device.
         grid::wait();
-        query::prepare(args, &task, &shared);
+        query::prepare(args, &task, &rotations, &shared);
         thread::sync_threads();
         grid::launch_dependents();
         if task.has_token() {

@@ -80,7 +80,7 @@ const ALONE_FEW: u32 = 48 << 10;
 const STATIC: u32 = (4 * MAX_COLUMNS * WARPS) as u32;
 
 /// From so many columns on, two blocks share the work of quantising a column.
-const PAIRED_COLS: u32 = 1024;
+const PAIRED_COLS: u32 = 8192;
 
 /// A launch's geometry, and what the kernel is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -97,8 +97,7 @@ pub struct Product {
     /// Bytes from a row to the next one: `row_bytes`, or more, where only some columns are multiplied. Both are multiples of 16 for
     /// floats then.
     pub stride: u32,
-    /// 1: the next kernel may start when this one has. 0: only when this one has its activations, which would arrive later with the
-    /// weights that the next one asks for at once.
+    /// When this kernel runs beside others: [`APART`], [`OVERLAPPING`] or [`BESIDE`].
     pub overlap: u32,
     /// A row's piece lies in its stage as it lies in the matrix, in these bits of the address: those below a line of 128, or below 16.
     pub align: u32,
@@ -109,6 +108,16 @@ pub struct Product {
 unsafe impl cuda_std::kernel::Param for Product {}
 const _: () = assert!(size_of::<Product>() == 168);
 const _: () = assert!(8 * ROWS * MAX_STAGES as usize <= 64, "the stages' skews are in two words");
+
+/// [`Product::overlap`]: the next kernel may start when this one has its activations. They would arrive later with the weights that
+/// the next one asks for at once.
+pub const APART: u32 = 0;
+/// [`Product::overlap`]: the next kernel may start when this one has.
+pub const OVERLAPPING: u32 = 1;
+/// [`Product::overlap`]: as [`APART`], and this kernel does not wait for the one before it until it ends. That is for a kernel whose x
+/// and norm are those of the kernel before, a product that is [`APART`] or `BESIDE` itself, and that does not read y: what it reads was
+/// there when the one before it had its activations, and it starts no earlier.
+pub const BESIDE: u32 = 2;
 
 /// x / (1 + e^-x)
 pub const SILU: u32 = 0;
@@ -239,7 +248,9 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
     };
     // Weights of the norm are no kernel's result: they are read while the last kernel still runs.
     let first_norm = if normed { read(norm_weights, 0) } else { [[0.0; 4]; BATCH] };
-    grid::wait();
+    if p.overlap != BESIDE {
+        grid::wait();
+    }
     if N > 1 {
         // SAFETY: all threads are here. The other block has started: its shared memory may be written.
         unsafe { cluster::wait() };
@@ -404,7 +415,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             next.at = next.at.wrapping_add(pieces.bytes as usize);
         }
     };
-    if p.overlap != 0 {
+    if p.overlap == OVERLAPPING {
         grid::launch_dependents();
     }
     let paired = P::PAIRED && C == 1 && cluster::size() > 1;
@@ -469,6 +480,10 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         }
         finish(group, sums);
         group += step;
+    }
+    if p.overlap == BESIDE {
+        // Whoever waits for this kernel waits for the one before it, too.
+        grid::wait();
     }
 }
 

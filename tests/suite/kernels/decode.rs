@@ -1,6 +1,9 @@
 //! Attention of one token in one launch: norms, rotation, append, softmax and the merge of the splits.
 
-use cuda_std::{F16, kernel::Kernel};
+use cuda_std::{
+    F16,
+    kernel::{Grid, Kernel},
+};
 use gpu::attention::{ADJACENT, Decode, DecodeShape, DecodeVisitor, HALF, visit_decode};
 use half::f16;
 use ntransformer::device::cuda::driver::Driver;

@@ -34,13 +34,20 @@ impl<D: Driver> CudaDevice<D> {
         let mut left = outputs.to_vec();
         // Products with a norm come after ones without, and the other way round.
         let mut turn = norm.is_none();
+        let mut beside = false;
         while let Some((first, _)) = left.first().copied() {
             let ty = first.weight.ty;
             let (together, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(w, _)| w.weight.ty == ty);
             for outputs in together.chunks(MATRICES) {
                 let mut product = self.product(norm, n, x, outputs)?;
                 product.accumulate = u32::from(epilogue == Epilogue::Residual);
-                let share = if n == 1 { self.share(turn) } else { turns(turn) };
+                let mut share = if n == 1 { self.share(turn) } else { turns(turn) };
+                // A product of the same x runs beside the one before it: it depends on nothing else, and takes what room that left.
+                let mode: u32 = std::env::var("NT_BESIDE").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
+                if mode > 0 && beside && product.overlap == gemv::APART && epilogue == Epilogue::Store {
+                    (product.overlap, share) = (gemv::BESIDE, if mode == 1 { Share::Small } else { share });
+                }
+                beside = true;
                 let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product, share });
                 self.labelled(|| operand(outputs), launch)?;
                 turn = !turn;
@@ -137,7 +144,7 @@ impl<D: Driver> CudaDevice<D> {
             activation: 0,
             eps: self.dims().eps,
             stride: row_bytes,
-            overlap: (n > 1 || self.overlap()).into(),
+            overlap: if n > 1 || self.overlap() { gemv::OVERLAPPING } else { gemv::APART },
             align: 0,
         })
     }
@@ -192,9 +199,6 @@ unsafe fn launch<F: WeightKernels, K: Kernel<Args = (Product,)>>(
     let Some(launch) = gemv::launch::<F::Weights>(room, groups, cols, tokens, columns, normed) else {
         return Ok(false);
     };
-    // EXPERIMENT
-    let from = std::env::var("NT_PAIRED").ok().and_then(|v| v.parse().ok()).unwrap_or(8192);
-    let launch = if cols < from { Launch { grid: launch.grid.with_cluster([1; 3]), ..launch } } else { launch };
     let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
     let product = Product { piece_blocks, stage_bytes, stages, align, ..product };
     // SAFETY: the caller's promise.

@@ -91,7 +91,7 @@ impl Gpu {
         let possible = capability >= PROGRAMMATIC_CAPABILITY && version >= PROGRAMMATIC_DRIVER;
         let ptx_capability = if version < SM_90_DRIVER { capability.min((8, 9)) } else { capability };
         if ptx_capability >= CLUSTER_CAPABILITY {
-            properties.cluster = std::env::var("NT_CLUSTER").ok().and_then(|v| v.parse().ok()).unwrap_or(CLUSTER);
+            properties.cluster = CLUSTER;
         }
         Ok(Gpu {
             compute: stream()?,
