@@ -43,9 +43,8 @@ impl<D: Driver> CudaDevice<D> {
                 product.accumulate = u32::from(epilogue == Epilogue::Residual);
                 let mut share = if n == 1 { self.share(turn) } else { turns(turn) };
                 // A product of the same x runs beside the one before it: it depends on nothing else, and takes what room that left.
-                let mode: u32 = std::env::var("NT_BESIDE").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
-                if mode > 0 && beside && product.overlap == gemv::APART && epilogue == Epilogue::Store {
-                    (product.overlap, share) = (gemv::BESIDE, if mode == 1 { Share::Small } else { share });
+                if beside && product.overlap == gemv::APART && epilogue == Epilogue::Store {
+                    (product.overlap, share) = (gemv::BESIDE, Share::Small);
                 }
                 beside = true;
                 let launch = || gemv::visit(ty, Multiply { driver: &*self.driver, product, share });
