@@ -276,8 +276,8 @@ pub(crate) fn pread(files: Files, depth: usize, why: &str) -> Result<Pool<Pread>
 }
 
 /// [`Cached`] in a pool.
-pub(crate) fn cached(inputs: Vec<Input>, threads: usize) -> Result<Pool<Cached>, OpenError> {
-    let files = Files::open(inputs, true)?;
+pub(crate) fn cached(inputs: Vec<Input>, threads: usize, direct: bool) -> Result<Pool<Cached>, OpenError> {
+    let files = Files::open(inputs, direct)?;
     let description = format!("page cache first, then pread, {}, {} threads", files.describe(), threads.max(1));
     Pool::new(Cached(files), threads, description)
 }
