@@ -11,6 +11,7 @@ mod completions;
 mod cpu;
 mod disk;
 mod engine;
+mod faults;
 mod generate;
 mod gguf;
 mod kernels;

@@ -27,7 +27,7 @@ use ntransformer::{
     engine::{DeviceChoice, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::{Embedding, Model, State, Weights, forward},
-    stream::{Streamed, Streams},
+    stream::{Reading, Streamed, Streams},
 };
 use quant::formats;
 
@@ -328,7 +328,7 @@ struct Placed {
 impl Placed {
     fn new(dev: &CudaDevice<Recorder>, gguf: &Arc<Gguf>) -> Self {
         let model = Model::new(gguf.clone(), None, 64).unwrap();
-        let layers = Streamed::load(dev, &model, &Streams::default(), &mut |_| ()).unwrap();
+        let layers = Streamed::load(dev, &model, &Streams::default(), &Reading::default(), &mut |_| ()).unwrap();
         let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
         Placed { model, weights: Weights::new(embedding, Box::new(layers)) }
     }

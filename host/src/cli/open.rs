@@ -2,6 +2,8 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    mem::ManuallyDrop,
+    ops::{Deref, DerefMut},
     path::PathBuf,
     time::Instant,
 };
@@ -10,10 +12,10 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::trace::TraceFile;
+use super::{interrupt, trace::TraceFile};
 use crate::{
     demo,
-    engine::{Budget, DeviceChoice, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
+    engine::{Budget, DeviceChoice, DiskReads, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
     gguf::Gguf,
     stream::ring::Buffers,
 };
@@ -43,6 +45,9 @@ pub struct ModelArgs {
     /// Slow the link to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     link_limit: Option<f64>,
+    /// How what stays on disk is read: io_uring or pread past the page cache, by way of the page-cache, or auto, the best of the first two.
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    disk_reads: DiskReads,
     /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -52,6 +57,33 @@ pub struct ModelArgs {
     /// Say nothing on stderr but errors.
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// An engine that is gone when nobody needs it, unless the user has asked to stop: to free it would wait for the copies and kernels that
+/// are under way, and the process is about to end.
+pub struct Loaded(ManuallyDrop<Engine>);
+
+impl Deref for Loaded {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.0
+    }
+}
+
+impl DerefMut for Loaded {
+    fn deref_mut(&mut self) -> &mut Engine {
+        &mut self.0
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if !interrupt::requested() {
+            // SAFETY: dropped once, and not used again.
+            unsafe { ManuallyDrop::drop(&mut self.0) }
+        }
+    }
 }
 
 impl ModelArgs {
@@ -86,21 +118,27 @@ impl ModelArgs {
     }
 
     /// Loads the weights, with room for `wanted` rows of logits.
-    pub fn load(&self, file: ModelFile, wanted: usize) -> anyhow::Result<Engine> {
+    pub fn load(&self, file: ModelFile, wanted: usize) -> anyhow::Result<Loaded> {
+        interrupt::install();
         let options = self.options(wanted);
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(file.load_bytes()?) };
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
         bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
         let (mut begin, mut bytes) = (None, 0);
-        let mut engine = file.load(self.device, &options, |event| match event {
+        let engine = file.load(self.device, &options, |event| match event {
             Loading::Device(line) => bar.suspend(|| self.say(&format!("device: {line}"))),
             Loading::Bytes { done, .. } => {
                 begin.get_or_insert_with(Instant::now);
                 bytes = done;
                 bar.set_position(done);
             }
-        })?;
+        });
         bar.finish_and_clear();
+        let mut engine = engine.inspect_err(|e| {
+            if e.is_cancelled() {
+                self.say("interrupted while loading");
+            }
+        })?;
         engine.runner().trace(self.trace.is_some());
         let moved = engine.memory().device_weights + engine.memory().pinned;
         if let Some(begin) = begin.filter(|_| moved > 0) {
@@ -125,7 +163,7 @@ impl ModelArgs {
                 ),
             });
         }
-        Ok(engine)
+        Ok(Loaded(ManuallyDrop::new(engine)))
     }
 
     /// The file of --trace, empty. To be asked for before the weights are loaded, which takes long.
@@ -153,7 +191,9 @@ impl ModelArgs {
             ram_budget: self.ram_budget,
             buffers: self.n_buffers,
             link_limit: self.link_limit,
+            disk_reads: self.disk_reads,
             wanted,
+            cancel: interrupt::flag(),
             announce: self.announce(),
         }
     }

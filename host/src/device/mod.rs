@@ -156,6 +156,8 @@ pub trait Device: Transfer {
 
     /// Sets the model's sizes and makes the scratch for passes of up to `max_tokens` tokens.
     fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()>;
+    /// Gives back the memory that [`Device::prepare`] took, until it is called again.
+    fn release(&mut self) {}
     /// Makes the code for matrices of `types` ready, so that no time of the first pass goes into it.
     fn load_kernels(&self, _types: &[TensorType]) -> Result<()> {
         Ok(())

@@ -121,7 +121,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
         does_not_fit(e, &inputs, dev.name(), dims.context, [matrices + always, kv, activations], &others)
     })?;
     dev.limit_link(options.link_limit);
-    let rates = rates(dev, model, &plan);
+    let rates = rates(dev, model, &plan, options);
     plan.prediction = plan.load.predict(&rates);
     Ok(Placement {
         plan,
@@ -154,11 +154,11 @@ fn layers(variable: &'static str) -> Result<Option<usize>, EngineError> {
 }
 
 /// The rates that the plan's prediction depends on, measured now: some 100 ms if all of them are.
-fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
+fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan, options: &LoadOptions) -> Rates {
     Rates {
         link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
         // Where it cannot be measured there is no prediction, which is said.
-        disk: if plan.load.disk_bytes > 0 { disk_rate(model).ok() } else { None },
+        disk: if plan.load.disk_bytes > 0 { disk_rate(model, &options.disk_reads).ok() } else { None },
         vram: None,
     }
 }

@@ -1,10 +1,14 @@
 //! Matrices that are not in page-locked memory: their pieces are read into page-locked buffers, ahead of their use, and copied from
 //! there.
 
-use std::{collections::VecDeque, ptr::NonNull};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicBool},
+};
 
-use readahead::{BufferId, HostBuf, Options, Piece, ReadAhead, ReadError, Source, Span};
+use readahead::{BufferId, Options, Piece, ReadAhead, ReadError, Source, Span};
 
+use super::lent::Lent;
 use crate::device::{DeviceError, Transfer};
 
 /// Reads in flight, and as many buffers on their way to the device.
@@ -12,14 +16,32 @@ const BUFFERS: usize = 16;
 /// The longest and the shortest read. Drives want 1 to 4 MiB.
 const PIECE: (usize, usize) = (1 << 20, 4 << 20);
 
+/// Buffers through which weights are loaded that stay on the device.
+pub(super) struct Loading {
+    /// Bytes of the longest read.
+    pub piece: usize,
+    buffers: usize,
+}
+
+/// Enough for as many threads as read, and for those that the link copies from. A copy of 4 MiB runs at nearly all of the link's speed.
+pub(super) const LOADING: Loading = Loading { piece: 4 << 20, buffers: 24 };
+
+impl Loading {
+    pub const fn bytes(&self) -> u64 {
+        (self.piece * self.buffers) as u64
+    }
+}
+
 /// Page-locked buffers, and the thread that reads into them.
 pub(super) struct Staging<D: Transfer> {
     // Dropped first: behind it, nothing is written into the buffers any more.
     ahead: ReadAhead,
     /// The buffers, each with the first of its bytes that is lent.
-    buffers: Vec<(D::Pinned, usize)>,
+    buffers: Lent<(D::Pinned, usize)>,
     /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
     busy: VecDeque<(BufferId, D::Event)>,
+    /// Ends a wait for data.
+    cancel: Arc<AtomicBool>,
 }
 
 /// The longest piece where the buffers together have `bytes` bytes.
@@ -28,32 +50,44 @@ pub(super) fn piece_bytes(bytes: u64) -> usize {
 }
 
 impl<D: Transfer> Staging<D> {
-    /// Begins to read `pieces`, a cycle, into buffers of `bytes` bytes together, or a little more.
+    /// Begins to read `pieces`, a cycle, into buffers of `bytes` bytes together, or a little more; where there is no RAM for so many,
+    /// into one at least.
     ///
     /// # Errors
     /// The device's, and those of starting to read.
-    pub fn start(dev: &D, source: Box<dyn Source>, pieces: Vec<Piece>, bytes: u64) -> Result<Self, DeviceError> {
+    pub fn start(
+        dev: &D,
+        source: Box<dyn Source>,
+        pieces: Vec<Piece>,
+        bytes: u64,
+        options: Options,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Self, DeviceError> {
         let longest = pieces.iter().map(|piece| piece.len).max().unwrap_or(0);
         // Direct reads want whole blocks of memory, too.
         let (room, block) = (source.room(longest), source.block());
         // One to be read into while another is copied.
-        let count = (bytes as usize / longest.max(1)).clamp(2, BUFFERS);
-        let mut buffers = (0..count)
-            .map(|_| {
-                let buffer = dev.pinned("the buffers for reads", room + block - 1)?;
-                let start = buffer.as_ref().as_ptr().align_offset(block);
-                Ok((buffer, start))
-            })
-            .collect::<Result<Vec<_>, DeviceError>>()?;
-        let lent = buffers.iter_mut().map(|(buffer, start)| {
-            let bytes = &mut buffer.as_mut()[*start..*start + room];
-            let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
-            // SAFETY: page-locked memory does not move. `buffers` lives until `ahead` has been dropped, which waits for its reads. The
-            // bytes are read by copies only, between `take` and `give_back`.
-            unsafe { HostBuf::new(ptr, bytes.len(), None) }
+        let most = if options.once { LOADING.buffers.min(pieces.len()) } else { BUFFERS };
+        let count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
+        let mut buffers = Vec::new();
+        while buffers.len() < count {
+            match dev.pinned("the buffers for reads", room + block - 1) {
+                Ok(buffer) => {
+                    let start = buffer.as_ref().as_ptr().align_offset(block);
+                    buffers.push((buffer, start));
+                }
+                Err(e) if e.is_out_of_memory() && !buffers.is_empty() => break,
+                Err(e) => return Err(e),
+            }
+        }
+        let mut buffers = Lent::new(buffers);
+        let lent = (0..buffers.len()).map(|index| {
+            // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
+            unsafe { buffers.lend(index, |(buffer, start)| &mut buffer.as_mut()[*start..*start + room]) }
         });
-        let ahead = ReadAhead::start(source, pieces, lent.collect(), Options::default())?;
-        Ok(Staging { ahead, buffers, busy: VecDeque::new() })
+        let lent = lent.collect();
+        let ahead = ReadAhead::start(source, pieces, lent, options)?;
+        Ok(Staging { ahead, buffers, busy: VecDeque::new(), cancel })
     }
 
     /// Page-locked memory.
@@ -87,7 +121,8 @@ impl<D: Transfer> Staging<D> {
             self.give_back();
         }
         let filled = loop {
-            match if wait { self.ahead.take(piece).map(Some) } else { self.ahead.try_take(piece) } {
+            match if wait { self.ahead.take_unless(&self.cancel, piece).map(Some) } else { self.ahead.try_take(piece) }
+            {
                 Ok(Some(filled)) => break filled,
                 Ok(None) => return Ok(None),
                 Err(ReadError::AllTaken { .. }) if !self.busy.is_empty() => {

@@ -45,8 +45,11 @@ fn run(source: Box<dyn Source>, targets: &[Target], cancel: &AtomicBool, retries
 fn ranges_are_filled_whatever_is_cached() {
     let (file, bytes) = random_file(FILE, 30);
     let source = || loader(vec![input(&file)], 4, true).unwrap();
-    let faulty =
-        || Faulty::new(source(), |nth, _| [None, Some(Fault::Fail), Some(Fault::Short(5))][nth as usize % 3].clone());
+    let faulty = || {
+        Faulty::new(source(), |nth, _| {
+            [None, Some(Fault::Fail), Some(Fault::Short(5)), Some(Fault::Refuse)][nth as usize % 4].clone()
+        })
+    };
     for seed in 0..4 {
         // The pages are clean, so that they can be dropped: then reads are direct. Else they come from the cache.
         if seed % 2 == 0 {

@@ -17,7 +17,7 @@ const PAGE: u64 = 4096;
 
 /// The most and the least page-locked memory through which matrices on disk go to the device: reads of 1 to 4 MiB, eight of them
 /// in flight and as many on their way to the device.
-const STAGING: (u64, u64) = (16 << 20, 64 << 20);
+pub(super) const STAGING: (u64, u64) = (16 << 20, 64 << 20);
 
 /// A matrix: what residency is decided for. Vectors always are on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
