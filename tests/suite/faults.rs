@@ -83,7 +83,7 @@ impl Reads for FaultyReads {
 /// A read counts as stalled after this.
 const STALL: Duration = Duration::from_millis(400);
 
-const PASSES: [&[u32]; 3] = [&[1, 5, 9, 14], &[3], &[77]];
+const PASSES: [&[u32]; 2] = [&[1, 5], &[3]];
 
 /// A model whose layers are streamed, from RAM or from disk as the stage asks for.
 struct Streamed {

@@ -75,6 +75,11 @@ impl Emulator {
         self.memory.alloc(bytes)
     }
 
+    /// Bytes of device memory that are allocated.
+    pub fn allocated(&self) -> u64 {
+        self.memory.snapshot().iter().map(|region| region.len() as u64).sum()
+    }
+
     /// Runs kernel `K` on `grid` blocks of `block` threads (along x, y, z) with `dynamic_shared` bytes of dynamic shared
     /// memory, and returns when all have exited. The first error ends the launch; of several blocks' errors, the one of
     /// the lowest block is returned.

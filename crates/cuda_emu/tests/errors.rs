@@ -38,6 +38,7 @@ fn accesses_outside_live_allocations() {
         LaunchError::OutOfBounds { place: p, write: false, address: 4096, bytes: 4, nearest: None } if p == place("touch", 3)
     ));
     let memories = [100, 102, 8].map(|bytes| emulator.alloc(bytes).unwrap());
+    assert_eq!(emulator.allocated(), 210);
     for (memory, offset, write) in memories
         .iter()
         .flat_map(|m| [-4, -1024, m.len() as i64, m.len() as i64 - 2].map(|at| (m, at & !3, at % 3 != 0)))

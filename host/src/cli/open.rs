@@ -158,7 +158,9 @@ impl ModelArgs {
             self.say(&match streamed {
                 0 => format!("streaming: all {all} of weights fit on the device, nothing to stream"),
                 _ => format!(
-                    "streaming: {stays} of {all} of weights stay on the device, {} in each pass",
+                    "streaming: {stays} of {all} of weights stay on the device, {:.1} of {} layers, {} in each pass",
+                    memory.resident_layers,
+                    engine.config().layers,
                     sources.join(" and ")
                 ),
             });

@@ -65,6 +65,10 @@ pub trait Transfer: Sized {
     fn name(&self) -> &str;
     /// Free and total memory.
     fn memory(&self) -> Result<MemoryInfo>;
+    /// Bytes of free memory that are no use to a plan: they go into kernels' code, and what allocations are rounded up by.
+    fn headroom(&self) -> u64 {
+        0
+    }
     /// Its number among the devices of its kind.
     fn index(&self) -> usize {
         0

@@ -56,7 +56,7 @@ impl Default for LoadOptions {
 }
 
 /// Where the model's memory is, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MemoryReport {
     /// Weights in device memory, the ring included.
     pub device_weights: u64,
@@ -68,8 +68,8 @@ pub struct MemoryReport {
     pub pinned: u64,
     /// The maps of the model's files, which is read where it is as far as the device does not hold copies.
     pub mapped: u64,
-    /// Layers of which nothing is streamed.
-    pub resident_layers: usize,
+    /// What is not streamed of the layers' matrices, in layers of average size, to a hundredth.
+    pub resident_layers: f64,
     /// Bytes of weights that each pass reads.
     pub read_per_pass: u64,
     /// Bytes of weights that each pass copies to the device.
