@@ -10,7 +10,8 @@
 #   PEERS=FILE.tar.xz  an archive with lcp/llama-bench, which is then measured on the same files
 #   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
 #   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
-#   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b:Q4_K_M has cases of its own
+#   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b and 32b-qwen2 have cases of their own
+#   CASES=PATTERN      of these, the ones whose names match (seeds, prompt, "GiB at", disk, ...); all if absent
 #   OUT=gpu-out        where the logs go
 #   SCRATCH=/tmp       where the bundle is unpacked
 #   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
@@ -206,14 +207,28 @@ stream() {
     trap "rm -f '$model' '$model.tmp'" EXIT
     "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
     local zero=GPUNVME_MAX_VRAM_LAYERS=0 half=GPUNVME_MAX_VRAM_LAYERS=16
-    case $shape in
-    70b) cases=(
+    local seeds="--streaming --vram-budget 16GiB --ram-budget 20GiB"
+    case $1 in
+    70b:Q2_K | 32b-qwen2:*) cases=(
+        "resident,tokens=4:"
+        "seeds in 16 GiB and 20 GiB RAM,tokens=4,bar=97:$seeds"
+        "seeds with disk,tokens=3,bar=90:--streaming --vram-budget 8GiB --ram-budget 8GiB"
+    ) ;;
+    70b:Q6_K) cases=(
+        "resident,tokens=4:"
+        "24 GiB,tokens=4,bar=97:--streaming --vram-budget 24GiB"
+        "seeds with disk,tokens=2,bar=90:$seeds"
+    ) ;;
+    70b:*) cases=(
         "resident,tokens=4:--streaming"
         "16 GiB,tokens=4,bar=97:--streaming --vram-budget 16GiB"
         "24 GiB,tokens=4,bar=97:--streaming --vram-budget 24GiB"
         "16 GiB at 31 GB/s,tokens=4,bar=97:--streaming --vram-budget 16GiB --link-limit 31GB/s"
         "24 GiB at 6.5 GB/s,tokens=4,bar=97:--streaming --vram-budget 24GiB --link-limit 6.5GB/s"
         "8 GiB,tokens=4,bar=97:--streaming --vram-budget 8GiB"
+        "seeds with disk,tokens=3,bar=90:$seeds"
+        "prompt resident,prompt=512:"
+        "prompt in 16 GiB,prompt=512,bar=97:--streaming --vram-budget 16GiB"
     ) ;;
     *) cases=(
         "resident,tokens=33:"
@@ -227,9 +242,12 @@ stream() {
         "one layer of ring,tokens=17,$zero:--streaming --n-buffers 1"
         "half on disk,tokens=5,$zero:--streaming --ram-budget 4GiB"
         "all on disk,tokens=3,bar=90,$zero:--streaming --ram-budget 0"
+        "disk by way of the page cache,tokens=3,$zero:--streaming --ram-budget 0 --disk-reads page-cache"
+        "prompt resident,prompt=512:"
+        "prompt streamed,prompt=512,bar=97,$zero:--streaming"
     ) ;;
     esac
-    python3 "$NT_ROOT/scripts/stream_check.py" "$NT_BIN" "$model" "${cases[@]}"
+    python3 "$NT_ROOT/scripts/stream_check.py" --only "${CASES:-}" "$NT_BIN" "$model" "${cases[@]}"
 }
 
 speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }

@@ -23,8 +23,9 @@ pub(super) struct Loading {
     buffers: usize,
 }
 
-/// Enough for as many threads as read, and for those that the link copies from. A copy of 4 MiB runs at nearly all of the link's speed.
-pub(super) const LOADING: Loading = Loading { piece: 4 << 20, buffers: 24 };
+/// Enough for as many threads as read, and for those that the link copies from; 48 MiB, so that loading does not take much more than
+/// what is planned. A copy of 2 MiB runs at some nine tenths of the link's speed, and most of it is hidden by the next one.
+pub(super) const LOADING: Loading = Loading { piece: 2 << 20, buffers: 24 };
 
 impl Loading {
     pub const fn bytes(&self) -> u64 {
