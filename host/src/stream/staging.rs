@@ -161,3 +161,66 @@ impl<D: Transfer> Staging<D> {
         self.ahead.spans(f);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use readahead::{
+        Dst, HostBuf, Memory, MemoryRange,
+        testing::{Fault, Faulty},
+    };
+
+    use super::*;
+    use crate::device::cpu::{CpuBuf, CpuDevice};
+
+    const PIECES: usize = 64;
+    const LEN: usize = 1000;
+    const THREADS: usize = 8;
+
+    /// Eight reads at once, of which each takes 10 ms and every eighth 40.
+    fn source(bytes: &Arc<Vec<u8>>) -> Box<dyn Source> {
+        let range = MemoryRange { name: "memory".into(), bytes: bytes.clone() };
+        let memory = Memory::new(vec![range], THREADS).unwrap();
+        let late = |nth| Fault::Late(Duration::from_millis(if nth % 8 == 3 { 40 } else { 10 }));
+        Box::new(Faulty::new(memory, move |nth, _| Some(late(nth))))
+    }
+
+    /// Reads that take longer hold up nobody but who needs them, so that all of it takes as long as the reads' sum divided by as many as
+    /// are made at once. If eight were waited for together, as long as the longest of each eight.
+    #[test]
+    fn loading_does_not_wait_for_stragglers() {
+        let bytes: Arc<Vec<u8>> = Arc::new((0..PIECES * LEN).map(|i| (i / LEN * 7 + i) as u8).collect());
+        let pieces: Vec<_> = Piece::cut(0, 0, (PIECES * LEN) as u64, LEN).collect();
+        let dev = CpuDevice::new();
+        let buf = dev.alloc("test", bytes.len()).unwrap();
+        let begin = Instant::now();
+        let options = Options { once: true, ..Options::default() };
+        let mut staging =
+            Staging::start(&dev, source(&bytes), pieces.clone(), LOADING.bytes(), options, Arc::default()).unwrap();
+        let mut end = None;
+        for piece in 0..PIECES {
+            end = staging.upload(&dev, piece, true, &buf, piece * LEN, None).unwrap();
+        }
+        dev.host_waits(&end.unwrap()).unwrap();
+        let pipeline = begin.elapsed();
+        let CpuBuf::Owned(memory) = &buf else { panic!("memory of its own") };
+        assert!(memory.read("test", 0..bytes.len()).unwrap()[..] == bytes[..]);
+
+        let mut source = source(&bytes);
+        let begin = Instant::now();
+        for (number, eight) in pieces.chunks(THREADS).enumerate() {
+            for (index, piece) in eight.iter().enumerate() {
+                let id = (number * THREADS + index) as u64;
+                source.submit(id, piece, Dst::Host(HostBuf::allocate(LEN, 1))).unwrap();
+            }
+            let mut done = Vec::new();
+            while done.len() < THREADS {
+                source.wait(Duration::from_secs(1), &mut done).unwrap();
+            }
+        }
+        let barriers = begin.elapsed();
+        println!("{pipeline:?}, with barriers {barriers:?}");
+        assert!(barriers > pipeline.mul_f64(1.25), "{pipeline:?}, with barriers {barriers:?}");
+    }
+}
