@@ -210,8 +210,8 @@ nt_status nt_generate_tokens(const nt_engine *engine,
                              nt_result *result);
 
 /**
- * Ends the texts that were asked for and are not complete: the one that is being generated after the current pass, those that
- * wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
+ * Ends the texts that were asked for and are not complete: the one that is being generated within about a layer's time, those
+ * that wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
  * are not affected. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
  *
  * # Safety
