@@ -101,6 +101,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let traced = args.model.write_trace(trace, talk.engine.runner());
     let code = result?;
     traced?;
+    if code == interrupt::EXIT_CODE {
+        // As `Loaded` does where it is dropped while the interruption still counts.
+        std::mem::forget(talk);
+    }
     Ok(code)
 }
 
