@@ -109,6 +109,8 @@ class Check:
         self.engine, self.model, self.failed = engine, model, []
         self.reference = self.resident_prompt = None
         self.device = os.environ.get("DEVICE", "cuda")
+        if self.device == "cuda" and vram_used() is None:
+            self.failed.append("device memory: nvidia-smi does not tell how much is in use")
         self.beyond = self.beyond_plan()
 
     def generate(self, model, flags, env):

@@ -225,11 +225,15 @@ fn faults_that_stay_are_errors_that_say_where() {
     for (device, stage) in STAGES {
         let it = Streamed::on(device, stage);
         let gate = Gate::default();
-        for fault in [Fault::Fail, Fault::Refuse, Fault::Short(100), Fault::Stall(gate.clone())] {
+        let faults = [Fault::Fail, Fault::Refuse, Fault::Short(100), Fault::Stall(gate.clone())];
+        for (number, fault) in faults.into_iter().enumerate() {
+            // From one layer's room to all that there is.
+            let buffers = [Buffers::Auto, Buffers::Count(1.try_into().unwrap())][number % 2];
+            let options = LoadOptions { buffers, ..it.options.clone() };
             let persistent = Persistent::new(2, fault);
             let reads = persistent.reads(stage);
             let begin = Instant::now();
-            match it.load(&it.options, &reads) {
+            match it.load(&options, &reads) {
                 Err(error) if stage != Stage::Pass => persistent.assert_named(&it, &error),
                 Err(error) => panic!("{error}"),
                 Ok(_) if stage != Stage::Pass => panic!("{stage:?}: it loaded"),

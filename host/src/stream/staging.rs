@@ -23,9 +23,9 @@ pub(super) struct Loading {
     buffers: usize,
 }
 
-/// Enough for as many threads as read, and for those that the link copies from; 48 MiB, so that loading does not take much more than
+/// Enough for as many threads as read, and for those that the link copies from; 40 MiB, so that loading does not take much more than
 /// what is planned. A copy of 2 MiB runs at some nine tenths of the link's speed, and most of it is hidden by the next one.
-pub(super) const LOADING: Loading = Loading { piece: 2 << 20, buffers: 24 };
+pub(super) const LOADING: Loading = Loading { piece: 2 << 20, buffers: 20 };
 
 impl Loading {
     pub const fn bytes(&self) -> u64 {
