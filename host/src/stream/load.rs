@@ -6,7 +6,7 @@ use readahead::{Input, Options, Piece, ReadError, Target};
 
 use super::{
     lent::Lent,
-    place::{Progress, reading},
+    place::{Progress, tensor_bytes},
     reads::Reading,
     staging::{LOADING, Staging},
 };
@@ -56,14 +56,14 @@ pub(super) fn fill_device<D: Transfer>(
     dev: &D,
     model: &Model,
     residents: Vec<Resident<D::Buf>>,
-    reading_by: &Reading<'_>,
+    reading: &Reading<'_>,
     progress: Progress<'_>,
 ) -> Result<(), DeviceError> {
     let files = in_files(model);
     let (read, rest): (Vec<_>, Vec<_>) = residents.into_iter().partition(|it| files && it.placed.rows > 1);
     for Resident { group, placed, buf } in rest {
-        reading_by.wanted()?;
-        let filled = dev.fill(&buf, placed.range.start, placed.range.len(), &reading(&model.gguf, &placed));
+        reading.wanted()?;
+        let filled = dev.fill(&buf, placed.range.start, placed.range.len(), &tensor_bytes(&model.gguf, &placed));
         filled.map_err(|e| e.in_group(group, model.config.layers))?;
         progress(placed.range.len() as u64);
     }
@@ -80,12 +80,12 @@ pub(super) fn fill_device<D: Transfer>(
     }
     let lengths: Vec<u64> = pieces.iter().map(|piece| piece.len as u64).collect();
     // By way of the page cache, so that the next start finds it there.
-    let source = reading_by.reads.once(inputs(model)?, true)?;
-    let options = Options { once: true, ..reading_by.reads.options() };
-    let mut staging = Staging::start(dev, source, pieces, LOADING.bytes(), options, reading_by.cancel.clone())?;
+    let source = reading.reads.once(inputs(model)?, true)?;
+    let options = Options { once: true, ..reading.reads.options() };
+    let mut staging = Staging::start(dev, source, pieces, LOADING.bytes(), options, reading.cancel.clone())?;
     let mut end = None;
     for (piece, (index, offset)) in places.into_iter().enumerate() {
-        reading_by.wanted()?;
+        reading.wanted()?;
         let Resident { group, buf, .. } = &read[index];
         let copied = staging.upload(dev, piece, true, buf, offset, None);
         end = copied.map_err(|e| e.in_group(*group, model.config.layers))?;
@@ -121,14 +121,15 @@ impl<P: AsMut<[u8]>> Rams<P> {
     pub fn filled(
         mut self,
         model: &Model,
-        reading_by: &Reading<'_>,
+        reading: &Reading<'_>,
         progress: Progress<'_>,
     ) -> Result<Vec<P>, DeviceError> {
         if !in_files(model) {
             for (memory, (group, image)) in self.memory.iter_mut().zip(&self.images) {
                 for placed in image.tensors() {
-                    reading_by.wanted()?;
-                    let filled = fill(&mut memory.as_mut()[placed.range.clone()], 0, &reading(&model.gguf, placed));
+                    reading.wanted()?;
+                    let filled =
+                        fill(&mut memory.as_mut()[placed.range.clone()], 0, &tensor_bytes(&model.gguf, placed));
                     filled.map_err(|e| e.in_group(*group, model.config.layers))?;
                     progress(placed.range.len() as u64);
                 }
@@ -149,11 +150,13 @@ impl<P: AsMut<[u8]>> Rams<P> {
                 targets.push(Target { file, offset: range.start as u64, dst });
             }
         }
-        let source = reading_by.reads.once(inputs(model)?, false)?;
+        let source = reading.reads.once(inputs(model)?, false)?;
         let mut told = 0;
-        let filled = readahead::fill(source, &targets, &reading_by.reads.options(), &reading_by.cancel, &mut |done| {
-            progress(done - told);
-            told = done;
+        let filled = readahead::fill(source, &targets, &reading.reads.options(), &reading.cancel, &mut |done| {
+            if done > told {
+                progress(done - told);
+                told = done;
+            }
         });
         drop(targets);
         let images = &self.images;

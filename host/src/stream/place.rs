@@ -6,7 +6,7 @@ use crate::{
     pack::{Image, Placed, TensorId},
 };
 
-/// Told of bytes that were loaded, in portions; the first is 0, when loading begins.
+/// Told of bytes that were loaded, in portions. One of 0 begins it; once more, if a new plan is carried out.
 pub type Progress<'a> = &'a mut dyn FnMut(u64);
 
 /// The tensors of one image on a device.
@@ -35,7 +35,7 @@ pub(super) fn place<D: Transfer>(dev: &D, gguf: &Gguf, image: &Image) -> Result<
 }
 
 /// A tensor's bytes, read from the file by whoever wants them.
-pub(super) fn reading<'a>(
+pub(super) fn tensor_bytes<'a>(
     gguf: &'a Gguf,
     placed: &'a Placed,
 ) -> impl Fn(usize, &mut [u8]) -> Result<(), DeviceError> + Sync + 'a {
