@@ -11,7 +11,7 @@
 #   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
 #   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
 #   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b and 32b-qwen2 have cases of their own
-#   CASES=PATTERN      of these, the ones whose names match (seeds, prompt, "GiB at", disk, ...); all if absent
+#   CASES=PATTERN      of these, the ones whose names match (seeds, prompt, Ctrl-C, "GiB at", disk, ...); all if absent
 #   OUT=gpu-out        where the logs go
 #   SCRATCH=/tmp       where the bundle is unpacked
 #   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
@@ -227,6 +227,8 @@ stream() {
         "24 GiB at 6.5 GB/s,tokens=4,bar=97:--streaming --vram-budget 24GiB --link-limit 6.5GB/s"
         "8 GiB,tokens=4,bar=97:--streaming --vram-budget 8GiB"
         "seeds with disk,tokens=3,bar=90:$seeds"
+        "Ctrl-C,interrupt=2:--streaming --vram-budget 16GiB --link-limit 6.5GB/s"
+        "Ctrl-C while loading,interrupt=-1:--streaming --vram-budget 16GiB"
         "prompt resident,prompt=512:"
         "prompt in 16 GiB,prompt=512,bar=97:--streaming --vram-budget 16GiB"
     ) ;;
@@ -243,6 +245,8 @@ stream() {
         "half on disk,tokens=5,$zero:--streaming --ram-budget 4GiB"
         "all on disk,tokens=3,bar=90,$zero:--streaming --ram-budget 0"
         "disk by way of the page cache,tokens=3,$zero:--streaming --ram-budget 0 --disk-reads page-cache"
+        "Ctrl-C,interrupt=1:--streaming --link-limit 1GB/s --vram-budget 4GiB"
+        "Ctrl-C and the disk,interrupt=1,$zero:--streaming --ram-budget 0"
         "prompt resident,prompt=512:"
         "prompt streamed,prompt=512,bar=97,$zero:--streaming"
     ) ;;

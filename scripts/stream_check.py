@@ -3,12 +3,13 @@
 memory that it takes with the plan.
 
     stream_check.py [--only PATTERN] ENGINE MODEL [CASE...]
-                    CASE: NAME[,tokens=N | ,prompt=N][,bar=PERCENT][,NAME=VALUE]... then flags after a colon
+                    CASE: NAME[,tokens=N | ,prompt=N | ,interrupt=SECONDS][,bar=PERCENT][,NAME=VALUE]... then flags after a colon
 
 For each case it asks for the plan (`--plan --json`: bytes per token, and the rates measured there), generates, and prints seconds per
 token beside (bytes / rate). Tokens must be those of the first case, to the last one. A case with `prompt` processes a prompt of N tokens
 instead; the first of these is the resident one, and a streamed one is compared with a pass over the link plus the resident prompt's
-time. VARIABLE=VALUE sets one in the environment.
+time. One with `interrupt` gets a Ctrl-C so many seconds after it has loaded (a negative number: after it began to), and must end within a
+second, with exit code 130, and nothing left in device memory. VARIABLE=VALUE sets one in the environment.
 
 Memory: the device's, as nvidia-smi has it, less what was in use before; and the process's own (anonymous) RAM, page-locked memory
 included. From both comes off what the built-in demo model takes beyond its plan: context, kernels, buffers. Each peak must be what the
@@ -21,6 +22,7 @@ tokens are others, a case is slower than its bar allows, or takes other memory t
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,15 +95,19 @@ class Case:
     def __init__(self, text):
         head, _, flags = text.partition(":")
         self.name, *options = head.split(",")
-        self.flags, self.tokens, self.prompt, self.bar, self.env = flags.split(), 8, None, None, {}
+        self.flags, self.tokens, self.prompt, self.interrupt, self.bar, self.env = flags.split(), 8, None, None, None, {}
         for option in options:
             key, value = option.split("=", 1)
             if key in ("tokens", "prompt"):
                 setattr(self, key, int(value))
-            elif key == "bar":
-                self.bar = float(value)
+            elif key in ("bar", "interrupt"):
+                setattr(self, key, float(value))
             else:
                 self.env[key] = value
+
+    @property
+    def kind(self):
+        return "prompt" if self.prompt else "interrupt" if self.interrupt else "tokens"
 
 
 class Check:
@@ -176,6 +182,30 @@ class Check:
         if case.bar and percent < case.bar:
             self.failed.append(f"{case.name}: {percent:.1f} % of a pass plus its compute, asked for {case.bar}")
 
+    def interrupt_of(self, case):
+        command = [self.engine, "--model", self.model, "--device", self.device, "--prompt", PROMPT, *case.flags]
+        before = vram_used()
+        process = subprocess.Popen(
+            command, env={**os.environ, **case.env}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        begins = "device: " if case.interrupt < 0 else "streaming: "
+        said = ""
+        for line in process.stderr:
+            said += line
+            if line.startswith(begins):
+                break
+        time.sleep(abs(case.interrupt))
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read()
+        code, took = process.wait(), time.monotonic() - sent
+        time.sleep(0.5)
+        left = 0 if before is None else vram_used() - before
+        print(f"{case.name:<28} exit code {code} after {took:.2f} s; {left / MIB:.0f} MiB of device memory left in use")
+        print("    " + said.strip().splitlines()[-1][:170])
+        if code != 130 or took > 1 or left > 64 * MIB:
+            self.failed.append(f"{case.name}: exit code {code} after {took:.2f} s, {left / MIB:.0f} MiB left")
+
     def said(self, ran):
         for line in ran.said.splitlines():
             if any(words in line for words in ("streamed", "loaded", "read by", "stay on the device")):
@@ -189,13 +219,13 @@ def main():
         only, args = args[1], args[2:]
     check = Check(*args[:2])
     cases = [Case(text) for text in args[2:]]
-    first = [next((case for case in cases if bool(case.prompt) == kind), None) for kind in (False, True)]
+    first = [next((case for case in cases if case.kind == kind), None) for kind in ("tokens", "prompt")]
     print(f"{'case':<28} {'GB/token':>9} {'GB/s':>7} {'of':>7} {'%':>6} {'s/token':>8} {'tok/s':>7}")
     chosen = [case for case in cases if re.search(only, case.name)]
-    kinds = {bool(case.prompt) for case in chosen}
+    kinds = {case.kind for case in chosen}
     for case in cases:
-        if case in chosen or (case in first and bool(case.prompt) in kinds):
-            (check.prompt_of if case.prompt else check.tokens_of)(case)
+        if case in chosen or (case in first and case.kind in kinds):
+            getattr(check, f"{case.kind}_of")(case)
     if check.failed:
         print("failed:", *check.failed, sep="\n  ")
         sys.exit(1)
