@@ -45,7 +45,7 @@ pub struct ModelArgs {
     /// Slow the link to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     link_limit: Option<f64>,
-    /// How what stays on disk is read: io_uring or pread past the page cache, by way of the page-cache, or auto, the best of the first two.
+    /// How what stays on disk is read: io_uring or pread, past the page cache; page-cache, by way of it; auto, the first of these that works.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     disk_reads: DiskReads,
     /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.

@@ -209,6 +209,7 @@ impl Engine {
             }
         }
         if answer.interrupted {
+            answer.out.prompt.time = started.elapsed();
             answer.out.prompt.flowed = self.flowed_since(before)?;
             return Ok(answer.end(Stop::Interrupted, told));
         }
