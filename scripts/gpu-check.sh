@@ -10,8 +10,8 @@
 #   PEERS=FILE.tar.xz  an archive with lcp/llama-bench, which is then measured on the same files
 #   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
 #   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
-#   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b:Q4_K_M has cases of its own
-#   STREAM_CASES=REGEX of these, the cases whose names match: "zero-copy|none in|prompt", for one
+#   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b and 32b-qwen2 have cases of their own
+#   CASES=PATTERN      of these, the ones whose names match (seeds, prompt, Ctrl-C, "GiB at", disk, ...); all if absent
 #   OUT=gpu-out        where the logs go
 #   SCRATCH=/tmp       where the bundle is unpacked
 #   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
@@ -207,8 +207,19 @@ stream() {
     trap "rm -f '$model' '$model.tmp'" EXIT
     "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
     local zero=GPUNVME_MAX_VRAM_LAYERS=0 half=GPUNVME_MAX_VRAM_LAYERS=16
-    case $shape in
-    70b) cases=(
+    local seeds="--streaming --vram-budget 16GiB --ram-budget 20GiB"
+    case $1 in
+    70b:Q2_K | 32b-qwen2:*) cases=(
+        "resident,tokens=4:"
+        "seeds in 16 GiB and 20 GiB RAM,tokens=4,bar=97:$seeds"
+        "seeds with disk,tokens=3,bar=90:--streaming --vram-budget 8GiB --ram-budget 8GiB"
+    ) ;;
+    70b:Q6_K) cases=(
+        "resident,tokens=4:"
+        "24 GiB,tokens=4,bar=97:--streaming --vram-budget 24GiB"
+        "seeds with disk,tokens=2,bar=90:$seeds"
+    ) ;;
+    70b:*) cases=(
         "resident,tokens=4:--streaming"
         "16 GiB,tokens=4,bar=97:--streaming --vram-budget 16GiB"
         "24 GiB,tokens=4,bar=97:--streaming --vram-budget 24GiB"
@@ -217,6 +228,11 @@ stream() {
         "8 GiB,tokens=4,bar=97:--streaming --vram-budget 8GiB"
         "16 GiB zero-copy,tokens=4:--streaming --vram-budget 16GiB --ram-access zero-copy"
         "no room (zero-copy),tokens=4:--streaming --vram-budget BELOW_RING"
+        "seeds with disk,tokens=3,bar=90:$seeds"
+        "Ctrl-C,interrupt=2:--streaming --vram-budget 16GiB --link-limit 6.5GB/s"
+        "Ctrl-C while loading,interrupt=-1:--streaming --vram-budget 16GiB"
+        "prompt resident,prompt=512:"
+        "prompt in 16 GiB,prompt=512,bar=97:--streaming --vram-budget 16GiB"
     ) ;;
     *) cases=(
         "resident,tokens=33:"
@@ -234,13 +250,17 @@ stream() {
         "half zero-copy,tokens=33,$half:--streaming --ram-access zero-copy"
         "no room (zero-copy),tokens=17:--streaming --vram-budget BELOW_RING"
         "disk and zero-copy,tokens=5,$zero:--streaming --ram-budget 4GiB --ram-access zero-copy"
+        "disk by way of the page cache,tokens=3,$zero:--streaming --ram-budget 0 --disk-reads page-cache"
+        "Ctrl-C,interrupt=1:--streaming --link-limit 1GB/s --vram-budget 4GiB"
+        "Ctrl-C and the disk,interrupt=1,$zero:--streaming --ram-budget 0"
+        "prompt resident,prompt=512:"
+        "prompt streamed,prompt=512,bar=97,$zero:--streaming"
         "prompt of 8 by copies,prompt=8,$zero:--streaming"
         "prompt of 8 zero-copy,prompt=8,$zero:--streaming --ram-access zero-copy"
-        "prompt of 512 by copies,prompt=512,$zero:--streaming"
         "prompt of 512 zero-copy,prompt=512,$zero:--streaming --ram-access zero-copy"
     ) ;;
     esac
-    python3 "$NT_ROOT/scripts/stream_check.py" "$NT_BIN" "$model" "${cases[@]}"
+    python3 "$NT_ROOT/scripts/stream_check.py" --only "${CASES:-}" "$NT_BIN" "$model" "${cases[@]}"
 }
 
 speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }

@@ -3,10 +3,14 @@
 use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
-use ntransformer::cli::Cli;
+use ntransformer::cli::{Cli, interrupt};
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
+        Ok(interrupt::EXIT_CODE) => {
+            let _ = std::io::stdout().flush();
+            interrupt::exit()
+        }
         Ok(code) => ExitCode::from(code),
         // A reader that went away (`| head`) has seen enough: that is no error.
         Err(e) if e.chain().any(is_broken_pipe) => ExitCode::SUCCESS,

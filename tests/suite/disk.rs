@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Seek, SeekFrom, Write},
+    process::{Command, Stdio},
     sync::Arc,
 };
 
@@ -14,6 +15,7 @@ use ntransformer::{
 };
 
 use super::{models, placement::Small};
+use crate::setup;
 
 /// The model with the least device memory, and no RAM.
 fn streamed(small: &Small, device: DeviceChoice) -> Box<dyn Runner> {
@@ -101,4 +103,40 @@ fn a_file_that_is_replaced_by_renaming_stays() {
     fs::write(&other, [0; 100]).unwrap();
     fs::rename(&other, &small.path).unwrap();
     assert!(models::logits_of_passes(&mut *runner, PASSES) == expected);
+}
+
+/// All ways of reading give the same, and each says which it is.
+#[test]
+fn the_way_of_reading_is_chosen() {
+    let model = setup::root().join("assets/demo.gguf");
+    let run = |reads: &[&str]| {
+        let args =
+            ["-c", "64", "-n", "4", "-t", "0", "-p", "Once", "--device", "cpu", "--streaming", "--vram-budget", "7MiB"];
+        let mut command = Command::new(setup::ntransformer());
+        command.args(args).args(["--ram-budget", "0", "-m", model.to_str().unwrap()]).args(reads).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, expected, log) = run(&[]);
+    assert_eq!(code, Some(0), "{log}");
+    let line = |log: &str| log.lines().find(|line| line.starts_with("what is on disk is read by ")).unwrap().to_owned();
+    let auto = line(&log);
+    for (way, begins, contains) in [
+        ("auto", &auto["what is on disk is read by ".len()..], ""),
+        ("pread", "pread, ", "16 threads (as asked for)"),
+        ("page-cache", "pread, through the page cache (as asked for)", "16 threads (as asked for)"),
+    ] {
+        let (code, text, log) = run(&["--disk-reads", way]);
+        assert_eq!((code, &text), (Some(0), &expected), "{way}: {log}");
+        let line = line(&log);
+        assert!(line.starts_with(&format!("what is on disk is read by {begins}")) && line.contains(contains), "{line}");
+    }
+    // Where it is refused, that is no reason to take another way silently.
+    let (code, text, log) = run(&["--disk-reads", "io_uring"]);
+    match auto.contains("by io_uring, ") {
+        true => assert_eq!((code, text, line(&log)), (Some(0), expected, auto), "{log}"),
+        false => assert!(code == Some(1) && log.contains("io_uring"), "{log}"),
+    }
+    let (code, _, log) = run(&["--disk-reads", "mmap"]);
+    assert!(code == Some(2) && log.contains("expected auto, io_uring, pread or page-cache"), "{log}");
 }

@@ -49,6 +49,7 @@ cases! {
     driver::dynamic_shared,
     gemv::gemv_shapes,
     gemv::gemv_wide,
+    gemv::gemv_beside,
     gemv::gemv_starts,
     gemv::gemv_tokens,
     gemv::gemv_matrices,

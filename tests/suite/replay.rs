@@ -27,7 +27,7 @@ use ntransformer::{
     engine::{DeviceChoice, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::{Embedding, Model, State, Weights, forward},
-    stream::{Streamed, Streams},
+    stream::{Reading, Streamed, Streams},
 };
 use quant::formats;
 
@@ -349,7 +349,7 @@ struct Placed {
 impl Placed {
     fn new(dev: &CudaDevice<Recorder>, gguf: &Arc<Gguf>) -> Self {
         let model = Model::new(gguf.clone(), None, 64).unwrap();
-        let layers = Streamed::load(dev, &model, &Streams::default(), &mut |_| ()).unwrap();
+        let layers = Streamed::load(dev, &model, &Streams::default(), &Reading::default(), &mut |_| ()).unwrap();
         let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
         Placed { model, weights: Weights::new(embedding, Box::new(layers)) }
     }
@@ -434,8 +434,14 @@ fn a_pass_in_pieces_is_the_pass() {
             ..*EmulatorDriver::new(0).properties()
         };
         let hidden = Model::new(gguf.clone(), None, 64).unwrap().config.dims.hidden as u32;
-        let whole =
-            gemv::launch::<<formats::F32 as WeightKernels>::Weights>(shared.room(gemv::Share::Small), 1, hidden, 1, 1, true);
+        let whole = gemv::launch::<<formats::F32 as WeightKernels>::Weights>(
+            shared.room(gemv::Share::Small),
+            1,
+            hidden,
+            1,
+            1,
+            true,
+        );
         assert!(whole.is_none(), "{hidden} columns fit");
         EmulatorDriver::with_properties(0, shared)
     };

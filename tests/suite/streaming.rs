@@ -20,7 +20,7 @@ use ntransformer::{
     model::{Layers, Model},
     pack::TensorId,
     stream::{
-        Streamed, Streams,
+        Reading, Streamed, Streams,
         plan::{Access, Tier},
         ring,
     },
@@ -292,7 +292,7 @@ impl Stage {
         streams.ring_bytes = ring::least(&groups) + above;
         let dev = Recorder::default();
         let mut loaded = 0;
-        let layers = Streamed::load(&dev, &model, &streams, &mut |bytes| loaded += bytes).unwrap();
+        let layers = Streamed::load(&dev, &model, &streams, &Reading::default(), &mut |bytes| loaded += bytes).unwrap();
         assert!(loaded > 0 && dev.uploads() == 0);
         Stage { gguf, model, dev, layers, copies: groups.iter().flatten().count() }
     }

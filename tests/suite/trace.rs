@@ -165,8 +165,8 @@ fn a_trace_shows_the_disk() {
     assert_eq!(report["decode"]["streamed"]["disk_bytes_per_pass"], disk);
     let read: u64 =
         trace.events.iter().filter(|event| event.kind == "disk").map(|e| e.args["bytes"].as_u64().unwrap()).sum();
-    // Five passes, and what was read ahead.
-    assert!((5 * disk..=7 * disk).contains(&read), "{read} bytes of {disk} a pass");
+    // Five passes, and what was read ahead in the end; not what had been read ahead when the trace began, up to 16 MiB.
+    assert!((3 * disk..=7 * disk).contains(&read), "{read} bytes of {disk} a pass");
 }
 
 #[test]

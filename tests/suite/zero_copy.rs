@@ -16,7 +16,7 @@ use ntransformer::{
     gguf::Gguf,
     model::{Embedding, Model, State, Weights, forward},
     stream::{
-        Streamed, Streams,
+        Reading, Streamed, Streams,
         plan::{Access, RamAccess, Tier},
         ring,
     },
@@ -65,7 +65,7 @@ fn logits<D: Device + 'static>(mut dev: D, gguf: Arc<Gguf>, seed: u64) -> (Vec<f
     let dims = &model.config.dims;
     dev.prepare(dims, PROMPT).unwrap();
     let mut state = State::new(&dev, dims, model.config.layers, PROMPT, PROMPT).unwrap();
-    let layers = Streamed::load(&dev, &model, &mixed(&model, seed), &mut |_| ()).unwrap();
+    let layers = Streamed::load(&dev, &model, &mixed(&model, seed), &Reading::default(), &mut |_| ()).unwrap();
     let bytes = [layers.zero_copy_bytes(), ntransformer::model::Layers::streamed_bytes(&layers)];
     let mut weights = Weights::new(Embedding::Host, Box::new(layers));
     let (mut all, mut start) = (Vec::new(), 0);

@@ -210,8 +210,8 @@ nt_status nt_generate_tokens(const nt_engine *engine,
                              nt_result *result);
 
 /**
- * Ends the texts that were asked for and are not complete: the one that is being generated after the current pass, those that
- * wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
+ * Ends the texts that were asked for and are not complete: the one that is being generated within about a layer's time, those
+ * that wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
  * are not affected. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
  *
  * # Safety
@@ -406,6 +406,51 @@ nt_status nt_options_set_streaming(nt_options *options, bool streaming);
  * `options` is null or from nt_options_new().
  */
 nt_status nt_options_set_vram_budget(nt_options *options, uint64_t bytes);
+
+/**
+ * RAM to use at most for layers that are streamed, in bytes; the others are streamed from the model's file. UINT64_MAX for what is
+ * available, but for a reserve, which new options say.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_ram_budget(nt_options *options,
+                                    uint64_t bytes);
+
+/**
+ * Layers that streamed ones have room for in device memory; 0 for as many as keep the link busy.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_n_buffers(nt_options *options, size_t layers);
+
+/**
+ * Slows the link to the device down to this many bytes a second, to see what another machine would do; 0 leaves it as it is.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_link_limit(nt_options *options,
+                                    double bytes_per_second);
+
+/**
+ * How what stays on disk is read: "auto", "io_uring" or "pread" past the page cache, or "page-cache".
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(); `reads` is null or zero-terminated.
+ */
+nt_status nt_options_set_disk_reads(nt_options *options,
+                                    const char *reads);
+
+/**
+ * How the device gets at what is in RAM: "copy", "zero-copy", or "auto", which copies unless there is no room for it.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(); `access` is null or zero-terminated.
+ */
+nt_status nt_options_set_ram_access(nt_options *options,
+                                    const char *access);
 
 /**
  * The library's version, such as "0.1.0".

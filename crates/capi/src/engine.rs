@@ -8,8 +8,8 @@ use std::{
     path::PathBuf,
     ptr,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
@@ -33,8 +33,33 @@ pub struct nt_engine {
     requests: AtomicU64,
     /// The texts up to this number shall end.
     cancelled: Arc<AtomicU64>,
+    /// Ends the text that is being generated in the middle of a pass.
+    running: Arc<Running>,
     device: CString,
     context: usize,
+}
+
+/// The text that is being generated.
+#[derive(Default)]
+struct Running {
+    number: Mutex<u64>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Running {
+    fn begin(&self, number: u64) {
+        let mut running = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        *running = number;
+        self.cancel.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends it if it is among those up to `number`: not a later one that begins meanwhile.
+    fn cancel(&self, number: u64) {
+        let running = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        if *running <= number {
+            self.cancel.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 type Job = Box<dyn FnOnce(&mut Loaded) + Send>;
@@ -65,7 +90,10 @@ pub type nt_text_callback = Option<unsafe extern "C" fn(text: *const c_char, len
 
 impl nt_engine {
     /// Loads a model, the demo model without a path.
-    fn load(path: Option<PathBuf>, options: EngineOptions) -> Result<Self, Failure> {
+    fn load(path: Option<PathBuf>, mut options: EngineOptions) -> Result<Self, Failure> {
+        // Of its own: other engines may be loaded with the same options.
+        let running = Arc::new(Running::default());
+        options.load.cancel = running.cancel.clone();
         let (jobs, queue) = mpsc::channel::<Job>();
         let (loaded, told) = mpsc::sync_channel(1);
         let work = move || {
@@ -89,7 +117,7 @@ impl nt_engine {
         let (device, context) = told.recv().map_err(|_| panicked())??;
         let device = CString::new(device.replace('\0', "")).unwrap_or_default();
         let (requests, cancelled) = Default::default();
-        Ok(nt_engine { jobs: Some(jobs), thread: Some(thread), requests, cancelled, device, context })
+        Ok(nt_engine { jobs: Some(jobs), thread: Some(thread), requests, cancelled, running, device, context })
     }
 
     /// Has the engine's thread do `job`, which answers through its own channel.
@@ -123,9 +151,10 @@ impl nt_engine {
         let (answers, go_on): (Sender<bool>, Receiver<bool>) = mpsc::channel();
         // Taken before the engine's thread has the job, so that a text can also be cancelled while it waits for its turn.
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        let upto = self.cancelled.clone();
+        let (upto, running) = (self.cancelled.clone(), self.running.clone());
         let cancelled = move || number <= upto.load(Ordering::Relaxed);
         self.send(Box::new(move |Loaded { engine, vocabulary }| {
+            running.begin(number);
             if cancelled() {
                 return drop(replies.send(Reply::Done(Box::new(Ok(nothing())))));
             }
@@ -354,8 +383,8 @@ unsafe fn generate(
     Ok(())
 }
 
-/// Ends the texts that were asked for and are not complete: the one that is being generated after the current pass, those that
-/// wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
+/// Ends the texts that were asked for and are not complete: the one that is being generated within about a layer's time, those
+/// that wait for their turn before they begin. Their nt_generate() returns with NT_STOP_CANCELLED. Texts that are asked for later
 /// are not affected. May be called from any thread, and from a callback; does not wait. Not from a signal handler.
 ///
 /// # Safety
@@ -364,12 +393,16 @@ unsafe fn generate(
 pub unsafe extern "C" fn nt_cancel(engine: *const nt_engine) {
     // SAFETY: the caller's promise.
     if let Some(engine) = unsafe { engine.as_ref() } {
-        engine.cancelled.fetch_max(engine.requests.load(Ordering::Relaxed), Ordering::Relaxed);
+        let asked = engine.requests.load(Ordering::Relaxed);
+        engine.cancelled.fetch_max(asked, Ordering::Relaxed);
+        engine.running.cancel(asked);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -391,6 +424,33 @@ mod tests {
         });
         assert_eq!((waited.stop, waited.tokens.len(), waited.prompt.tokens), (Stop::Interrupted, 0, 0));
         assert!(!text().tokens.is_empty(), "the next text is a new one");
+    }
+
+    /// A pass that takes seconds does not have to be waited for; and a later text is whole.
+    #[test]
+    fn a_text_is_cancelled_in_the_middle_of_a_pass() {
+        let mut options = EngineOptions { device: ntransformer::DeviceChoice::Cpu, ..Default::default() };
+        options.context = Some(64);
+        options.load.streaming = true;
+        options.load.vram_budget = Some((7 << 20).into());
+        // Some MB for each pass.
+        options.load.link_limit = Some(1e6);
+        let engine = nt_engine::load(None, options).ok().unwrap();
+        let text = || engine.generate(Prompt::Text("A".into()), Default::default(), &mut |_| false).ok().unwrap();
+        let begin = Instant::now();
+        let cancelled = std::thread::scope(|scope| {
+            let text = scope.spawn(text);
+            std::thread::sleep(Duration::from_millis(300));
+            // SAFETY: a reference is valid.
+            unsafe { nt_cancel(&engine) };
+            text.join().unwrap()
+        });
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        assert_eq!((cancelled.stop, cancelled.prompt.tokens), (Stop::Interrupted, 0));
+        assert!(!text().tokens.is_empty(), "the next text is a new one");
+        engine.running.begin(7);
+        engine.running.cancel(6);
+        assert!(!engine.running.cancel.load(Ordering::Relaxed), "a text that was asked for later");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What can be set for loading: an object with setters, so that settings can be added without breaking programs that were
 //! compiled before. generation.rs is the same for generating.
 
-use std::ffi::c_char;
+use std::{ffi::c_char, num::NonZeroUsize};
 
-use ntransformer::EngineOptions;
+use ntransformer::{Buffers, EngineOptions};
 
 use crate::{
     Failure, guard,
@@ -90,6 +90,86 @@ pub unsafe extern "C" fn nt_options_set_vram_budget(options: *mut nt_options, by
         // SAFETY: the caller's promise.
         unsafe { object_mut(options, "options") }?.0.load.vram_budget =
             Some(bytes).filter(|&bytes| bytes > 0).map(Into::into);
+        Ok(())
+    })
+}
+
+/// RAM to use at most for layers that are streamed, in bytes; the others are streamed from the model's file. UINT64_MAX for what is
+/// available, but for a reserve, which new options say.
+///
+/// # Safety
+/// `options` is null or from nt_options_new().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_ram_budget(options: *mut nt_options, bytes: u64) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { object_mut(options, "options") }?.0.load.ram_budget =
+            Some(bytes).filter(|&bytes| bytes < u64::MAX).map(Into::into);
+        Ok(())
+    })
+}
+
+/// Layers that streamed ones have room for in device memory; 0 for as many as keep the link busy.
+///
+/// # Safety
+/// `options` is null or from nt_options_new().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_n_buffers(options: *mut nt_options, layers: usize) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { object_mut(options, "options") }?.0.load.buffers =
+            NonZeroUsize::new(layers).map_or(Buffers::Auto, Buffers::Count);
+        Ok(())
+    })
+}
+
+/// Slows the link to the device down to this many bytes a second, to see what another machine would do; 0 leaves it as it is.
+///
+/// # Safety
+/// `options` is null or from nt_options_new().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_link_limit(options: *mut nt_options, bytes_per_second: f64) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let options = unsafe { object_mut(options, "options") }?;
+        if !(bytes_per_second.is_finite() && bytes_per_second >= 0.0) {
+            return Err(Failure::argument(format!(
+                "a link limit is {bytes_per_second}: expected bytes a second, or 0"
+            )));
+        }
+        options.0.load.link_limit = Some(bytes_per_second).filter(|&limit| limit > 0.0);
+        Ok(())
+    })
+}
+
+/// How what stays on disk is read: "auto", "io_uring" or "pread" past the page cache, or "page-cache".
+///
+/// # Safety
+/// `options` is null or from nt_options_new(); `reads` is null or zero-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_disk_reads(options: *mut nt_options, reads: *const c_char) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (options, reads) =
+            unsafe { (object_mut(options, "options")?, utf8(reads, NT_ZERO_TERMINATED, "disk reads")?) };
+        options.0.load.disk_reads =
+            reads.parse().map_err(|e| Failure::argument(format!("disk reads {reads:?}: {e}")))?;
+        Ok(())
+    })
+}
+
+/// How the device gets at what is in RAM: "copy", "zero-copy", or "auto", which copies unless there is no room for it.
+///
+/// # Safety
+/// `options` is null or from nt_options_new(); `access` is null or zero-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_ram_access(options: *mut nt_options, access: *const c_char) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (options, access) =
+            unsafe { (object_mut(options, "options")?, utf8(access, NT_ZERO_TERMINATED, "RAM access")?) };
+        options.0.load.ram_access =
+            access.parse().map_err(|e| Failure::argument(format!("RAM access {access:?}: {e}")))?;
         Ok(())
     })
 }

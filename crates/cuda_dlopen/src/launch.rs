@@ -37,8 +37,7 @@ const _: () = assert!(size_of::<LaunchConfig>() == 56 && size_of::<LaunchAttribu
 impl LaunchAttribute {
     /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, allowed: the kernel may start before the one before it in its
     /// stream has finished, and waits for that itself (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
-    pub const PROGRAMMATIC_STREAM_SERIALIZATION: Self =
-        LaunchAttribute::new(6, [1, 0, 0]);
+    pub const PROGRAMMATIC_STREAM_SERIALIZATION: Self = LaunchAttribute::new(6, [1, 0, 0]);
 
     /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`: blocks of a cluster along x, y, z (same guide, "Thread Block Clusters").
     pub const fn cluster_dimension(blocks: [c_uint; 3]) -> Self {

@@ -100,11 +100,9 @@ impl Cluster {
             yielder: Cell::new(ptr::null()),
         };
         let threads: Vec<Thread> = shared.iter().flat_map(|_| (0..per_block as u32).map(thread)).collect();
-        let warp =
-            |lanes: &[Thread]| Warp { lanes: u32::MAX >> (32 - lanes.len()), exited: 0, exchanges: Vec::new() };
+        let warp = |lanes: &[Thread]| Warp { lanes: u32::MAX >> (32 - lanes.len()), exited: 0, exchanges: Vec::new() };
         let warps = threads.chunks(per_block).flat_map(|block| block.chunks(32).map(warp)).collect();
-        let team =
-            |shared| Team { at_barrier: Cell::new(0), exited: Cell::new(0), shared: RefCell::new(shared) };
+        let team = |shared| Team { at_barrier: Cell::new(0), exited: Cell::new(0), shared: RefCell::new(shared) };
         Cluster {
             kernel,
             grid,

@@ -24,7 +24,9 @@ pub enum LaunchError {
         block: [u32; 3],
     },
     /// Clusters that do not divide the grid, or of more blocks than every GPU can do.
-    #[error("kernel `{kernel}`: clusters of {cluster:?} blocks in a grid of {grid:?}: they divide it, and have 8 blocks at most")]
+    #[error(
+        "kernel `{kernel}`: clusters of {cluster:?} blocks in a grid of {grid:?}: they divide it, and have 8 blocks at most"
+    )]
     Cluster {
         /// The kernel.
         kernel: &'static str,

@@ -81,6 +81,11 @@ impl Emulator {
         self.memory.alloc(bytes)
     }
 
+    /// Bytes of device memory that are allocated.
+    pub fn allocated(&self) -> u64 {
+        self.memory.snapshot().iter().map(|region| region.len() as u64).sum()
+    }
+
     /// Runs kernel `K` on the blocks of `grid`, those of a cluster together, and returns when all have exited. The first error ends
     /// the launch; of several blocks' errors, the one of the lowest cluster is returned.
     ///

@@ -41,6 +41,7 @@ fn accesses_outside_live_allocations() {
         LaunchError::OutOfBounds { place: p, write: false, address: 4096, bytes: 4, nearest: None } if p == place("touch", 3)
     ));
     let memories = [100, 102, 8].map(|bytes| emulator.alloc(bytes).unwrap());
+    assert_eq!(emulator.allocated(), 210);
     for (memory, offset, write) in memories
         .iter()
         .flat_map(|m| [-4, -1024, m.len() as i64, m.len() as i64 - 2].map(|at| (m, at & !3, at % 3 != 0)))
@@ -337,9 +338,8 @@ unsafe fn torn() {
 fn clusters_whose_blocks_do_not_wait_for_each_other() {
     let grid = Grid::new(4, 1, 3).with_cluster([2, 1, 1]);
     // SAFETY: the kernels touch no global memory.
-    let (hasty, torn) = unsafe {
-        (Emulator::default().launch::<hasty>(grid, ()), Emulator::default().launch::<torn>(grid, ()))
-    };
+    let (hasty, torn) =
+        unsafe { (Emulator::default().launch::<hasty>(grid, ()), Emulator::default().launch::<torn>(grid, ())) };
     let Err(LaunchError::ClusterMap { place, rank: 0 }) = hasty else { panic!("{hasty:?}") };
     assert_eq!(place.block, [1, 0, 0]);
     let Err(LaunchError::Divergence { block: [0, 0, 0], waiting, .. }) = torn else { panic!("{torn:?}") };

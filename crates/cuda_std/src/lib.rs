@@ -38,8 +38,8 @@ pub use inventory;
 /// What a kernel file needs.
 pub mod prelude {
     pub use crate::{
-        F16, async_copy, atomic, cluster, dynamic_shared, float, grid, kernel, mem, mma, shared, shared_array, simd, thread,
-        warp,
+        F16, async_copy, atomic, cluster, dynamic_shared, float, grid, kernel, mem, mma, shared, shared_array, simd,
+        thread, warp,
     };
 }
 

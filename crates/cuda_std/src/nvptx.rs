@@ -381,5 +381,7 @@ pub fn launch_bounds<const THREADS: u32, const BLOCKS: u32>() {
 #[inline(always)]
 pub fn max_registers<const THREADS: u32, const REGISTERS: u32>() {
     // SAFETY: as above.
-    unsafe { asm!("// max_registers {0} {1}", const THREADS, const REGISTERS, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("// max_registers {0} {1}", const THREADS, const REGISTERS, options(nomem, nostack, preserves_flags))
+    };
 }

@@ -6,7 +6,10 @@ use crate::{
     protocol::{Protocol, Step},
 };
 use std::{
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,7 +33,7 @@ impl Shared {
     }
 }
 
-/// Reads a list of pieces in a cycle, in order, ahead of who takes them.
+/// Reads a list of pieces in a cycle, or once ([`Options::once`]), in order, ahead of who takes them.
 ///
 /// Reading begins at once, with piece 0, and goes on while there are buffers. Pieces are taken in the same order, and each buffer is
 /// given back when its content is not needed any more. Any number of buffers will do: with one, nothing is read while it is taken.
@@ -96,10 +99,21 @@ impl ReadAhead {
     /// Another piece is next. All buffers are taken, so that waiting would be in vain: [`try_take`](Self::try_take) is for those who
     /// give back on another thread, or later.
     pub fn take(&self, piece: usize) -> Result<Filled, ReadError> {
+        self.take_unless(&AtomicBool::new(false), piece)
+    }
+
+    /// As [`take`](Self::take), but gives up a tenth of a second after `cancel` has become true.
+    ///
+    /// # Errors
+    /// As there, and [`ReadError::Cancelled`].
+    pub fn take_unless(&self, cancel: &AtomicBool, piece: usize) -> Result<Filled, ReadError> {
         let mut protocol = self.shared.lock();
         loop {
             if let Some(filled) = protocol.take(piece, now())? {
                 return Ok(filled);
+            }
+            if cancel.load(Ordering::Relaxed) {
+                return Err(ReadError::Cancelled);
             }
             protocol = self.wait(protocol);
         }

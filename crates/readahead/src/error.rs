@@ -28,6 +28,12 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// Nothing but io_uring was wanted.
+    #[error("{why}; another way of reading works without")]
+    NoIoUring {
+        /// Why there is none.
+        why: String,
+    },
     /// The threads of a pool could not be started.
     #[error("starting {threads} threads that read failed: {cause}")]
     Threads {
@@ -176,4 +182,14 @@ pub enum ReadError {
     /// Asked to stop.
     #[error("reading was cancelled")]
     Cancelled,
+}
+
+impl ReadError {
+    /// What the source calls the file that could not be read, and the first byte there.
+    pub fn place(&self) -> Option<(&str, u64)> {
+        match self {
+            ReadError::Failed { name, offset, .. } | ReadError::Stalled { name, offset, .. } => Some((name, *offset)),
+            _ => None,
+        }
+    }
 }

@@ -79,6 +79,7 @@ pub fn fill(
             (job.attempts, job.since) = (job.attempts + 1, Instant::now());
             match source.submit(ids, &job.piece, Dst::Host(job.dst.share())) {
                 Ok(()) => drop(in_flight.insert(ids, job)),
+                Err(error) if error.is_transient() && job.attempts <= options.retries => again.push_back(job),
                 Err(error) => failed = Some(error_of(&*source, &job, error)),
             }
         }

@@ -33,7 +33,7 @@ pub use error::{OpenError, ReadError, SourceError};
 pub use files::Input;
 pub use fill::{Target, fill};
 pub use memory::{Memory, MemoryRange};
-pub use open::{SourceOptions, loader, open};
+pub use open::{ReadBy, SourceOptions, loader, open};
 pub use protocol::{BufferId, Filled, Options, Span};
 pub use rate::{Rate, sequential_rate};
 pub use source::{Completion, Dst, HostBuf, Landed, Piece, Source};

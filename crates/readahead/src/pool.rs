@@ -1,4 +1,4 @@
-//! Threads that read, each one piece at a time: as many reads in flight as there are threads.
+//! Threads that read, each one piece at a time.
 
 use crate::{
     Completion, Dst, HostBuf, Input, Landed, OpenError, Piece, Source, SourceError,
@@ -43,18 +43,21 @@ pub(crate) struct Pool<R> {
     done: Receiver<Completion>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
+    depth: usize,
     description: String,
 }
 
 impl<R: Reader> Pool<R> {
-    /// Starts `threads` threads, one at least.
-    pub(crate) fn new(reader: R, threads: usize, description: String) -> Result<Self, OpenError> {
+    /// Starts `threads` threads, one at least, and takes so many reads at once, or `ahead` more: a thread that is done finds its next one
+    /// there, and does not wait until somebody has heard of its last one.
+    pub(crate) fn new(reader: R, threads: usize, ahead: usize, description: String) -> Result<Self, OpenError> {
         let threads = threads.max(1);
         let reader = Arc::new(reader);
         let (jobs, queue) = channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         let (completions, done) = channel();
-        let mut pool = Self { reader, jobs: Some(jobs), done, threads: Vec::new(), in_flight: 0, description };
+        let depth = threads + ahead;
+        let mut pool = Self { reader, jobs: Some(jobs), done, threads: Vec::new(), in_flight: 0, depth, description };
         for index in 0..threads {
             let (reader, queue, completions) = (pool.reader.clone(), queue.clone(), completions.clone());
             let work = move || {
@@ -104,7 +107,7 @@ impl<R: Reader> Source for Pool<R> {
     }
 
     fn depth(&self) -> usize {
-        self.threads.len()
+        self.depth
     }
 
     fn block(&self) -> usize {
@@ -272,12 +275,12 @@ impl Reader for Cached {
 /// [`Pread`] in a pool of `depth` threads. `why` says why it is not io_uring.
 pub(crate) fn pread(files: Files, depth: usize, why: &str) -> Result<Pool<Pread>, OpenError> {
     let description = format!("pread, {}, {} threads ({why})", files.describe(), depth.max(1));
-    Pool::new(Pread(files), depth, description)
+    Pool::new(Pread(files), depth, 0, description)
 }
 
 /// [`Cached`] in a pool.
-pub(crate) fn cached(inputs: Vec<Input>, threads: usize) -> Result<Pool<Cached>, OpenError> {
-    let files = Files::open(inputs, true)?;
+pub(crate) fn cached(inputs: Vec<Input>, threads: usize, direct: bool) -> Result<Pool<Cached>, OpenError> {
+    let files = Files::open(inputs, direct)?;
     let description = format!("page cache first, then pread, {}, {} threads", files.describe(), threads.max(1));
-    Pool::new(Cached(files), threads, description)
+    Pool::new(Cached(files), threads, threads, description)
 }

@@ -29,11 +29,13 @@ pub struct Options {
     pub retries: u32,
     /// A read that has not come back for so long is an error.
     pub stall: Duration,
+    /// The pieces are read once. Reading ends behind the last one, for good.
+    pub once: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { retries: 3, stall: Duration::from_secs(30) }
+        Self { retries: 3, stall: Duration::from_secs(30), once: false }
     }
 }
 
@@ -184,7 +186,7 @@ impl Protocol {
                 }
             }
         }
-        while in_flight < self.depth && self.failure.is_none() {
+        while in_flight < self.depth && self.failure.is_none() && !self.is_done() {
             let Some(index) = self.buffers.iter().position(|state| matches!(state, State::Free)) else { break };
             let ticket = self.read;
             self.read = self.after(ticket);
@@ -192,10 +194,16 @@ impl Protocol {
             in_flight += 1;
         }
         match (reads.is_empty(), in_flight > 0 && !self.broken) {
+            (true, false) if self.is_done() && self.failure.is_none() => Step::Exit,
             (false, _) => Step::Read(reads),
             (true, true) => Step::Wait,
             (true, false) => Step::Sleep,
         }
+    }
+
+    /// Nothing is left to be begun.
+    fn is_done(&self) -> bool {
+        self.options.once && self.read.number >= self.pieces.len() as u64
     }
 
     fn begin(&mut self, buffer: usize, ticket: Ticket, attempts: u32, since: Instant) -> Read {

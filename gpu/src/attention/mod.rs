@@ -167,12 +167,7 @@ impl DecodeShape {
             1..=MAX_SPLITS => splits,
             _ => MAX_SPLITS,
         };
-        DecodeShape {
-            units: kv_heads * units_per_kv_head(heads / kv_heads),
-            head_dim,
-            splits,
-            clustered: false,
-        }
+        DecodeShape { units: kv_heads * units_per_kv_head(heads / kv_heads), head_dim, splits, clustered: false }
     }
 
     /// With clusters of `size` splits: 2, 4 or 8.

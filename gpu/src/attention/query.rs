@@ -28,9 +28,13 @@ impl<const CHUNKS: usize> Rotation<CHUNKS> {
     unsafe fn load(args: &Decode, cos: *const f32, sin: *const f32) -> Self {
         let of = |table: *const f32| {
             array::from_fn(|i| {
-                let pair = warp::lane_id() + (LANES * i) as u32;
-                // SAFETY: the caller's promise.
-                if pair < args.rope_dims / 2 { unsafe { mem::load(mem::global(table).add(pair as usize)) } } else { 0.0 }
+                let pair = warp::lane_id() as usize + LANES * i;
+                if pair < args.rope_dims as usize / 2 {
+                    // SAFETY: the caller's promise.
+                    unsafe { mem::load(mem::global(table).add(pair)) }
+                } else {
+                    0.0
+                }
             })
         };
         Rotation { cos: of(cos), sin: of(sin) }
@@ -61,10 +65,10 @@ impl<const CHUNKS: usize> Vector<CHUNKS> {
     /// As for the kernel.
     #[inline(always)]
     unsafe fn load(x: *const f32, dims: usize) -> Self {
-        // SAFETY: dimensions below `dims`.
         Vector(array::from_fn(|i| {
             array::from_fn(|h| {
                 let dim = warp::lane_id() as usize + LANES * (2 * i + h);
+                // SAFETY: a dimension below `dims`.
                 if dim < dims { unsafe { mem::load(mem::global(x).add(dim)) } } else { 0.0 }
             })
         }))

@@ -261,9 +261,11 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
         // SAFETY: as above.
         let x = unsafe { mem::global(p.x.wrapping_add(token as usize * cols as usize)) };
         let column = acts.wrapping_add(c * W::acts_bytes(cols as usize));
-        // SAFETY: the other block has its columns where this one has them.
-        let columns =
-            core::array::from_fn(|i| if i == 0 { column } else { unsafe { cluster::map(column, cluster::rank() ^ 1) } });
+        let mut columns = [column; N];
+        if N > 1 {
+            // SAFETY: the other block has its columns where this one has them.
+            columns[N - 1] = unsafe { cluster::map(column, cluster::rank() ^ 1) };
+        }
         // The same for all threads.
         let mut start = 0;
         let mut values = read(x, start);

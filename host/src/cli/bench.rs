@@ -141,11 +141,21 @@ fn print(
             Stage::Repetition(repetitions) => show("repetition", repetitions + 1, plan.repetitions as usize),
             Stage::Profile => show("profile", 0, 1),
         };
-        let measured = bench.measure(*workload, plan.repetitions as usize, &mut progress)?;
-        let profiled = plan.profile && workload.is_answer();
-        let profile = profiled.then(|| bench.profile(&measured, &mut progress)).transpose()?;
+        let result = bench.measure(*workload, plan.repetitions as usize, &mut progress).and_then(|measured| {
+            let profiled = plan.profile && workload.is_answer();
+            Ok((profiled.then(|| bench.profile(&measured, &mut progress)).transpose()?, measured))
+        });
         bar.finish_and_clear();
-        report.row(&measured, profile)?;
+        match result {
+            Ok((profile, measured)) => report.row(&measured, profile)?,
+            // What was measured before is whole.
+            Err(e) if e.is_cancelled() => {
+                report.end()?;
+                model.say(&format!("interrupted after {done} of {} tests", workloads.len()));
+                return Err(e.into());
+            }
+            Err(e) => return Err(e.into()),
+        }
     }
     report.end()?;
     Ok(())

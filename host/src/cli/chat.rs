@@ -16,9 +16,10 @@ use rustyline::{
 use super::{
     generate::{GenerateArgs, Output},
     interrupt,
+    open::Loaded,
 };
 use crate::engine::{
-    Engine, Event, GenerateOptions, Stop,
+    Event, GenerateOptions, Stop,
     chat::{self, Chat, TemplateSource},
 };
 
@@ -92,7 +93,6 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     } else if !sampling.is_greedy() {
         args.model.say(&format!("seed: {}", sampling.seed));
     }
-    interrupt::install();
     interrupt::set_idle(true);
     let options = GenerateOptions { max_new: args.n_predict, sampling, grammar, stop: Vec::new() };
     let mut talk = Talk { args, engine, options };
@@ -101,13 +101,17 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     let traced = args.model.write_trace(trace, talk.engine.runner());
     let code = result?;
     traced?;
+    if code == interrupt::EXIT_CODE {
+        // As `Loaded` does where it is dropped while the interruption still counts.
+        std::mem::forget(talk);
+    }
     Ok(code)
 }
 
 /// The parts of a conversation that stay.
 struct Talk<'a> {
     args: &'a GenerateArgs,
-    engine: Engine,
+    engine: Loaded,
     options: GenerateOptions,
 }
 

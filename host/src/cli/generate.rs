@@ -88,8 +88,6 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     }
     args.model.say("");
 
-    // From here on a Ctrl-C is asked for between tokens; while loading, it ends the process as usual.
-    interrupt::install();
     let options = GenerateOptions { max_new: Some(length), sampling, grammar, stop: Vec::new() };
     let mut output = Output { silent: args.json, ..Output::default() };
     let bar = args.model.counter("prompt {pos}/{len} tokens", prompt.len() as u64)?;

@@ -1,11 +1,14 @@
-//! Ctrl-C: the first ends the work at the next token, the second ends the process.
+//! Ctrl-C: the first ends the work within about a layer's time, the second ends the process.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc, LazyLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// Exit code of an interrupted run: 128 + SIGINT, as shells expect.
 pub const EXIT_CODE: u8 = 130;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Nothing is computed that could end: the first Ctrl-C ends the process.
 static IDLE: AtomicBool = AtomicBool::new(false);
@@ -14,12 +17,24 @@ static IDLE: AtomicBool = AtomicBool::new(false);
 pub fn install() {
     let handler = || {
         if IDLE.load(Ordering::Relaxed) || INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(EXIT_CODE.into());
+            exit();
         }
     };
     if let Err(e) = ctrlc::set_handler(handler) {
         super::open::say(&format!("warning: Ctrl-C will end the process at once: {e}"));
     }
+}
+
+/// Ends the process, whatever its threads are doing: a driver's own clean-up would wait for copies and kernels, or meet one of its calls
+/// on another thread. The system takes back what they use.
+pub fn exit() -> ! {
+    // SAFETY: it ends the process, and runs nothing of it.
+    unsafe { libc::_exit(EXIT_CODE.into()) }
+}
+
+/// Becomes true when the user asks to stop.
+pub fn flag() -> Arc<AtomicBool> {
+    INTERRUPTED.clone()
 }
 
 /// The user has asked to stop.

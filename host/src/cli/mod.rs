@@ -6,7 +6,7 @@ mod completions;
 mod flowed;
 mod generate;
 pub mod inspect;
-mod interrupt;
+pub mod interrupt;
 mod open;
 mod perplexity;
 mod plan;
@@ -17,6 +17,8 @@ mod trace;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+
+use crate::engine::EngineError;
 
 /// Bytes of a worker thread's stack: what the main thread usually has.
 const STACK: usize = 8 << 20;
@@ -63,7 +65,12 @@ impl Cli {
         pool.context("the worker threads cannot be started; raise the limits on processes and memory (ulimit -u, -v)")?;
         // In the pool, because a product on the CPU that is begun outside of it sleeps until the pool has woken up and is done:
         // 10 to 20 us for each of a token's matrices.
-        rayon::scope(|_| self.dispatch())
+        match rayon::scope(|_| self.dispatch()) {
+            Err(e) if e.downcast_ref::<EngineError>().is_some_and(EngineError::is_cancelled) => {
+                Ok(interrupt::EXIT_CODE)
+            }
+            result => result,
+        }
     }
 
     fn dispatch(self) -> anyhow::Result<u8> {

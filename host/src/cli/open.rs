@@ -2,6 +2,8 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    mem::ManuallyDrop,
+    ops::{Deref, DerefMut},
     path::PathBuf,
     time::Instant,
 };
@@ -11,15 +13,12 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::trace::TraceFile;
+use super::{interrupt, trace::TraceFile};
 use crate::{
     demo,
-    engine::{Budget, DeviceChoice, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
+    engine::{Budget, DeviceChoice, DiskReads, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
     gguf::Gguf,
-    stream::{
-        plan::{Access, RamAccess},
-        ring::Buffers,
-    },
+    stream::{plan::RamAccess, ring::Buffers},
 };
 
 /// Which model, where, and how much is said about it.
@@ -51,6 +50,9 @@ pub struct ModelArgs {
     /// Slow copies to the device down to this many bytes a second, e.g. 6.5GB/s, to see what another machine would do.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     link_limit: Option<f64>,
+    /// How what stays on disk is read: io_uring or pread, past the page cache; page-cache, by way of it; auto, the first of these that works.
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    disk_reads: DiskReads,
     /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -60,6 +62,33 @@ pub struct ModelArgs {
     /// Say nothing on stderr but errors.
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// An engine that is gone when nobody needs it, unless the user has asked to stop: to free it would wait for the copies and kernels that
+/// are under way, and the process is about to end.
+pub struct Loaded(ManuallyDrop<Engine>);
+
+impl Deref for Loaded {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.0
+    }
+}
+
+impl DerefMut for Loaded {
+    fn deref_mut(&mut self) -> &mut Engine {
+        &mut self.0
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if !interrupt::requested() {
+            // SAFETY: dropped once, and not used again.
+            unsafe { ManuallyDrop::drop(&mut self.0) }
+        }
+    }
 }
 
 impl ModelArgs {
@@ -94,21 +123,27 @@ impl ModelArgs {
     }
 
     /// Loads the weights, with room for `wanted` rows of logits.
-    pub fn load(&self, file: ModelFile, wanted: usize) -> anyhow::Result<Engine> {
+    pub fn load(&self, file: ModelFile, wanted: usize) -> anyhow::Result<Loaded> {
+        interrupt::install();
         let options = self.options(wanted);
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(file.load_bytes()?) };
         let template = "loading {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}";
         bar.set_style(ProgressStyle::with_template(template).context("the progress bar's template")?);
         let (mut begin, mut bytes) = (None, 0);
-        let mut engine = file.load(self.device, &options, |event| match event {
+        let engine = file.load(self.device, &options, |event| match event {
             Loading::Device(line) => bar.suspend(|| self.say(&format!("device: {line}"))),
             Loading::Bytes { done, .. } => {
                 begin.get_or_insert_with(Instant::now);
                 bytes = done;
                 bar.set_position(done);
             }
-        })?;
+        });
         bar.finish_and_clear();
+        let mut engine = engine.inspect_err(|e| {
+            if e.is_cancelled() {
+                self.say("interrupted while loading");
+            }
+        })?;
         engine.runner().trace(self.trace.is_some());
         let moved = engine.memory().device_weights + engine.memory().pinned;
         if let Some(begin) = begin.filter(|_| moved > 0) {
@@ -134,12 +169,14 @@ impl ModelArgs {
             self.say(&match streamed {
                 0 => format!("streaming: all {all} of weights fit on the device, nothing to stream"),
                 _ => format!(
-                    "streaming: {stays} of {all} of weights stay on the device, {} in each pass",
+                    "streaming: {stays} of {all} of weights stay on the device, {:.1} of {} layers, {} in each pass",
+                    memory.resident_layers,
+                    engine.config().layers,
                     sources.join(" and ")
                 ),
             });
         }
-        Ok(engine)
+        Ok(Loaded(ManuallyDrop::new(engine)))
     }
 
     /// The file of --trace, empty. To be asked for before the weights are loaded, which takes long.
@@ -168,7 +205,9 @@ impl ModelArgs {
             buffers: self.n_buffers,
             ram_access: self.ram_access,
             link_limit: self.link_limit,
+            disk_reads: self.disk_reads,
             wanted,
+            cancel: interrupt::flag(),
             announce: self.announce(),
         }
     }
@@ -203,11 +242,7 @@ fn buffers(text: &str) -> Result<Buffers, String> {
 }
 
 fn ram_access() -> impl TypedValueParser<Value = RamAccess> {
-    PossibleValuesParser::new(["auto", "copy", "zero-copy"]).map(|how| match how.as_str() {
-        "copy" => RamAccess::Only(Access::Copy),
-        "zero-copy" => RamAccess::Only(Access::ZeroCopy),
-        _ => RamAccess::Auto,
-    })
+    PossibleValuesParser::new(["auto", "copy", "zero-copy"]).try_map(|how| how.parse::<RamAccess>())
 }
 
 /// Bytes a second: a size, with or without `/s`.

@@ -35,7 +35,6 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     check_windows(tokens.len(), args.context)?;
     let trace = args.model.trace_file()?;
     let mut engine = args.model.load(file, args.context.div_ceil(2))?;
-    interrupt::install();
     let bar = args.model.counter("window {pos}/{len} perplexity {msg}", (tokens.len() / args.context.max(1)) as u64)?;
     let result = engine.perplexity(&tokens, args.context, &mut |so_far| {
         bar.set_position(so_far.windows as u64);
@@ -48,12 +47,10 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
     traced?;
     args.model.say(&format!("{} windows of {}, {} tokens scored", result.windows, args.context, result.scored));
     if result.windows < result.of {
-        args.model.say(&format!(
-            "interrupted after {:.4} over {} windows of {}",
-            result.value(),
-            result.windows,
-            result.of
-        ));
+        args.model.say(&match result.windows {
+            0 => format!("interrupted in the first window of {}", result.of),
+            windows => format!("interrupted after {:.4} over {windows} windows of {}", result.value(), result.of),
+        });
         return Ok(interrupt::EXIT_CODE);
     }
     writeln!(io::stdout(), "perplexity: {:.4}", result.value())?;

@@ -70,12 +70,9 @@ pub fn table(placement: &Placement) -> String {
 
 /// How many layers' worth of matrices are in a tier.
 fn layers(placement: &Placement, tier: Tier) -> String {
-    let Placement { inputs, plan, .. } = placement;
-    let of_layers = || inputs.units.iter().zip(&plan.tiers).filter(|(unit, _)| unit.group < inputs.layers);
-    let all: u64 = of_layers().map(|(unit, _)| unit.bytes).sum();
-    match of_layers().filter(|(_, of)| **of == tier).map(|(unit, _)| unit.bytes).sum::<u64>() {
-        0 => "-".into(),
-        there => format!("{:.1}", there as f64 / all as f64 * inputs.layers as f64),
+    match placement.layers(|of| of == tier) {
+        0.0 => "-".into(),
+        layers => format!("{layers:.1}"),
     }
 }
 

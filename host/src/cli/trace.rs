@@ -22,24 +22,35 @@ const COMPUTE: usize = 2;
 const LINK: usize = 3;
 const DISK: usize = 4;
 
-/// The file, there before anything takes long.
+/// The file, there before anything takes long. If nothing is written and it was not there before, it goes again.
 pub struct TraceFile {
     path: PathBuf,
-    file: File,
+    file: Option<File>,
+    is_new: bool,
+}
+
+impl Drop for TraceFile {
+    fn drop(&mut self) {
+        if self.is_new && self.file.is_some() {
+            // That it cannot be removed is no reason to say more than why nothing was written.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl TraceFile {
     /// The file at `path`, which keeps what it has until [`Self::write`]: a run that fails takes no older trace away.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
+        let is_new = !path.exists();
         let file = File::options().write(true).create(true).truncate(false).open(path);
         let file = file.with_context(|| format!("--trace {}: cannot be written", path.display()))?;
-        Ok(TraceFile { path: path.to_owned(), file })
+        Ok(TraceFile { path: path.to_owned(), file: Some(file), is_new })
     }
 
     /// Writes what `runner` remembers. Answers what there is to say about it.
-    pub fn write(self, runner: &mut dyn Runner) -> anyhow::Result<Option<String>> {
-        let TraceFile { path, file } = self;
+    pub fn write(mut self, runner: &mut dyn Runner) -> anyhow::Result<Option<String>> {
         let trace = runner.take_trace()?;
+        let (path, file) = (&self.path, self.file.take().expect("it is written once"));
         // A pipe has no length.
         let emptied = file.metadata().and_then(|of| if of.is_file() { file.set_len(0) } else { Ok(()) });
         let mut out = BufWriter::new(file);

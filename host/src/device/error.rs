@@ -67,6 +67,9 @@ pub enum DeviceError {
     /// A model's file could not be opened for reading weights.
     #[error(transparent)]
     Open(#[from] readahead::OpenError),
+    /// Nobody wants it any more.
+    #[error("interrupted")]
+    Cancelled,
     /// An error while a certain layer was computed or transferred.
     #[error("layer {layer}: {source}")]
     Layer {
@@ -75,6 +78,9 @@ pub enum DeviceError {
         /// The error itself.
         source: Box<DeviceError>,
     },
+    /// The same with the output head, behind the last layer.
+    #[error("the output head: {0}")]
+    Head(Box<DeviceError>),
 }
 
 impl DeviceError {
@@ -82,7 +88,16 @@ impl DeviceError {
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             DeviceError::OutOfMemory { .. } => true,
-            DeviceError::Layer { source, .. } => source.is_out_of_memory(),
+            DeviceError::Layer { source, .. } | DeviceError::Head(source) => source.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
+    /// Somebody asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            DeviceError::Cancelled | DeviceError::Read(readahead::ReadError::Cancelled) => true,
+            DeviceError::Layer { source, .. } | DeviceError::Head(source) => source.is_cancelled(),
             _ => false,
         }
     }
@@ -90,6 +105,11 @@ impl DeviceError {
     /// The same error, naming the layer it happened in.
     pub fn in_layer(self, layer: usize) -> Self {
         DeviceError::Layer { layer, source: Box::new(self) }
+    }
+
+    /// The same error, naming the group that it happened in: one of so many layers, or the head behind them.
+    pub fn in_group(self, group: usize, layers: usize) -> Self {
+        if group < layers { self.in_layer(group) } else { DeviceError::Head(Box::new(self)) }
     }
 }
 

@@ -37,7 +37,8 @@ pub(super) fn sleep_until(end: Instant) {
 
 /// A part of a measurement's copies: as large as they come in streaming, small enough to be page-locked in about 10 ms.
 const PIECE: usize = 32 << 20;
-/// The first copy, which tells how many more are worth it.
+/// The first copies, which tell how many more are worth it: a small one, in case that the link is slowed down to a crawl.
+const FIRST: usize = 64 << 10;
 const WARM_UP: usize = 4 << 20;
 /// What the copies of one round are to take, in seconds.
 const ROUND: f64 = 6e-3;
@@ -65,8 +66,9 @@ pub(super) fn rate<T: Transfer>(device: &T) -> Result<f64> {
     };
     // A clock that did not advance over the copy: it was fast.
     let per_second = |bytes: usize, seconds: f64| bytes as f64 / seconds.max(1e-9);
-    let first = per_second(WARM_UP, copy(WARM_UP)?.max(copy(WARM_UP)?));
-    let bytes = ((first * ROUND) as usize).clamp(WARM_UP, 64 * PIECE);
+    let warm_up = ((per_second(FIRST, copy(FIRST)?) * ROUND) as usize).clamp(FIRST, WARM_UP);
+    let first = per_second(warm_up, copy(warm_up)?.max(copy(warm_up)?));
+    let bytes = ((first * ROUND) as usize).clamp(warm_up, 64 * PIECE);
     let mut best = 0f64;
     for _ in 0..ROUNDS {
         best = best.max(per_second(bytes, copy(bytes)?));

@@ -65,6 +65,10 @@ pub trait Transfer: Sized {
     fn name(&self) -> &str;
     /// Free and total memory.
     fn memory(&self) -> Result<MemoryInfo>;
+    /// Bytes of free memory that are no use to a plan: they go into kernels' code, and what allocations are rounded up by.
+    fn headroom(&self) -> u64 {
+        0
+    }
     /// Its number among the devices of its kind.
     fn index(&self) -> usize {
         0
@@ -161,6 +165,8 @@ pub trait Device: Transfer {
 
     /// Sets the model's sizes and makes the scratch for passes of up to `max_tokens` tokens.
     fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()>;
+    /// Gives back the memory that [`Device::prepare`] took, until it is called again.
+    fn release(&mut self) {}
     /// Makes the code for matrices of `types` ready, so that no time of the first pass goes into it.
     fn load_kernels(&self, _types: &[TensorType]) -> Result<()> {
         Ok(())

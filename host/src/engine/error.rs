@@ -133,3 +133,10 @@ pub enum EngineError {
         window: usize,
     },
 }
+
+impl EngineError {
+    /// It is no fault: somebody set [`LoadOptions::cancel`](super::LoadOptions::cancel).
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, EngineError::Device(e) if e.is_cancelled())
+    }
+}

@@ -99,6 +99,14 @@ pub fn check_length(config: &Config, prompt: &[u32], max_new: usize) -> Result<(
     Ok(())
 }
 
+/// What came of a computation; none if somebody asked to stop it.
+fn wanted<T>(result: Result<T, EngineError>) -> Result<Option<T>, EngineError> {
+    match result {
+        Err(e) if e.is_cancelled() => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 type Told<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 
 /// An answer in the making, told as it grows.
@@ -162,6 +170,7 @@ impl Engine {
     ///
     /// The tokens that `prompt` starts with and that are in the KV cache from the calls before are not computed again;
     /// only the last one always is, for its logits. After an error or an interruption the cache is as valid as before.
+    /// [`LoadOptions::cancel`](super::LoadOptions::cancel) ends the text, too, in the middle of a pass.
     ///
     /// # Errors
     /// Before anything is computed: an empty prompt, or one that does not fit into the context with `max_new` tokens, or
@@ -187,23 +196,34 @@ impl Engine {
         answer.out.reused = self.cached.len();
         for chunk in prompt[self.cached.len()..].chunks(self.runner.max_batch()) {
             let last = self.cached.len() + chunk.len() == prompt.len();
-            self.pass(chunk, usize::from(last))?;
+            if wanted(self.pass(chunk, usize::from(last)))?.is_none() {
+                answer.interrupted = true;
+                break;
+            }
             answer.out.prompt.tokens += chunk.len();
             answer.out.prompt.passes += 1;
             answer.out.prompt.time = started.elapsed();
             answer.tell(Event::Prompt(self.cached.len()), told);
             if answer.interrupted {
-                answer.out.prompt.flowed = self.flowed_since(before)?;
-                return Ok(answer.end(Stop::Interrupted, told));
+                break;
             }
+        }
+        if answer.interrupted {
+            answer.out.prompt.time = started.elapsed();
+            answer.out.prompt.flowed = self.flowed_since(before)?;
+            return Ok(answer.end(Stop::Interrupted, told));
         }
         if max_new == 0 || sampler.is_complete() {
             answer.out.prompt.flowed = self.flowed_since(before)?;
             return Ok(answer.end(if max_new == 0 { Stop::Length } else { Stop::End }, told));
         }
-        let mut next = self.choose(&mut sampler)?;
+        let first = wanted(self.choose(&mut sampler))?;
         answer.out.prompt.time = started.elapsed();
         answer.out.prompt.flowed = self.flowed_since(before)?;
+        let Some(mut next) = first else {
+            answer.interrupted = true;
+            return Ok(answer.end(Stop::Interrupted, told));
+        };
 
         let before = self.runner.flowed()?;
         let started = Instant::now();
@@ -220,10 +240,14 @@ impl Engine {
             if answer.out.tokens.len() == max_new {
                 break Stop::Length;
             }
-            self.pass(&[next], 1)?;
+            let computed = self.pass(&[next], 1).and_then(|()| self.choose(&mut sampler));
+            let Some(chosen) = wanted(computed)? else {
+                answer.interrupted = true;
+                break Stop::Interrupted;
+            };
             answer.out.decode.tokens += 1;
             answer.out.decode.passes += 1;
-            next = self.choose(&mut sampler)?;
+            next = chosen;
         };
         answer.out.decode.time = started.elapsed();
         answer.out.decode.flowed = self.flowed_since(before)?;

@@ -154,7 +154,7 @@ impl ModelFile {
         let mut done = 0;
         let runner =
             open(device, model, options, &mut |line| told.borrow_mut()(Loading::Device(line)), &mut |bytes| {
-                done += bytes;
+                done = if bytes == 0 { 0 } else { done + bytes };
                 told.borrow_mut()(Loading::Bytes { done, total });
             })?;
         Ok(Engine { runner, tokenizer, gguf, cached: Vec::new() })

@@ -26,7 +26,8 @@ impl Perplexity {
 /// `bos` in place of its first token where the model adds one; only predictions made from the second half of a window are
 /// scored, so that each has at least half a window of context.
 ///
-/// `progress` is called after every window and answers whether to go on.
+/// `progress` is called after every window and answers whether to go on. Interrupted in the middle of a window, the result is that of those
+/// before it.
 ///
 /// # Errors
 /// A text shorter than a window, logits that are not numbers, or the device's errors.
@@ -40,35 +41,52 @@ pub fn perplexity(
     check_windows(tokens.len(), window)?;
     let mut result = Perplexity { of: tokens.len() / window, ..Perplexity::default() };
     for window_tokens in tokens.chunks_exact(window) {
-        let mut input = window_tokens.to_vec();
-        if let Some(bos) = bos {
-            input[0] = bos;
+        match score(runner, window_tokens, bos, &mut result) {
+            Err(e) if e.is_cancelled() => break,
+            scored => scored?,
         }
-        let mut done = 0;
-        for chunk in input.chunks(runner.max_batch()) {
-            // Position p predicts token p + 1, for p in window / 2 .. window - 1.
-            let first = done.max(window / 2);
-            let end = done + chunk.len();
-            let wanted = end.saturating_sub(first);
-            runner.pass(chunk, done, wanted)?;
-            if wanted > 0 {
-                let logits = runner.logits()?;
-                let rows = logits.chunks_exact(runner.config().dims.vocab);
-                for (position, row) in (first..end.min(window - 1)).zip(rows) {
-                    let file = &runner.config().file;
-                    let not_a_number = || EngineError::NotANumber { file: file.clone(), position };
-                    result.nll += nll(row, window_tokens[position + 1]).ok_or_else(not_a_number)?;
-                    result.scored += 1;
-                }
-            }
-            done = end;
-        }
-        result.windows += 1;
         if !progress(&result) {
             break;
         }
     }
     Ok(result)
+}
+
+/// Adds what a window says.
+fn score(
+    runner: &mut dyn Runner,
+    tokens: &[u32],
+    bos: Option<u32>,
+    result: &mut Perplexity,
+) -> Result<(), EngineError> {
+    let (window, mut scored, mut sum) = (tokens.len(), 0, 0.0);
+    let mut input = tokens.to_vec();
+    if let Some(bos) = bos {
+        input[0] = bos;
+    }
+    let mut done = 0;
+    for chunk in input.chunks(runner.max_batch()) {
+        // Position p predicts token p + 1, for p in window / 2 .. window - 1.
+        let first = done.max(window / 2);
+        let end = done + chunk.len();
+        let wanted = end.saturating_sub(first);
+        runner.pass(chunk, done, wanted)?;
+        if wanted > 0 {
+            let logits = runner.logits()?;
+            let rows = logits.chunks_exact(runner.config().dims.vocab);
+            for (position, row) in (first..end.min(window - 1)).zip(rows) {
+                let file = &runner.config().file;
+                let not_a_number = || EngineError::NotANumber { file: file.clone(), position };
+                sum += nll(row, tokens[position + 1]).ok_or_else(not_a_number)?;
+                scored += 1;
+            }
+        }
+        done = end;
+    }
+    result.windows += 1;
+    result.scored += scored;
+    result.nll += sum;
+    Ok(())
 }
 
 /// Whether a text can be measured; to be asked before the weights are loaded.

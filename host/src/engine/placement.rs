@@ -21,9 +21,6 @@ use crate::{
 /// model's take 85 MB.
 const MAX_BATCH: usize = 512;
 
-/// Device memory that stays free: kernels' code, and what allocations are rounded up by.
-const HEADROOM: u64 = 256 << 20;
-
 /// What others may hold of a device's memory before it is worth a word.
 const WORTH_TELLING: u64 = 256 << 20;
 
@@ -86,7 +83,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
     // A budget asks for streaming even of weights that could be read where they are mapped.
     let in_place = dev.in_place() && options.vram_budget.is_none() && max_vram_layers.is_none();
     let vram = dev.memory()?;
-    let usable = if dev.in_place() { vram.free } else { vram.free.saturating_sub(HEADROOM) };
+    let usable = vram.free.saturating_sub(dev.headroom());
     // Where the operating system does not say how much RAM there is, the allocation will.
     let ram = platform::memory().ok();
     let usable_ram = ram.map_or(u64::MAX, |ram| ram.free.saturating_sub(platform::reserve(ram.total)));
@@ -122,7 +119,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
         does_not_fit(e, &inputs, dev.name(), dims.context, [matrices + always, kv, activations], &others)
     })?;
     dev.limit_link(options.link_limit);
-    let rates = rates(dev, model, &plan);
+    let rates = rates(dev, model, &plan, options);
     plan.prediction = plan.load.predict(&rates);
     Ok(Placement {
         plan,
@@ -164,12 +161,12 @@ fn layers(variable: &'static str) -> Result<Option<usize>, EngineError> {
 }
 
 /// The rates that the plan's prediction depends on, measured now: some 100 ms if all of them are.
-fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan) -> Rates {
+fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan, options: &LoadOptions) -> Rates {
     Rates {
         link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
         zero_copy: if plan.load.zero_copy_bytes > 0 { dev.zero_copy_rate().ok().flatten() } else { None },
         // Where it cannot be measured there is no prediction, which is said.
-        disk: if plan.load.disk_bytes > 0 { disk_rate(model).ok() } else { None },
+        disk: if plan.load.disk_bytes > 0 { disk_rate(model, &options.disk_reads).ok() } else { None },
         vram: None,
     }
 }
@@ -281,16 +278,18 @@ impl Placement {
         tiers.into_iter().map(of).collect()
     }
 
-    /// How many layers have all their matrices where no pass has to fetch them.
-    pub fn resident_layers(&self) -> usize {
-        let streamed: HashSet<usize> = self
-            .inputs
-            .units
-            .iter()
-            .zip(&self.plan.tiers)
-            .filter(|(_, tier)| tier.is_streamed())
-            .map(|(unit, _)| unit.group)
-            .collect();
-        (0..self.inputs.layers).filter(|layer| !streamed.contains(layer)).count()
+    /// How many layers of average size the layers' matrices are that are in a tier of which `of` says so.
+    pub fn layers(&self, of: impl Fn(Tier) -> bool) -> f64 {
+        let Inputs { units, layers, .. } = &self.inputs;
+        let bytes = |of: &dyn Fn(Tier) -> bool| {
+            let units = units.iter().zip(&self.plan.tiers).filter(|(unit, tier)| unit.group < *layers && of(**tier));
+            units.map(|(unit, _)| unit.bytes).sum::<u64>() as f64
+        };
+        *layers as f64 * bytes(&of) / bytes(&|_| true).max(1.0)
+    }
+
+    /// The same of what no pass has to fetch, to a hundredth of a layer.
+    pub fn resident_layers(&self) -> f64 {
+        (self.layers(|tier| !tier.is_streamed()) * 100.0).round() / 100.0
     }
 }

@@ -1,11 +1,18 @@
 //! A model on a device, ready to run.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytesize::ByteSize;
+
 use super::{Budget, EngineError, Placement, plan_for};
 use crate::{
     device::{Device, DeviceError, Launch, top_k::Candidate},
     model::{Config, Embedding, Flowed, Layers, Model, State, Trace, Weights, forward},
     stream::{
-        Progress, Streamed, Streams,
+        DiskReads, Progress, Reading, Reads, Streamed, Streams,
         plan::{RamAccess, Rates},
         ring::Buffers,
     },
@@ -26,8 +33,13 @@ pub struct LoadOptions {
     pub ram_access: RamAccess,
     /// Bytes a second that copies to the device are slowed down to, to see what another machine would do. None: as it is.
     pub link_limit: Option<f64>,
+    /// How the model's files are read for what is streamed.
+    pub disk_reads: DiskReads,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
+    /// Whoever sets it, from whatever thread, ends loading and passes within about a layer's time, by an error that
+    /// [`EngineError::is_cancelled`] tells from others. Texts end as if their caller had asked for it.
+    pub cancel: Arc<AtomicBool>,
     /// Told what takes long meanwhile, and what goes on less well than it should.
     pub announce: fn(&str),
 }
@@ -42,14 +54,16 @@ impl Default for LoadOptions {
             buffers: Buffers::Auto,
             ram_access: RamAccess::Auto,
             link_limit: None,
+            disk_reads: DiskReads::Auto,
             wanted: 1,
+            cancel: Arc::default(),
             announce: |_| (),
         }
     }
 }
 
 /// Where the model's memory is, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MemoryReport {
     /// Weights in device memory, the ring included.
     pub device_weights: u64,
@@ -61,8 +75,8 @@ pub struct MemoryReport {
     pub pinned: u64,
     /// The maps of the model's files, which is read where it is as far as the device does not hold copies.
     pub mapped: u64,
-    /// Layers of which nothing is streamed.
-    pub resident_layers: usize,
+    /// What is not streamed of the layers' matrices, in layers of average size, to a hundredth.
+    pub resident_layers: f64,
     /// Bytes of weights that each pass reads.
     pub read_per_pass: u64,
     /// Bytes of weights that each pass brings to the device over the link.
@@ -158,6 +172,7 @@ pub struct Session<D: Device> {
     dev: D,
     memory: MemoryReport,
     rates: Rates,
+    cancel: Arc<AtomicBool>,
     max_batch: usize,
     max_wanted: usize,
     /// Rows of logits that the last pass left.
@@ -178,16 +193,41 @@ impl<D: Device + 'static> Session<D> {
     ///
     /// # Errors
     /// When the memory does not suffice, with what would.
-    pub fn load(mut dev: D, model: Model, options: &LoadOptions, progress: Progress<'_>) -> Result<Self, EngineError> {
+    pub fn load(dev: D, model: Model, options: &LoadOptions, progress: Progress<'_>) -> Result<Self, EngineError> {
+        Self::load_by(dev, model, options, &options.disk_reads, progress)
+    }
+
+    /// The same, the model's files read by `reads`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_by(
+        mut dev: D,
+        model: Model,
+        options: &LoadOptions,
+        reads: &dyn Reads,
+        progress: Progress<'_>,
+    ) -> Result<Self, EngineError> {
+        let reading = Reading { reads, cancel: options.cancel.clone() };
+        let mut lost = None;
         let mut attempts = 0;
         let (placement, state, layers) = loop {
             let placement = plan_for(&mut dev, &model, options)?;
-            match place(&mut dev, &model, &placement, progress) {
+            let stays = placement.plan.resident_bytes;
+            if let Some((why, before)) = lost.take() {
+                let [stays, before] = [stays, before].map(ByteSize);
+                (options.announce)(&format!(
+                    "{why}: somebody has taken memory since the plan was made; by a new one, {stays} of weights stay on the device \
+                     instead of {before}"
+                ));
+            }
+            match place(&mut dev, &model, &placement, &reading, progress) {
                 Ok((state, layers)) => break (placement, state, layers),
-                // Somebody took memory between the plan and the allocation: with what is left, a plan that streams more.
+                // With what is left, a plan that streams more.
                 Err(e) if options.streaming && e.is_out_of_memory() && attempts < REPLANS => {
                     attempts += 1;
-                    (options.announce)(&format!("{e}; planning again with what is free now"));
+                    lost = Some((e, stays));
+                    dev.release();
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -197,6 +237,9 @@ impl<D: Device + 'static> Session<D> {
             (options.announce)(&format!(
                 "some RAM could not be page-locked ({why}): what was to be there is read through the page cache, which is slower"
             ));
+        }
+        if let Some(why) = layers.missing() {
+            (options.announce)(&format!("{why}: what was to be there is read from disk in each pass, which is slower"));
         }
         if options.ram_access == RamAccess::Auto && placement.plan.zero_copies() {
             (options.announce)(
@@ -223,7 +266,25 @@ impl<D: Device + 'static> Session<D> {
         };
         let weights = Weights::new(embedding, Box::new(layers));
         let rates = placement.inputs.rates;
-        Ok(Session { model, weights, state, dev, memory, rates, max_batch, max_wanted, wanted: 0 })
+        let cancel = options.cancel.clone();
+        Ok(Session { model, weights, state, dev, memory, rates, cancel, max_batch, max_wanted, wanted: 0 })
+    }
+
+    /// Waits for what was asked to be computed, unless nobody wants it any more: a pass whose weights are streamed may take seconds, for
+    /// which a device's own way of waiting could not be left.
+    fn wait(&mut self) -> Result<(), EngineError> {
+        if self.weights.layers().resident() {
+            return Ok(());
+        }
+        let end = self.dev.mark()?;
+        while !self.dev.reached(&end)? {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(DeviceError::Cancelled.into());
+            }
+            // As the device's own way does: sleeping would cost a fast token a good part of its time.
+            std::hint::spin_loop();
+        }
+        Ok(())
     }
 }
 
@@ -235,6 +296,7 @@ fn place<D: Device>(
     dev: &mut D,
     model: &Model,
     placement: &Placement,
+    reading: &Reading<'_>,
     progress: Progress<'_>,
 ) -> Result<(State<D>, Streamed<D>), DeviceError> {
     let Placement { max_batch, max_wanted, .. } = *placement;
@@ -243,10 +305,10 @@ fn place<D: Device>(
     dev.prepare(dims, max_batch)?;
     let state = State::new(dev, dims, layers, max_batch, max_wanted)?;
     let streams = Streams::of(&placement.inputs, &placement.plan);
-    Ok((state, Streamed::load(dev, model, &streams, progress)?))
+    Ok((state, Streamed::load(dev, model, &streams, reading, progress)?))
 }
 
-impl<D: Device> Runner for Session<D> {
+impl<D: Device + 'static> Runner for Session<D> {
     fn config(&self) -> &Config {
         &self.model.config
     }
@@ -284,15 +346,18 @@ impl<D: Device> Runner for Session<D> {
     }
 
     fn logits(&mut self) -> Result<Vec<f32>, EngineError> {
+        self.wait()?;
         Ok(self.dev.fetch(self.state.logits(), self.wanted, self.model.config.dims.vocab)?)
     }
 
     fn argmax(&mut self) -> Result<Option<u32>, EngineError> {
+        self.wait()?;
         let best = self.dev.argmax(self.state.logits(), self.wanted, self.model.config.dims.vocab)?;
         Ok(best.last().copied().flatten())
     }
 
     fn top_k(&mut self, k: usize) -> Result<Vec<Candidate>, EngineError> {
+        self.wait()?;
         let mut best = self.dev.top_k(self.state.logits(), self.wanted, self.model.config.dims.vocab, k)?;
         Ok(best.pop().unwrap_or_default())
     }

@@ -125,5 +125,7 @@ fn compute<D: Device>(dev: &mut D, w: &mut Weights<D>, s: &mut State<D>, batch: 
     if batch.want.is_empty() {
         return Ok(());
     }
-    w.layers.with_head(dev, &mut |dev, head| dev.head(head, &s.x, batch, &mut s.logits))
+    let layers = s.kv.len();
+    let head = w.layers.with_head(dev, &mut |dev, head| dev.head(head, &s.x, batch, &mut s.logits));
+    head.map_err(|e| e.in_group(layers, layers))
 }

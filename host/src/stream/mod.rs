@@ -1,12 +1,16 @@
 //! Where a model's weights are between passes, and how those that are not on the device get there in time.
 
 mod flow;
+mod lent;
+mod load;
 mod log;
 mod place;
 pub mod plan;
+mod reads;
 pub mod ring;
 mod staging;
 mod streamed;
 
 pub use place::Progress;
+pub use reads::{DiskReads, Reading, Reads};
 pub use streamed::{Streamed, Streams, disk_rate};

@@ -6,7 +6,7 @@ use crate::{
     pack::{Image, Placed, TensorId},
 };
 
-/// Told of bytes that were loaded, in portions; the first is 0, when loading begins.
+/// Told of bytes that were loaded, in portions. One of 0 begins it; once more, if a new plan is carried out.
 pub type Progress<'a> = &'a mut dyn FnMut(u64);
 
 /// The tensors of one image on a device.
@@ -14,6 +14,8 @@ pub(super) struct Views<B> {
     pub tensors: Vec<(TensorId, Tensor<B>)>,
     /// Device memory that was taken for them.
     pub bytes: u64,
+    /// The memory, if it has to be filled.
+    pub buf: Option<B>,
 }
 
 /// The tensor at `offset` in `buf`.
@@ -21,30 +23,19 @@ pub(super) fn view<B>(placed: &Placed, buf: B, offset: usize) -> Tensor<B> {
     Tensor { buf, offset, ty: placed.ty, rows: placed.rows, cols: placed.cols }
 }
 
-/// Puts `image` on the device to stay: in the model file's map where the device computes there, else in memory of its own.
-pub(super) fn place<D: Transfer>(
-    dev: &D,
-    gguf: &Gguf,
-    image: &Image,
-    progress: Progress<'_>,
-) -> Result<Views<D::Buf>, DeviceError> {
-    progress(0);
+/// Takes device memory for `image`, to stay, or finds it in the model file's map where the device computes there.
+pub(super) fn place<D: Transfer>(dev: &D, gguf: &Gguf, image: &Image) -> Result<Views<D::Buf>, DeviceError> {
     if dev.in_place() {
         let tensors = image.tensors().iter().map(|placed| share(dev, gguf, placed)).collect::<Result<_, _>>()?;
-        progress(image.tensor_bytes() as u64);
-        return Ok(Views { tensors, bytes: 0 });
+        return Ok(Views { tensors, bytes: 0, buf: None });
     }
     let buf = dev.alloc(image.name(), image.bytes())?;
-    for placed in image.tensors() {
-        dev.fill(&buf, placed.range.start, placed.range.len(), &reading(gguf, placed))?;
-        progress(placed.range.len() as u64);
-    }
     let tensors = image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))).collect();
-    Ok(Views { tensors, bytes: image.bytes() as u64 })
+    Ok(Views { tensors, bytes: image.bytes() as u64, buf: Some(buf) })
 }
 
 /// A tensor's bytes, read from the file by whoever wants them.
-pub(super) fn reading<'a>(
+pub(super) fn tensor_bytes<'a>(
     gguf: &'a Gguf,
     placed: &'a Placed,
 ) -> impl Fn(usize, &mut [u8]) -> Result<(), DeviceError> + Sync + 'a {

@@ -1,10 +1,14 @@
 //! Matrices that are not in page-locked memory: their pieces are read into page-locked buffers, ahead of their use, and copied from
 //! there.
 
-use std::{collections::VecDeque, ptr::NonNull};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicBool},
+};
 
-use readahead::{BufferId, HostBuf, Options, Piece, ReadAhead, ReadError, Source, Span};
+use readahead::{BufferId, Options, Piece, ReadAhead, ReadError, Source, Span};
 
+use super::lent::Lent;
 use crate::device::{DeviceError, Transfer};
 
 /// Reads in flight, and as many buffers on their way to the device.
@@ -12,14 +16,33 @@ const BUFFERS: usize = 16;
 /// The longest and the shortest read. Drives want 1 to 4 MiB.
 const PIECE: (usize, usize) = (1 << 20, 4 << 20);
 
+/// Buffers through which weights are loaded that stay on the device.
+pub(super) struct Loading {
+    /// Bytes of the longest read.
+    pub piece: usize,
+    buffers: usize,
+}
+
+/// Enough for as many threads as read, and for those that the link copies from; 40 MiB, so that loading does not take much more than
+/// what is planned. A copy of 2 MiB runs at some nine tenths of the link's speed, and most of it is hidden by the next one.
+pub(super) const LOADING: Loading = Loading { piece: 2 << 20, buffers: 20 };
+
+impl Loading {
+    pub const fn bytes(&self) -> u64 {
+        (self.piece * self.buffers) as u64
+    }
+}
+
 /// Page-locked buffers, and the thread that reads into them.
 pub(super) struct Staging<D: Transfer> {
     // Dropped first: behind it, nothing is written into the buffers any more.
     ahead: ReadAhead,
     /// The buffers, each with the first of its bytes that is lent.
-    buffers: Vec<(D::Pinned, usize)>,
+    buffers: Lent<(D::Pinned, usize)>,
     /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
     busy: VecDeque<(BufferId, D::Event)>,
+    /// Ends a wait for data.
+    cancel: Arc<AtomicBool>,
 }
 
 /// The longest piece where the buffers together have `bytes` bytes.
@@ -28,32 +51,44 @@ pub(super) fn piece_bytes(bytes: u64) -> usize {
 }
 
 impl<D: Transfer> Staging<D> {
-    /// Begins to read `pieces`, a cycle, into buffers of `bytes` bytes together, or a little more.
+    /// Begins to read `pieces`, a cycle, into buffers of `bytes` bytes together, or a little more; where there is no RAM for so many,
+    /// into one at least.
     ///
     /// # Errors
     /// The device's, and those of starting to read.
-    pub fn start(dev: &D, source: Box<dyn Source>, pieces: Vec<Piece>, bytes: u64) -> Result<Self, DeviceError> {
+    pub fn start(
+        dev: &D,
+        source: Box<dyn Source>,
+        pieces: Vec<Piece>,
+        bytes: u64,
+        options: Options,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Self, DeviceError> {
         let longest = pieces.iter().map(|piece| piece.len).max().unwrap_or(0);
         // Direct reads want whole blocks of memory, too.
         let (room, block) = (source.room(longest), source.block());
         // One to be read into while another is copied.
-        let count = (bytes as usize / longest.max(1)).clamp(2, BUFFERS);
-        let mut buffers = (0..count)
-            .map(|_| {
-                let buffer = dev.pinned("the buffers for reads", room + block - 1)?;
-                let start = buffer.as_ref().as_ptr().align_offset(block);
-                Ok((buffer, start))
-            })
-            .collect::<Result<Vec<_>, DeviceError>>()?;
-        let lent = buffers.iter_mut().map(|(buffer, start)| {
-            let bytes = &mut buffer.as_mut()[*start..*start + room];
-            let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
-            // SAFETY: page-locked memory does not move. `buffers` lives until `ahead` has been dropped, which waits for its reads. The
-            // bytes are read by copies only, between `take` and `give_back`.
-            unsafe { HostBuf::new(ptr, bytes.len(), None) }
+        let most = if options.once { LOADING.buffers.min(pieces.len()) } else { BUFFERS };
+        let count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
+        let mut buffers = Vec::new();
+        while buffers.len() < count {
+            match dev.pinned("the buffers for reads", room + block - 1) {
+                Ok(buffer) => {
+                    let start = buffer.as_ref().as_ptr().align_offset(block);
+                    buffers.push((buffer, start));
+                }
+                Err(e) if e.is_out_of_memory() && !buffers.is_empty() => break,
+                Err(e) => return Err(e),
+            }
+        }
+        let mut buffers = Lent::new(buffers);
+        let lent = (0..buffers.len()).map(|index| {
+            // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
+            unsafe { buffers.lend(index, |(buffer, start)| &mut buffer.as_mut()[*start..*start + room]) }
         });
-        let ahead = ReadAhead::start(source, pieces, lent.collect(), Options::default())?;
-        Ok(Staging { ahead, buffers, busy: VecDeque::new() })
+        let lent = lent.collect();
+        let ahead = ReadAhead::start(source, pieces, lent, options)?;
+        Ok(Staging { ahead, buffers, busy: VecDeque::new(), cancel })
     }
 
     /// Page-locked memory.
@@ -87,7 +122,8 @@ impl<D: Transfer> Staging<D> {
             self.give_back();
         }
         let filled = loop {
-            match if wait { self.ahead.take(piece).map(Some) } else { self.ahead.try_take(piece) } {
+            match if wait { self.ahead.take_unless(&self.cancel, piece).map(Some) } else { self.ahead.try_take(piece) }
+            {
                 Ok(Some(filled)) => break filled,
                 Ok(None) => return Ok(None),
                 Err(ReadError::AllTaken { .. }) if !self.busy.is_empty() => {
@@ -123,5 +159,68 @@ impl<D: Transfer> Staging<D> {
     /// The reads that have ended since this was last asked.
     pub fn reads(&self, f: &mut dyn FnMut(Span)) {
         self.ahead.spans(f);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use readahead::{
+        Dst, HostBuf, Memory, MemoryRange,
+        testing::{Fault, Faulty},
+    };
+
+    use super::*;
+    use crate::device::cpu::{CpuBuf, CpuDevice};
+
+    const PIECES: usize = 64;
+    const LEN: usize = 1000;
+    const THREADS: usize = 8;
+
+    /// Eight reads at once, of which each takes 10 ms and every eighth 40.
+    fn source(bytes: &Arc<Vec<u8>>) -> Box<dyn Source> {
+        let range = MemoryRange { name: "memory".into(), bytes: bytes.clone() };
+        let memory = Memory::new(vec![range], THREADS).unwrap();
+        let late = |nth| Fault::Late(Duration::from_millis(if nth % 8 == 3 { 40 } else { 10 }));
+        Box::new(Faulty::new(memory, move |nth, _| Some(late(nth))))
+    }
+
+    /// Reads that take longer hold up nobody but who needs them, so that all of it takes as long as the reads' sum divided by as many as
+    /// are made at once. If eight were waited for together, as long as the longest of each eight.
+    #[test]
+    fn loading_does_not_wait_for_stragglers() {
+        let bytes: Arc<Vec<u8>> = Arc::new((0..PIECES * LEN).map(|i| (i / LEN * 7 + i) as u8).collect());
+        let pieces: Vec<_> = Piece::cut(0, 0, (PIECES * LEN) as u64, LEN).collect();
+        let dev = CpuDevice::new();
+        let buf = dev.alloc("test", bytes.len()).unwrap();
+        let begin = Instant::now();
+        let options = Options { once: true, ..Options::default() };
+        let mut staging =
+            Staging::start(&dev, source(&bytes), pieces.clone(), LOADING.bytes(), options, Arc::default()).unwrap();
+        let mut end = None;
+        for piece in 0..PIECES {
+            end = staging.upload(&dev, piece, true, &buf, piece * LEN, None).unwrap();
+        }
+        dev.host_waits(&end.unwrap()).unwrap();
+        let pipeline = begin.elapsed();
+        let CpuBuf::Owned(memory) = &buf else { panic!("memory of its own") };
+        assert!(memory.read("test", 0..bytes.len()).unwrap()[..] == bytes[..]);
+
+        let mut source = source(&bytes);
+        let begin = Instant::now();
+        for (number, eight) in pieces.chunks(THREADS).enumerate() {
+            for (index, piece) in eight.iter().enumerate() {
+                let id = (number * THREADS + index) as u64;
+                source.submit(id, piece, Dst::Host(HostBuf::allocate(LEN, 1))).unwrap();
+            }
+            let mut done = Vec::new();
+            while done.len() < THREADS {
+                source.wait(Duration::from_secs(1), &mut done).unwrap();
+            }
+        }
+        let barriers = begin.elapsed();
+        println!("{pipeline:?}, with barriers {barriers:?}");
+        assert!(barriers > pipeline.mul_f64(1.25), "{pipeline:?}, with barriers {barriers:?}");
     }
 }

@@ -2,24 +2,26 @@
 
 use std::{
     collections::HashMap,
-    ops::Range,
-    ptr::NonNull,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use readahead::{HostBuf, Input, Piece, Source, SourceOptions, Target};
+use readahead::Piece;
 
 use super::{
     flow::{Flow, Origin},
-    place::{Progress, place, reading, view},
-    plan::{Access, Inputs, Plan, Tier},
+    load::{Rams, Resident, fill_device, in_file, in_files, inputs},
+    place::{Progress, place, view},
+    plan::{Access, Inputs, Plan, STAGING, Tier},
+    reads::{Reading, Reads},
     ring,
     staging::{Staging, piece_bytes},
 };
 use crate::{
-    device::{Device, DeviceError, Head, HostMemory, Layer, Weight, fill},
-    gguf::Part,
+    device::{Device, DeviceError, Head, HostMemory, Layer, Weight},
     model::{Compute, ComputeHead, Flowed, Layers, Model, Trace},
     pack::{Image, Placed, TensorId, TensorPart},
 };
@@ -60,6 +62,8 @@ pub struct Streamed<D: Device> {
     zero_copy_bytes: u64,
     pinned_bytes: u64,
     pageable: Option<String>,
+    missing: Option<String>,
+    cancel: Arc<AtomicBool>,
 }
 
 /// A group's matrices that flow: their bytes by segment, and where they come from.
@@ -73,25 +77,45 @@ impl<D: Device> Streamed<D> {
     /// Puts all weights in their places.
     ///
     /// # Errors
-    /// The device's, and those of reading the file.
-    pub fn load(dev: &D, model: &Model, streams: &Streams, progress: Progress<'_>) -> Result<Self, DeviceError> {
+    /// The device's, and those of reading the file; [`DeviceError::Cancelled`].
+    pub fn load(
+        dev: &D,
+        model: &Model,
+        streams: &Streams,
+        reading: &Reading<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Self, DeviceError> {
+        progress(0);
         let count = model.config.layers;
         let mut tensors: HashMap<TensorId, Weight<D>> = HashMap::new();
         let (mut groups, mut flowing) = (Vec::<Group>::new(), Vec::new());
         let (mut device_bytes, mut pinned_bytes) = (0, 0);
-        let (mut pieces, mut rams, mut mapped, mut pageable) = (Vec::new(), Rams::default(), Rams::default(), None);
+        let (mut residents, mut pieces, mut rams, mut mapped) =
+            (Vec::new(), Vec::new(), Rams::default(), Rams::default());
+        let (mut pageable, mut missing) = (None, None);
+        let staging_bytes = streams.staging_bytes.max(STAGING.0);
         for group in 0..=count {
+            reading.wanted()?;
             let ids = if group < count { model.layer_tensors(group) } else { model.head_tensors() };
             let name = if group < count { format!("layer {group}") } else { "the output head".into() };
             let image = |wanted: fn(Option<&Tier>) -> bool| {
                 let ids: Vec<_> = ids.iter().copied().filter(|id| wanted(streams.elsewhere.get(id))).collect();
                 Image::new(name.clone(), &model.gguf, &ids).expect("types were checked when the tensors were found")
             };
-            let in_group = |e: DeviceError| if group < count { e.in_layer(group) } else { e };
+            let in_group = |e: DeviceError| e.in_group(group, count);
 
-            let placed = place(dev, &model.gguf, &image(|tier| tier.is_none()), progress).map_err(in_group)?;
+            let stays = image(|tier| tier.is_none());
+            let placed = place(dev, &model.gguf, &stays).map_err(in_group)?;
             device_bytes += placed.bytes;
             tensors.extend(placed.tensors);
+            match placed.buf {
+                None => progress(stays.tensor_bytes() as u64),
+                Some(buf) => residents.extend(stays.tensors().iter().map(|placed| Resident {
+                    group,
+                    placed: placed.clone(),
+                    buf: buf.clone(),
+                })),
+            }
 
             let mut moved = Group { placed: Vec::new(), segments: Vec::new(), origins: Vec::new() };
             let mut staged = image(|tier| matches!(tier, Some(Tier::Disk { .. }))).tensors().to_vec();
@@ -100,29 +124,35 @@ impl<D: Device> Streamed<D> {
                 let memory =
                     dev.try_pinned(zero_copy.name(), zero_copy.bytes()).and_then(page_locked).map_err(in_group)?;
                 pinned_bytes += zero_copy.bytes() as u64;
-                mapped.add(memory, &zero_copy);
+                mapped.add(memory, group, &zero_copy);
             }
             let ram = image(|tier| matches!(tier, Some(Tier::Ram { access: Access::Copy, .. })));
             if !ram.tensors().is_empty() {
-                match dev.try_pinned(ram.name(), ram.bytes()).map_err(in_group)? {
-                    HostMemory::Pinned(pinned) => {
+                match dev.try_pinned(ram.name(), ram.bytes()) {
+                    Ok(HostMemory::Pinned(pinned)) => {
                         pinned_bytes += ram.bytes() as u64;
-                        let number = rams.add(pinned, &ram);
+                        let number = rams.add(pinned, group, &ram);
                         for placed in ram.tensors() {
                             moved.origins.push(Origin::Pinned(number, placed.range.start));
                             moved.segments.push(ring::cut(placed.range.len() as u64, SEGMENT_BYTES).collect());
                         }
                         moved.placed.extend_from_slice(ram.tensors());
                     }
-                    HostMemory::Pageable { why } => {
+                    Ok(HostMemory::Pageable { why }) => {
                         pageable.get_or_insert(why);
                         staged.extend_from_slice(ram.tensors());
                     }
+                    // Somebody took RAM since the plan was made. The file has all that was to be there.
+                    Err(e) if e.is_out_of_memory() && in_files(model) => {
+                        missing.get_or_insert(e.to_string());
+                        staged.extend_from_slice(ram.tensors());
+                    }
+                    Err(e) => return Err(in_group(e)),
                 }
             }
             for placed in staged {
                 let (file, range) = in_file(model, &placed);
-                let (start, longest) = (range.start as u64, piece_bytes(streams.staging_bytes));
+                let (start, longest) = (range.start as u64, piece_bytes(staging_bytes));
                 let cut: Vec<Piece> = Piece::cut(file, start, range.len() as u64, longest).collect();
                 moved.origins.push(Origin::Staged(pieces.len()));
                 moved.segments.push(cut.iter().map(|piece| piece.len as u64).collect());
@@ -136,9 +166,8 @@ impl<D: Device> Streamed<D> {
             }
         }
 
-        tensors.extend(mapped.zero_copied(dev, model, progress)?);
         let read_bytes = pieces.iter().map(|piece| piece.len as u64).sum();
-        let flow = if groups.is_empty() {
+        let flowing_memory = if groups.is_empty() {
             None
         } else {
             let units: Vec<Vec<_>> = groups.iter().map(|group| group.segments.clone()).collect();
@@ -154,13 +183,24 @@ impl<D: Device> Streamed<D> {
             }
             let staging = match pieces.is_empty() {
                 true => None,
-                false => Some(Staging::start(dev, open(model, pageable.is_none())?, pieces, streams.staging_bytes)?),
+                false => {
+                    let source = reading.reads.ahead(inputs(model)?, pageable.is_some())?;
+                    let options = reading.reads.options();
+                    Some(Staging::start(dev, source, pieces, staging_bytes, options, reading.cancel.clone())?)
+                }
             };
             pinned_bytes += staging.as_ref().map_or(0, Staging::bytes);
             let names = flowing.iter().enumerate().filter(|(_, flows)| flows.is_some()).map(|(group, _)| group);
             let groups = names.zip(groups).map(|(name, group)| (name, group.origins)).collect();
-            let rams = rams.filled(model, progress)?;
-            Some(Flow::new(dev, buf, layout, groups, rams, staging)?)
+            Some((buf, layout, groups, staging))
+        };
+        // Behind all that takes memory, so that a lack of it shows before anything is read.
+        fill_device(dev, model, residents, reading, progress)?;
+        tensors.extend(mapped.zero_copied(dev, model, reading, progress)?);
+        let rams = rams.filled(model, reading, progress)?;
+        let flow = match flowing_memory {
+            None => None,
+            Some((buf, layout, groups, staging)) => Some(Flow::new(dev, buf, layout, groups, rams, staging)?),
         };
         let bytes_in = |of: fn(Tier) -> bool| -> u64 {
             let elsewhere = streams.elsewhere.iter().filter(|(_, tier)| of(**tier));
@@ -185,12 +225,19 @@ impl<D: Device> Streamed<D> {
             zero_copy_bytes,
             pinned_bytes,
             pageable,
+            missing,
+            cancel: reading.cancel.clone(),
         })
     }
 
     /// Why RAM could not be page-locked, if any could not: what was to be there is read through the page cache.
     pub fn pageable(&self) -> Option<&str> {
         self.pageable.as_deref()
+    }
+
+    /// Why RAM could not be had, if some could not: what was to be there is read from disk.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
     }
 
     /// How what is on disk is read, if anything is.
@@ -220,6 +267,9 @@ impl<D: Device> Streamed<D> {
         id: usize,
         mut f: impl FnMut(&mut D, &Layer<Weight<D>>, &Head<Weight<D>>) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(DeviceError::Cancelled);
+        }
         let Streamed { layers, head, flowing, flow, .. } = self;
         let layer = &layers[id.min(layers.len() - 1)];
         if let (0, Some(flow)) = (id, &mut *flow) {
@@ -233,42 +283,19 @@ impl<D: Device> Streamed<D> {
     }
 }
 
-/// What reads the model's files: past the page cache, or what that has.
-fn open(model: &Model, direct: bool) -> Result<Box<dyn Source>, DeviceError> {
-    Ok(readahead::open(inputs(model)?, &SourceOptions { direct, ..SourceOptions::default() })?)
-}
-
 /// How much of the largest file is read to find out how fast it can be read, and for how long.
 const MEASURED: (u64, Duration) = (256 << 20, Duration::from_millis(60));
 
-/// Bytes a second that the model's largest file is read at, in the way that streaming reads it.
+/// Bytes a second that `reads` gets of the model's largest file.
 ///
 /// # Errors
 /// A model that is in no file, or that cannot be read.
-pub fn disk_rate(model: &Model) -> Result<f64, DeviceError> {
-    let mut source = open(model, true)?;
+pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
+    let mut source = reads.ahead(inputs(model)?, false)?;
     let lengths = model.gguf.parts().iter().map(|part| part.bytes().len() as u64).enumerate();
     let (file, len) = lengths.max_by_key(|(_, len)| *len).unwrap_or_default();
     let pieces: Vec<Piece> = Piece::cut(file, 0, len.min(MEASURED.0), piece_bytes(u64::MAX)).collect();
     Ok(readahead::sequential_rate(&mut *source, &pieces, MEASURED.1)?.bytes_per_second())
-}
-
-/// The model's files, to read from.
-fn inputs(model: &Model) -> Result<Vec<Input>, DeviceError> {
-    let input = |part: &Arc<Part>| {
-        let opened = part.path().zip(part.file());
-        let (path, file) =
-            opened.ok_or_else(|| DeviceError::Unsupported(format!("{} is in memory, not in a file", part.name())))?;
-        let file = file.try_clone().map_err(|e| DeviceError::Unsupported(format!("{}: {e}", part.name())))?;
-        Ok(Input { path: path.to_owned(), file })
-    };
-    model.gguf.parts().iter().map(input).collect()
-}
-
-/// The file, as an index into the model's, and the range in it that hold a matrix.
-fn in_file(model: &Model, placed: &Placed) -> (usize, Range<usize>) {
-    let (_, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
-    (model.gguf.tensors()[placed.id.0].part, range)
 }
 
 /// Memory that the device can read over the link.
@@ -278,82 +305,6 @@ fn page_locked<P>(memory: HostMemory<P>) -> Result<P, DeviceError> {
         HostMemory::Pageable { why } => Err(DeviceError::Unsupported(format!(
             "{why}, and zero-copy takes page-locked memory: --ram-access copy does without, where --vram-budget leaves room for it"
         ))),
-    }
-}
-
-/// Page-locked memory of groups, and what belongs there.
-struct Rams<P> {
-    memory: Vec<P>,
-    images: Vec<Image>,
-}
-
-impl<P> Default for Rams<P> {
-    fn default() -> Self {
-        Rams { memory: Vec::new(), images: Vec::new() }
-    }
-}
-
-impl<P: AsMut<[u8]>> Rams<P> {
-    /// Its number.
-    fn add(&mut self, memory: P, image: &Image) -> usize {
-        self.memory.push(memory);
-        self.images.push(image.clone());
-        self.memory.len() - 1
-    }
-
-    /// Their tensors, where the device reads them over the link.
-    fn zero_copied<D: Device<Pinned = P>>(
-        self,
-        dev: &D,
-        model: &Model,
-        progress: Progress<'_>,
-    ) -> Result<Vec<(TensorId, Weight<D>)>, DeviceError> {
-        let images = self.images.clone();
-        let mut tensors = Vec::new();
-        for (memory, image) in self.filled(model, progress)?.into_iter().zip(&images) {
-            let buf = dev.zero_copy(memory)?;
-            tensors.extend(image.tensors().iter().map(|t| (t.id, view(t, buf.clone(), t.range.start))));
-        }
-        Ok(tensors)
-    }
-
-    /// All of them, with what belongs there: read at full depth, past the page cache but for what that has.
-    fn filled(mut self, model: &Model, progress: Progress<'_>) -> Result<Vec<P>, DeviceError> {
-        if model.gguf.parts().iter().any(|part| part.file().is_none()) {
-            for (memory, image) in self.memory.iter_mut().zip(&self.images) {
-                for placed in image.tensors() {
-                    fill(&mut memory.as_mut()[placed.range.clone()], 0, &reading(&model.gguf, placed))?;
-                    progress(placed.range.len() as u64);
-                }
-            }
-            return Ok(self.memory);
-        }
-        let mut targets = Vec::new();
-        for (memory, image) in self.memory.iter_mut().zip(&self.images) {
-            let memory = memory.as_mut();
-            for placed in image.tensors() {
-                let (file, range) = in_file(model, placed);
-                let bytes = &mut memory[placed.range.clone()];
-                let ptr = NonNull::new(bytes.as_mut_ptr()).expect("memory has an address");
-                // SAFETY: the memory does not move and outlives `fill`, which waits for all its reads. The tensors of an image do not
-                // overlap, and nobody else has the memory yet.
-                let dst = unsafe { HostBuf::new(ptr, bytes.len(), None) };
-                targets.push(Target { file, offset: range.start as u64, dst });
-            }
-        }
-        if !targets.is_empty() {
-            let source = readahead::loader(
-                inputs(model)?,
-                std::thread::available_parallelism().map_or(8, |n| n.get().clamp(8, 32)),
-            )?;
-            let mut told = 0;
-            let never = AtomicBool::new(false);
-            readahead::fill(source, &targets, &readahead::Options::default(), &never, &mut |done| {
-                progress(done - told);
-                told = done;
-            })?;
-        }
-        Ok(self.memory)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Matrix-vector products with activations that are quantised on the way, and embedding rows, for each tensor type.
 
-use gpu::gemv::{self, GELU, Matrix, NONE, Product, SILU, Share, WeightKernels, WeightVisitor};
+use gpu::gemv::{self, APART, BESIDE, GELU, Matrix, NONE, Product, SILU, Share, WeightKernels, WeightVisitor};
 use ntransformer::device::cuda::driver::Driver;
 use quant::TensorType;
 use rand::Rng;
@@ -196,10 +196,11 @@ impl Case {
     }
 }
 
-/// A kernel: `gemv` of so many columns at a time, `glu` with an activation.
-#[derive(Clone, Copy)]
+/// A kernel: `gemv` of so many columns at a time, or of one beside another launch of it; `glu` with an activation.
+#[derive(Clone, Copy, PartialEq)]
 enum Entry {
     Gemv(u32),
+    Beside,
     Glu(u32),
 }
 
@@ -249,6 +250,7 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
 
         let (groups, columns) = match entry {
             Entry::Gemv(columns) => (gemv::row_groups(&matrices), columns),
+            Entry::Beside => (gemv::row_groups(&matrices), 1),
             Entry::Glu(_) => (matrices[0].rows, 1),
         };
         let tokens = case.tokens() as u32;
@@ -279,11 +281,27 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             overlap: groups % 2,
             align: launch.align,
         };
+        if entry == Entry::Beside {
+            // The same product before it, elsewhere.
+            let others: Vec<Output<D>> =
+                (0..outputs.len()).map(|m| lab.poisoned::<f32>(case.tokens() * case.rows(m))).collect();
+            let mut before = Product { overlap: APART, ..product };
+            before.matrices.iter_mut().zip(&others).for_each(|(matrix, other)| matrix.y = other.pointer());
+            lab.launch::<F::Gemv>(launch.grid, (before,));
+            lab.launch::<F::Gemv>(launch.grid, (Product { overlap: BESIDE, ..product },));
+            let read = |outputs: &[Output<D>]| outputs.iter().map(|output| lab.read(output)).collect::<Vec<Vec<f32>>>();
+            let (before, beside) = (read(&others), read(&outputs));
+            for (m, (before, beside)) in before.iter().zip(&beside).enumerate() {
+                assert_same(before, beside, |row| case.what(m, 0, row));
+            }
+            return beside;
+        }
         match entry {
             Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),
             Entry::Gemv(4) => lab.launch::<F::Gemv4>(launch.grid, (product,)),
             Entry::Gemv(_) => lab.launch::<F::Gemv8>(launch.grid, (product,)),
             Entry::Glu(_) => lab.launch::<F::Glu>(launch.grid, (product,)),
+            Entry::Beside => unreachable!("it was launched"),
         }
         let written = if let Entry::Glu(_) = entry { 1 } else { outputs.len() };
         outputs[..written].iter().map(|output| lab.read(output)).collect()
@@ -316,6 +334,15 @@ pub fn gemv_wide<D: Driver>(lab: &mut Lab<D>) {
             let case = Case::random(lab, *ty, cols, &[rows], 1 + i % 2, Options { norm: false, ..Options::nth(2 * i) });
             case.check(&case.gemv(lab, 1));
         }
+    }
+}
+
+/// A product that does not wait for the one before it gives what that gives, to the bit, and that is right.
+pub fn gemv_beside<D: Driver>(lab: &mut Lab<D>) {
+    for (i, (ty, cols)) in types_and_cols().filter(|(_, cols)| [33, 256, 1280, 4352].contains(cols)).enumerate() {
+        let options = Options { accumulate: false, ..Options::nth(i) };
+        let case = Case::random(lab, ty, cols, &[67, 300], 1, options);
+        case.check(&gemv::visit(ty, Run { lab, case: &case, entry: Entry::Beside }));
     }
 }
 

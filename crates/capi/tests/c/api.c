@@ -90,6 +90,16 @@ static void options_are_checked(void) {
     FAILS(nt_options_set_context(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_streaming(NULL, true), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_vram_budget(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_ram_budget(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_n_buffers(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_link_limit(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_link_limit(options, -1), NT_STATUS_ARGUMENT, "a link limit is -1");
+    FAILS(nt_options_set_link_limit(options, NAN), NT_STATUS_ARGUMENT, "a link limit is NaN");
+    FAILS(nt_options_set_disk_reads(NULL, "auto"), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_disk_reads(options, "mmap"), NT_STATUS_ARGUMENT, "expected auto, io_uring, pread or page-cache");
+    FAILS(nt_options_set_disk_reads(options, NULL), NT_STATUS_ARGUMENT, "disk reads is null");
+    FAILS(nt_options_set_ram_access(NULL, "auto"), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_ram_access(options, "dma"), NT_STATUS_ARGUMENT, "expected auto, copy or zero-copy");
     FAILS(nt_generation_set_temperature(generation, -1), NT_STATUS_ARGUMENT, "temperature is -1");
     FAILS(nt_generation_set_top_p(generation, 0), NT_STATUS_ARGUMENT, "top-p is 0");
     FAILS(nt_generation_set_top_p(NULL, 1), NT_STATUS_ARGUMENT, "generation is null");
@@ -272,6 +282,33 @@ static void *elsewhere(void *user) {
     return NULL;
 }
 
+/* Weights that are streamed give the same text; what they may not take is not taken. */
+static void a_model_is_streamed(const char *expected) {
+    struct text text = {.caller = pthread_self()};
+    nt_generation *generation = greedy(TOKENS);
+    nt_options *options = nt_options_new();
+    nt_engine *engine = NULL;
+    CHECK(nt_options_set_device(options, "cpu") == NT_STATUS_OK && nt_options_set_context(options, 64) == NT_STATUS_OK);
+    CHECK(nt_options_set_streaming(options, true) == NT_STATUS_OK);
+    CHECK(nt_options_set_vram_budget(options, 7 << 20) == NT_STATUS_OK);
+    CHECK(nt_options_set_n_buffers(options, 1) == NT_STATUS_OK);
+    CHECK(nt_options_set_disk_reads(options, "page-cache") == NT_STATUS_OK);
+    CHECK(nt_options_set_ram_access(options, "copy") == NT_STATUS_OK);
+    /* The demo model is in no file: without RAM it cannot be streamed. */
+    CHECK(nt_options_set_ram_budget(options, 0) == NT_STATUS_OK);
+    FAILS(nt_engine_load(NULL, options, &engine), NT_STATUS_DEVICE, "RAM, for the streamed layers");
+    CHECK(nt_options_set_ram_budget(options, UINT64_MAX) == NT_STATUS_OK);
+    /* Some MB for each token over a link of 100 MB/s: more than a millisecond. */
+    CHECK(nt_options_set_link_limit(options, 100e6) == NT_STATUS_OK);
+    CHECK(nt_engine_load(NULL, options, &engine) == NT_STATUS_OK);
+    nt_result result = {.struct_size = sizeof result};
+    CHECK(nt_generate(engine, PROMPT, NT_ZERO_TERMINATED, generation, collect, &text, &result) == NT_STATUS_OK);
+    CHECK(strcmp(text.bytes, expected) == 0 && result.decode_seconds > 0.01 * (TOKENS - 1));
+    nt_engine_free(engine);
+    nt_options_free(options);
+    nt_generation_free(generation);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     CHECK(strlen(nt_version()) > 0 && strlen(nt_last_error()) == 0);
@@ -285,6 +322,7 @@ int main(int argc, char **argv) {
     CHECK(strncmp(nt_engine_device(engine), "cpu", 3) == 0 && nt_engine_context(engine) == 600);
 
     a_text_is_continued(engine, argv[1]);
+    a_model_is_streamed(argv[1]);
     text_becomes_tokens_and_text(engine);
     settings_take_effect(engine, argv[1]);
     a_text_can_be_ended(engine);

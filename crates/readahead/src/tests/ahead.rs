@@ -1,11 +1,14 @@
 //! [`ReadAhead`] with real threads, over real files, with faults.
 
-use super::{content, input, random_file};
+use super::{by, content, input, random_file};
 use crate::{
     HostBuf, Options, Piece, ReadAhead, ReadError, Source, SourceOptions, open,
     testing::{Fault, Faulty, Gate},
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 use tempfile::NamedTempFile;
 
 const FILE: usize = 300_001;
@@ -25,7 +28,7 @@ fn setup(seed: u64) -> Setup {
 
 impl Setup {
     fn source(&self, io_uring: bool) -> Box<dyn Source> {
-        open(vec![input(&self.file)], &SourceOptions { depth: 4, io_uring, ..Default::default() }).unwrap()
+        open(vec![input(&self.file)], &SourceOptions { depth: 4, by: by(io_uring), ..Default::default() }).unwrap()
     }
 
     /// A reader, and shares of its buffers.
@@ -50,7 +53,7 @@ impl Setup {
 }
 
 fn quick() -> Options {
-    Options { retries: 3, stall: Duration::from_millis(150) }
+    Options { retries: 3, stall: Duration::from_millis(150), ..Options::default() }
 }
 
 #[test]
@@ -69,6 +72,43 @@ fn cycles_bring_the_file_in_order() {
         assert!(count >= 3 * it.pieces.len() + 3 && bytes >= 3 * (FILE - 77), "{count} spans of {bytes} bytes");
         ahead.spans(&mut |_| panic!("spans are handed out once"));
     }
+}
+
+#[test]
+fn once_is_not_twice() {
+    let it = setup(12);
+    for buffers in [1, 3, 40] {
+        let once = Options { once: true, ..Options::default() };
+        let (ahead, shares) = it.start(it.source(true), buffers, once);
+        it.take(&ahead, &shares, 0, it.pieces.len()).unwrap();
+        assert!(matches!(ahead.take(0), Err(ReadError::Ended)), "a second cycle with {buffers} buffers");
+        let mut count = 0;
+        ahead.spans(&mut |_| count += 1);
+        assert_eq!(count, it.pieces.len());
+    }
+}
+
+#[test]
+fn who_waits_for_a_piece_can_be_told_to_give_up() {
+    let it = setup(13);
+    let gate = Gate::default();
+    let theirs = gate.clone();
+    let faulty = Faulty::new(it.source(true), move |nth, _| (nth == 1).then(|| Fault::Stall(theirs.clone())));
+    let (ahead, shares) = it.start(Box::new(faulty), 2, Options::default());
+    let cancel = AtomicBool::new(false);
+    ahead.give_back(ahead.take_unless(&cancel, 0).unwrap().buffer);
+    let begin = Instant::now();
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            std::thread::sleep(Duration::from_millis(30));
+            cancel.store(true, Ordering::Relaxed);
+        });
+        assert!(matches!(ahead.take_unless(&cancel, 1), Err(ReadError::Cancelled)));
+    });
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    // Nothing is lost: it may be waited for once more.
+    gate.open();
+    it.take(&ahead, &shares, 1, it.pieces.len()).unwrap();
 }
 
 #[test]

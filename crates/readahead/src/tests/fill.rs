@@ -33,7 +33,7 @@ fn targets(memory: &HostBuf, seed: u64) -> (Vec<Target>, Vec<(usize, usize, usiz
 
 fn run(source: Box<dyn Source>, targets: &[Target], cancel: &AtomicBool, retries: u32) -> Result<u64, ReadError> {
     let mut last = 0;
-    let options = Options { retries, stall: Duration::from_millis(150) };
+    let options = Options { retries, stall: Duration::from_millis(150), ..Options::default() };
     fill(source, targets, &options, cancel, &mut |bytes| {
         assert!(bytes >= last);
         last = bytes;
@@ -44,9 +44,12 @@ fn run(source: Box<dyn Source>, targets: &[Target], cancel: &AtomicBool, retries
 #[test]
 fn ranges_are_filled_whatever_is_cached() {
     let (file, bytes) = random_file(FILE, 30);
-    let source = || loader(vec![input(&file)], 4).unwrap();
-    let faulty =
-        || Faulty::new(source(), |nth, _| [None, Some(Fault::Fail), Some(Fault::Short(5))][nth as usize % 3].clone());
+    let source = || loader(vec![input(&file)], 4, true).unwrap();
+    let faulty = || {
+        Faulty::new(source(), |nth, _| {
+            [None, Some(Fault::Fail), Some(Fault::Short(5)), Some(Fault::Refuse)][nth as usize % 4].clone()
+        })
+    };
     for seed in 0..4 {
         // The pages are clean, so that they can be dropped: then reads are direct. Else they come from the cache.
         if seed % 2 == 0 {
@@ -67,7 +70,7 @@ fn ranges_are_filled_whatever_is_cached() {
 #[test]
 fn filling_can_be_cancelled_and_fails_clearly() {
     let (file, _) = random_file(FILE, 31);
-    let source = || loader(vec![input(&file)], 2).unwrap();
+    let source = || loader(vec![input(&file)], 2, true).unwrap();
     let target = |len| [Target { file: 0, offset: 1, dst: HostBuf::allocate(len, 4096) }];
     assert!(matches!(run(source(), &target(100), &AtomicBool::new(true), 3), Err(ReadError::Cancelled)));
 

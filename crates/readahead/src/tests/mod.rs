@@ -6,7 +6,7 @@ mod model;
 mod protocol;
 mod sources;
 
-use crate::{HostBuf, Input};
+use crate::{HostBuf, Input, ReadBy};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::{fs::File, io::Write};
 use tempfile::NamedTempFile;
@@ -23,6 +23,10 @@ fn random_file(len: usize, seed: u64) -> (NamedTempFile, Vec<u8>) {
 
 fn input(file: &NamedTempFile) -> Input {
     Input { path: file.path().to_owned(), file: File::open(file.path()).unwrap() }
+}
+
+fn by(io_uring: bool) -> ReadBy {
+    if io_uring { ReadBy::Any } else { ReadBy::Threads }
 }
 
 /// What is in a buffer that nothing is reading into.

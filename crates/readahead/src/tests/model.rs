@@ -68,7 +68,7 @@ const LEN: usize = 4;
 const PIECES: usize = 3;
 /// Milliseconds.
 const STALL: u64 = 1000;
-const OPTIONS: Options = Options { retries: 1, stall: Duration::from_millis(STALL) };
+const OPTIONS: Options = Options { retries: 1, stall: Duration::from_millis(STALL), once: false };
 
 fn pieces() -> Vec<Piece> {
     (0..PIECES).map(|index| Piece { file: 0, offset: (index * LEN) as u64, len: LEN }).collect()

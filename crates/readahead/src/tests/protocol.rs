@@ -13,7 +13,13 @@ const STALL: Duration = Duration::from_secs(30);
 
 fn protocol(pieces: usize, buffers: usize) -> Protocol {
     let pieces = (0..pieces).map(|index| Piece { file: 0, offset: 100 * index as u64, len: 100 }).collect();
-    Protocol::new(pieces, [(0, "model.gguf".to_owned())].into(), buffers, 16, Options { retries: 3, stall: STALL })
+    Protocol::new(
+        pieces,
+        [(0, "model.gguf".to_owned())].into(),
+        buffers,
+        16,
+        Options { retries: 3, stall: STALL, once: false },
+    )
 }
 
 fn reads(protocol: &mut Protocol, now: Instant) -> Vec<Read> {

@@ -1,6 +1,6 @@
 //! Sources against plain reads.
 
-use super::{content, input, random_file};
+use super::{by, content, input, random_file};
 use crate::{
     Completion, Dst, HostBuf, Input, Landed, Memory, MemoryRange, OpenError, Piece, Source, SourceError, SourceOptions,
     files::Progress, loader, open, sequential_rate,
@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 /// Every kind of source, over these files.
 fn sources(files: &[(tempfile::NamedTempFile, Vec<u8>)]) -> Vec<Box<dyn Source>> {
     let inputs = || files.iter().map(|(file, _)| input(file)).collect::<Vec<_>>();
-    let with = |io_uring, direct| open(inputs(), &SourceOptions { depth: 5, io_uring, direct }).unwrap();
+    let with = |io_uring, direct| open(inputs(), &SourceOptions { depth: 5, by: by(io_uring), direct }).unwrap();
     let ranges = files
         .iter()
         .map(|(_, bytes)| MemoryRange { name: "memory".to_owned(), bytes: Arc::new(bytes.clone()) })
@@ -21,7 +21,7 @@ fn sources(files: &[(tempfile::NamedTempFile, Vec<u8>)]) -> Vec<Box<dyn Source>>
         with(true, false),
         with(false, true),
         with(false, false),
-        loader(inputs(), 3).unwrap(),
+        loader(inputs(), 3, true).unwrap(),
         Box::new(Memory::new(ranges, 3).unwrap()),
     ]
 }
@@ -82,7 +82,7 @@ fn the_description_says_which_way() {
     let files = [random_file(10_000, 1)];
     let described: Vec<_> = sources(&files).iter().map(|source| source.describe()).collect();
     println!("{described:#?}");
-    assert!(described[2].starts_with("pread, ") && described[2].ends_with("5 threads (io_uring was not asked for)"));
+    assert!(described[2].starts_with("pread, ") && described[2].ends_with("5 threads (as asked for)"));
     assert!(described[3].contains("through the page cache (as asked for)"));
     assert!(described[4].starts_with("page cache first, then pread, "));
     assert_eq!(described[5], "copies from memory, 3 threads");

@@ -110,8 +110,8 @@ impl CustDriver {
         parameters: &mut [*mut c_void],
     ) -> std::result::Result<(), (&'static str, Code)> {
         let (queue, none) = (self.gpu.compute.as_inner(), ptr::null_mut());
-        let programmatic = (kernel.programmatic && !self.profile.on())
-            .then_some(LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION);
+        let programmatic =
+            (kernel.programmatic && !self.profile.on()).then_some(LaunchAttribute::PROGRAMMATIC_STREAM_SERIALIZATION);
         let cluster = (grid.cluster != [1; 3]).then_some(LaunchAttribute::cluster_dimension(grid.cluster));
         let mut attributes: Vec<_> = [programmatic, cluster].into_iter().flatten().collect();
         if !attributes.is_empty() {

@@ -90,6 +90,10 @@ pub trait Driver: Sized + 'static {
     }
     /// Free and total device memory.
     fn memory(&self) -> Result<MemoryInfo>;
+    /// As [`crate::device::Transfer::headroom`].
+    fn headroom(&self) -> u64 {
+        256 << 20
+    }
     /// `bytes` bytes of device memory, 256-byte aligned, content undefined. `what` names them in an out-of-memory error.
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Mem>;
     /// The allocation's device address.

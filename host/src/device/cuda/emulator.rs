@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
     ops::Range,
+    rc::Rc,
     time::Instant,
 };
 
@@ -13,7 +14,7 @@ use cuda_std::kernel::Kernel;
 
 use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
 use crate::device::{
-    DeviceError, MemoryInfo, ReadAt, fill,
+    DeviceError, HostMemory, MemoryInfo, ReadAt, fill,
     link::{Throttle, sleep_until},
 };
 
@@ -30,6 +31,39 @@ const SMALL: Properties = Properties {
     cluster: 8,
 };
 
+/// The memory of an emulated GPU's machine, for tests of what happens when others take some. Clones are the same machine.
+#[derive(Clone, Debug)]
+pub struct Machine(Rc<Limits>);
+
+#[derive(Debug)]
+struct Limits {
+    vram: Cell<u64>,
+    ram: Cell<u64>,
+    locks: Cell<bool>,
+}
+
+impl Machine {
+    /// A GPU of `vram` bytes, and no limit to RAM but the real one.
+    pub fn new(vram: u64) -> Self {
+        Machine(Rc::new(Limits { vram: Cell::new(vram), ram: Cell::new(u64::MAX), locks: Cell::new(true) }))
+    }
+
+    /// Others have taken all device memory but for `bytes`, which this process has or can have.
+    pub fn leave_vram(&self, bytes: u64) {
+        self.0.vram.set(bytes);
+    }
+
+    /// Others have taken RAM: `bytes` more can be had to be page-locked.
+    pub fn leave_ram(&self, bytes: u64) {
+        self.0.ram.set(bytes);
+    }
+
+    /// No RAM is page-locked any more where one can do without.
+    pub fn forbid_locking(&self) {
+        self.0.locks.set(false);
+    }
+}
+
 /// An emulated GPU.
 pub struct EmulatorDriver {
     emulator: Emulator,
@@ -38,6 +72,8 @@ pub struct EmulatorDriver {
     profile: Profile<Instant>,
     link: RefCell<Throttle>,
     link_limit: Cell<Option<f64>>,
+    /// None: as much memory as there is.
+    machine: Option<Machine>,
 }
 
 impl EmulatorDriver {
@@ -56,7 +92,13 @@ impl EmulatorDriver {
             profile: Profile::default(),
             link: RefCell::default(),
             link_limit: Cell::new(None),
+            machine: None,
         }
+    }
+
+    /// The same in `machine`.
+    pub fn in_machine(self, machine: Machine) -> Self {
+        EmulatorDriver { machine: Some(machine), ..self }
     }
 }
 
@@ -83,8 +125,17 @@ impl Driver for EmulatorDriver {
     }
 
     fn memory(&self) -> Result<MemoryInfo> {
+        if let Some(Machine(limits)) = &self.machine {
+            let total = limits.vram.get();
+            return Ok(MemoryInfo { free: total.saturating_sub(self.emulator.allocated()), total });
+        }
         crate::platform::memory()
             .map_err(|e| DeviceError::Driver { call: "reading /proc/meminfo", message: e.to_string() })
+    }
+
+    /// Nothing is loaded, and nothing is rounded: it is for what is not worth planning, such as the homes of weights.
+    fn headroom(&self) -> u64 {
+        64 << 10
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<Allocation> {
@@ -113,6 +164,17 @@ impl Driver for EmulatorDriver {
 
     fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
         self.capturing.refuse("an allocation")?;
+        if let Some(Machine(limits)) = &self.machine {
+            let free = limits.ram.get();
+            let left = free.checked_sub(bytes as u64).ok_or_else(|| DeviceError::OutOfMemory {
+                device: "page-locked host memory".into(),
+                what: what.to_owned(),
+                need: bytes as u64,
+                free,
+                advice: "close other programs or use a smaller model",
+            })?;
+            limits.ram.set(left);
+        }
         crate::platform::zeroed(what, bytes)
     }
 
@@ -121,6 +183,16 @@ impl Driver for EmulatorDriver {
         let mem = self.alloc("memory that is read over the link", src.len())?;
         self.write(&mem, 0, &src)?;
         Ok(mem)
+    }
+
+    fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Vec<u8>>> {
+        match &self.machine {
+            Some(Machine(limits)) if !limits.locks.get() => {
+                let why = format!("{} refuses to page-lock {bytes} bytes for {what}", self.name());
+                Ok(HostMemory::Pageable { why })
+            }
+            _ => self.pinned(what, bytes).map(HostMemory::Pinned),
+        }
     }
 
     fn write(&self, dst: &Allocation, offset: usize, bytes: &[u8]) -> Result<()> {

@@ -5,7 +5,11 @@
 
 use gpu::attention::{self, Decode, DecodeShape, DecodeVisitor};
 
-use super::{CudaAct, CudaBuf, CudaDevice, CudaKv, driver::{Driver, Properties}, primitives::positions_seen};
+use super::{
+    CudaAct, CudaBuf, CudaDevice, CudaKv,
+    driver::{Driver, Properties},
+    primitives::positions_seen,
+};
 use crate::device::{Attn, Batch, Device, Dims, Epilogue, Ffn, Head, Pairing, Result, Tensor, stages::with_scratch};
 
 /// What attention over the cache needs beside its operands.
@@ -100,9 +104,7 @@ impl<D: Driver> CudaDevice<D> {
                 eps: dims.eps,
                 overlap: dev.overlap().into(),
             };
-            let launch = || {
-                attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape, args })
-            };
+            let launch = || attention::visit_decode(args.head_dim, Launch { driver: &*dev.driver, shape, args });
             dev.labelled(|| ("KV cache".into(), dims.kv_read(&batch.positions, w.window)), launch)
         })
     }

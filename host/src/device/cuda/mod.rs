@@ -156,6 +156,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.memory()
     }
 
+    fn headroom(&self) -> u64 {
+        self.driver.headroom()
+    }
+
     fn index(&self) -> usize {
         self.driver.index()
     }

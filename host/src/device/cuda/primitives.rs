@@ -93,10 +93,15 @@ impl<D: Driver> Device for CudaDevice<D> {
     type Kv = CudaKv<D>;
 
     fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()> {
-        self.recordings = Recordings::new();
+        self.release();
         self.pass = Some(Pass::new(&*self.driver, dims, max_tokens)?);
         self.scratch = Some(new_scratch(self, dims, max_tokens)?);
         Ok(())
+    }
+
+    fn release(&mut self) {
+        self.recordings = Recordings::new();
+        (self.pass, self.scratch) = (None, None);
     }
 
     fn load_kernels(&self, types: &[TensorType]) -> Result<()> {

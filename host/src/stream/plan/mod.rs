@@ -9,6 +9,8 @@ mod spread;
 pub use prediction::{Bound, Load, Prediction, Rates, Unknown};
 pub use spread::most;
 
+use std::str::FromStr;
+
 use super::ring::{self, Buffers};
 use crate::pack::{TENSOR_ALIGN, TensorId};
 
@@ -17,7 +19,7 @@ const PAGE: u64 = 4096;
 
 /// The most and the least page-locked memory through which matrices on disk go to the device: reads of 1 to 4 MiB, eight of them
 /// in flight and as many on their way to the device.
-const STAGING: (u64, u64) = (16 << 20, 64 << 20);
+pub(super) const STAGING: (u64, u64) = (16 << 20, 64 << 20);
 
 /// A matrix: what residency is decided for. Vectors always are on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,19 @@ pub enum RamAccess {
     Auto,
     /// This one.
     Only(Access),
+}
+
+impl FromStr for RamAccess {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(RamAccess::Auto),
+            "copy" => Ok(RamAccess::Only(Access::Copy)),
+            "zero-copy" => Ok(RamAccess::Only(Access::ZeroCopy)),
+            _ => Err("expected auto, copy or zero-copy".into()),
+        }
+    }
 }
 
 /// Where a matrix is between passes.

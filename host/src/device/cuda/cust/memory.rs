@@ -80,8 +80,9 @@ pub(super) fn check_range(what: &'static str, start: usize, end: Option<usize>, 
     }
 }
 
-/// Size of a staging buffer: copies of 16 MiB run at the link's full speed.
-pub(super) const STAGE: usize = 16 << 20;
+/// Size of a staging buffer. What goes this way is small, or a model that is in memory: matrices of files have buffers of their own
+/// (`stream/load.rs`).
+pub(super) const STAGE: usize = 4 << 20;
 /// How many there are. With two, one of them is empty whenever filling takes longer than the link for once (43 of 55 GB/s).
 pub(super) const STAGES: usize = 4;
 
