@@ -1,0 +1,38 @@
+//! A userspace NVMe driver. It knows nothing of what is on the drives.
+//!
+//! - A [`Door`] is a way to a device: its [`Registers`], and memory that it can reach. [`vfio`] goes through an IOMMU; [`unbound`] takes a
+//!   device that no driver is bound to, by its files in sysfs.
+//! - [`DmaBuf`] is memory that knows its addresses on the bus; [`BusMemory`] is the part of it that a device needs, which may be something else
+//!   than RAM. `prp` describes it in commands.
+//! - A [`Controller`] is reset, enabled, asked who it is, and given queues. A [`Drive`] reads and writes one of its namespaces, and sees to what
+//!   fails.
+//! - [`sysfs`] is what the kernel knows of drives, [`bind`] changes their driver, and [`usage`] tells what they are used for.
+//! - [`model`] is a controller in plain Rust, for tests.
+//!
+//! The specifications that are cited: NVM Express Base 2.0, NVM Command Set 1.0, NVMe over PCIe Transport 1.0. All numbers are
+//! little-endian. Sizes are in bytes, unless they are said to be in blocks.
+
+mod command;
+mod controller;
+mod dma;
+mod door;
+mod drive;
+mod error;
+mod identify;
+#[cfg(feature = "testing")]
+pub mod model;
+mod prp;
+mod queue;
+mod registers;
+mod status;
+
+pub use command::{COMPLETION_BYTES, Cns, Command, Completion, SUBMISSION_BYTES, admin, io};
+pub use controller::{Controller, Options};
+pub use dma::{BusAddr, BusMemory, DmaBuf};
+pub use door::Door;
+pub use drive::{Done, Drive, Operation, Transfer};
+pub use error::Error;
+pub use identify::{ControllerIdentity, Namespace};
+pub use prp::{PrpError, PrpList};
+pub use registers::{Cap, Cc, Csts, Registers, Version};
+pub use status::Status;

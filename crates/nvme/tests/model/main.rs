@@ -1,0 +1,6 @@
+//! The driver against a controller in plain Rust.
+
+mod drive;
+mod faults;
+mod prp;
+mod setup;
