@@ -36,8 +36,6 @@ pub(crate) struct Outstanding {
     pub attempts: u32,
     /// An abort was asked for.
     pub aborting: bool,
-    /// Orders commands by their submission.
-    sequence: u64,
     /// The memory must not go while the controller may write it.
     _memory: Option<Arc<BusMemory>>,
 }
@@ -79,7 +77,6 @@ pub(crate) struct QueuePair {
     free: Vec<u16>,
     /// Ends that were found when the queue was restarted.
     ends: VecDeque<(u16, End)>,
-    sequence: u64,
     /// Completions of no outstanding command.
     strays: u64,
 }
@@ -129,7 +126,6 @@ impl QueuePair {
             slots,
             free,
             ends: VecDeque::new(),
-            sequence: 0,
             strays: 0,
         };
         queue.rewind();
@@ -178,10 +174,8 @@ impl QueuePair {
             deadline,
             attempts: 1,
             aborting: false,
-            sequence: self.sequence,
             _memory: data.map(|data| data.memory),
         });
-        self.sequence += 1;
         self.issue(slot, deadline);
         Ok(())
     }
@@ -272,8 +266,8 @@ impl QueuePair {
     fn slot_of(&self, entry: &Completion) -> Option<u16> {
         let slot = (u32::from(entry.cid()) & ((1 << self.slot_bits()) - 1)) as u16;
         let outstanding = self.slots.get(usize::from(slot))?.outstanding.as_ref()?;
-        let is_new = !self.ends.iter().any(|&(ended, _)| ended == slot);
-        (entry.queue() == self.id && outstanding.command.cid() == entry.cid() && is_new).then_some(slot)
+        let is_its = entry.queue() == self.id && outstanding.command.cid() == entry.cid();
+        (is_its && !self.has_ended(slot)).then_some(slot)
     }
 
     /// The command in an occupied slot.
@@ -310,22 +304,24 @@ impl QueuePair {
         self.rewind();
     }
 
-    /// Issues all outstanding commands again, in the order of their submission. That is another attempt of those that did not
-    /// complete in time, and of all if `all`; who had `attempts` ends.
+    /// Issues all outstanding commands again. That is another attempt of those that did not complete in time, and of all if `all`; who
+    /// had `attempts` ends.
     pub fn reissue(&mut self, all: bool, attempts: u32, deadline: Instant) {
-        let mut slots: Vec<_> = (0..self.slots.len() as u16)
-            .filter(|&slot| !self.ends.iter().any(|&(ended, _)| ended == slot))
-            .filter_map(|slot| Some((self.slots[usize::from(slot)].outstanding.as_ref()?, slot)))
-            .map(|(outstanding, slot)| (outstanding.sequence, outstanding.attempts, outstanding.aborting, slot))
-            .collect();
-        slots.sort_unstable();
-        for (_, tried, late, slot) in slots {
+        for slot in 0..self.slots.len() as u16 {
+            let Some(outstanding) = &self.slots[usize::from(slot)].outstanding else { continue };
+            let (late, tried) = (outstanding.aborting, outstanding.attempts);
             match (all || late, tried < attempts) {
+                _ if self.has_ended(slot) => {}
                 (false, _) => self.issue(slot, deadline),
                 (true, true) => self.retry(slot, deadline),
                 (true, false) => self.ends.push_back((slot, End::GaveUp)),
             }
         }
+    }
+
+    /// Whether the end of the command in `slot` waits to be taken.
+    fn has_ended(&self, slot: u16) -> bool {
+        self.ends.iter().any(|&(ended, _)| ended == slot)
     }
 
     /// Forgets all commands and empties both rings. The controller must be disabled.

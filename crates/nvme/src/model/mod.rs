@@ -78,8 +78,8 @@ pub enum Fault {
     Late(u32),
     /// It is not executed and never completes.
     Missing,
-    /// It completes twice.
-    Duplicate,
+    /// It completes, and once more so many steps later.
+    Duplicate(u32),
     /// The controller fails before it is executed (CSTS.CFS).
     Fatal,
 }
@@ -300,15 +300,13 @@ impl Model {
                 continue;
             }
             let (result, status) = fetched.result.unwrap_or_else(|| self.execute(&fetched));
-            let copies = if fetched.fault == Some(Fault::Duplicate) { 2 } else { 1 };
-            for _ in 0..copies {
-                if !self.post(fetched.queue, fetched.command.cid(), result, status) {
-                    // The completion queue is full.
-                    fetched.result = Some((result, status));
-                    fetched.fault = None;
-                    self.fetched.push(fetched);
-                    break;
-                }
+            if let Some(Fault::Duplicate(due)) = fetched.fault {
+                let (queue, command) = (fetched.queue, fetched.command);
+                self.fetched.push(Fetched { queue, command, fault: None, due, result: Some((result, status)) });
+            }
+            if !self.post(fetched.queue, fetched.command.cid(), result, status) {
+                // The completion queue is full.
+                self.fetched.push(Fetched { fault: None, result: Some((result, status)), ..fetched });
             }
         }
         any

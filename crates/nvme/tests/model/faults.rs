@@ -104,9 +104,12 @@ fn late_completions() {
 
 #[test]
 fn duplicates_are_noticed_and_do_no_harm() {
-    let (results, [retries, resets, strays]) =
-        reads(Traits::default(), &[(0, Fault::Duplicate), (9, Fault::Duplicate)]);
-    assert_eq!((failed(&results), retries, resets, strays), (vec![], 0, 0, 2));
+    // At once, when another command has the first one's slot, and at the end.
+    for steps in [0, 1, 2, 5] {
+        let faults = [(0, Fault::Duplicate(steps)), (9, Fault::Duplicate(steps)), (20, Fault::Duplicate(steps))];
+        let (results, counts) = reads(Traits::default(), &faults);
+        assert_eq!((failed(&results), counts), (vec![], [0, 0, 3]), "{steps} steps");
+    }
 }
 
 #[test]
@@ -130,7 +133,7 @@ fn any_faults_in_any_order() {
                     1 => Fault::Status(MEDIA_ERROR),
                     2 => Fault::Late(rng.random_range(1..3000)),
                     3 => Fault::Missing,
-                    4 => Fault::Duplicate,
+                    4 => Fault::Duplicate(rng.random_range(0..10)),
                     _ => Fault::Fatal,
                 };
                 faults.push((nth, fault));
