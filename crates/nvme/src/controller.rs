@@ -5,7 +5,7 @@ use crate::{
     Cap, Cc, Cns, Command, ControllerIdentity, Csts, DmaBuf, Door, Error, Namespace, PrpList, Registers, Version,
     identify::IDENTIFY_BYTES,
     queue::{End, QueuePair},
-    registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, VS},
+    registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, DOORBELLS, VS},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -69,6 +69,7 @@ impl Controller {
     /// # Errors
     /// If nobody answers, the controller does not do what it should in time, or is none that this driver knows.
     pub fn open(door: Arc<dyn Door>, options: Options) -> Result<Controller, Error> {
+        door.check()?;
         door.set_bus_master(true)?;
         let (name, cap) = (door.name().to_owned(), Cap(door.read64(CAP)));
         if cap.0 == u64::MAX {
@@ -77,6 +78,9 @@ impl Controller {
         let refuse = |reason: String| Error::Refused { device: name.clone(), reason };
         if !cap.nvm_command_set() {
             return Err(refuse("the controller does not know the NVM command set (CAP.CSS)".into()));
+        }
+        if door.bytes() < DOORBELLS + 2 * cap.doorbell_stride() {
+            return Err(refuse(format!("{} bytes of registers are too few", door.bytes())));
         }
         if cap.min_page() > cap.max_page() || cap.min_page() > 64 << 10 {
             return Err(refuse(format!("memory pages of {} bytes are too large", cap.min_page())));
@@ -237,6 +241,7 @@ impl Controller {
 
     /// CC.EN to 0, and CSTS.RDY follows: the controller forgets all queues and no longer writes memory.
     fn disable(&mut self) -> Result<(), Error> {
+        self.door.check()?;
         let csts = Csts(self.door.read32(CSTS));
         if csts.is_gone() {
             return Err(Error::Gone { device: self.door.name().to_owned() });
@@ -302,7 +307,13 @@ impl Controller {
     }
 
     fn create_queues(&mut self) -> Result<(), Error> {
-        let given = self.ask_for_queues(self.options.queues.max(1))?;
+        // Doorbells have to be among the registers, which is nothing to rely on a device for.
+        let with_doorbells = (self.door.bytes() - DOORBELLS) / (2 * self.cap.doorbell_stride());
+        if with_doorbells < 2 {
+            let reason = format!("its {} bytes of registers have no doorbells of I/O queues", self.door.bytes());
+            return Err(Error::Refused { device: self.door.name().to_owned(), reason });
+        }
+        let given = self.ask_for_queues(self.options.queues.max(1))?.min(with_doorbells as u16 - 1);
         let depth = self.options.depth.min(self.cap.max_queue_entries());
         for id in 1..=self.options.queues.clamp(1, given) {
             let memory = self.door.allocate(QueuePair::bytes(depth, self.page, self.list_pages))?;
@@ -374,6 +385,11 @@ impl Controller {
     fn stop(&mut self) -> Result<(), Error> {
         if !self.running {
             return Ok(());
+        }
+        if let Err(error) = self.door.check() {
+            // It is the other driver's now, down to the bus master bit. That driver has reset it, so nothing of ours is written.
+            self.running = false;
+            return Err(error);
         }
         let timeout = self.options.timeout;
         let shut_down = self.health().and_then(|()| {

@@ -1,6 +1,7 @@
 //! [`Door`]: all that the driver needs of the way to a device.
 
-use crate::{DmaBuf, Error, Registers};
+use crate::{BusMemory, DmaBuf, Error, Registers};
+use std::{any::Any, ptr::NonNull};
 
 /// A way to a PCI device: its registers, and memory that it can reach.
 pub trait Door: Registers {
@@ -10,12 +11,28 @@ pub trait Door: Registers {
     /// One line for the user: which way it is.
     fn describe(&self) -> String;
 
+    /// That no driver of the kernel has the device: two drivers must not drive it, and none may be reset under the other.
+    ///
+    /// # Errors
+    /// Which driver has it.
+    fn check(&self) -> Result<(), Error>;
+
     /// New memory of zeros, `len` bytes at least, that begins at a page of both sides. It need not be contiguous on the bus; whole
     /// pages of 64 KiB, and of 2 MiB where there are huge pages, are.
     ///
     /// # Errors
     /// If there is no such memory, and what to do.
     fn allocate(&self, len: usize) -> Result<DmaBuf, Error>;
+
+    /// Makes memory that is there reachable: `len` bytes at `ptr`, whole pages of 4 KiB.
+    ///
+    /// # Safety
+    /// As long as `owner` is not dropped, the memory is mapped, stays in its place (without an IOMMU: huge pages, or memory that a
+    /// device's driver has page-locked), and no Rust reference to it exists.
+    ///
+    /// # Errors
+    /// If the system refuses, and what to do.
+    unsafe fn map(&self, ptr: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<BusMemory, Error>;
 
     /// Lets the device use the bus by itself, or keeps it from that. When it is off, the device writes no memory.
     ///

@@ -6,7 +6,7 @@
 //!   than RAM. `prp` describes it in commands.
 //! - A [`Controller`] is reset, enabled, asked who it is, and given queues. A [`Drive`] reads and writes one of its namespaces, and sees to what
 //!   fails.
-//! - [`sysfs`] is what the kernel knows of drives, [`bind`] changes their driver, and [`usage`] tells what they are used for.
+//! - [`System`] is what the kernel knows of drives.
 //! - [`model`] is a controller in plain Rust, for tests.
 //!
 //! The specifications that are cited: NVM Express Base 2.0, NVM Command Set 1.0, NVMe over PCIe Transport 1.0. All numbers are
@@ -18,13 +18,19 @@ mod dma;
 mod door;
 mod drive;
 mod error;
+mod hugepage;
 mod identify;
+mod iova;
 #[cfg(feature = "testing")]
 pub mod model;
+mod pci;
 mod prp;
 mod queue;
 mod registers;
 mod status;
+mod system;
+pub mod unbound;
+pub mod vfio;
 
 pub use command::{COMPLETION_BYTES, Cns, Command, Completion, SUBMISSION_BYTES, admin, io};
 pub use controller::{Controller, Options};
@@ -33,6 +39,8 @@ pub use door::Door;
 pub use drive::{Done, Drive, Operation, Transfer};
 pub use error::Error;
 pub use identify::{ControllerIdentity, Namespace};
+pub use pci::{NoPciAddress, PciAddress};
 pub use prp::{PrpError, PrpList};
 pub use registers::{Cap, Cc, Csts, Registers, Version};
 pub use status::Status;
+pub use system::{Group, Link, PciDevice, System};

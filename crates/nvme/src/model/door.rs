@@ -4,6 +4,7 @@ use super::{Media, Model, PageTable, Traits, Words};
 use crate::{BusAddr, BusMemory, DmaBuf, Door, Error, Registers, registers::DOORBELLS};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    any::Any,
     ptr::NonNull,
     sync::{
         Arc, Mutex,
@@ -39,6 +40,7 @@ pub struct ModelDoor {
     /// Runs of memory that were given out, and one.
     runs: AtomicU64,
     bus_master: AtomicBool,
+    taken: AtomicBool,
 }
 
 impl ModelDoor {
@@ -64,6 +66,7 @@ impl ModelDoor {
             start: Instant::now(),
             runs: AtomicU64::new(1),
             bus_master: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
         })
     }
 
@@ -87,30 +90,56 @@ impl ModelDoor {
         self.bus_master.load(Ordering::SeqCst)
     }
 
+    /// From now on, a driver of the kernel has the device.
+    pub fn take(&self) {
+        self.taken.store(true, Ordering::SeqCst);
+    }
+
     /// Memory of `len` bytes at least, of which runs of `run` bytes, a multiple of 4 KiB, are contiguous on the bus.
     pub fn allocate_runs(&self, len: usize, run: usize) -> DmaBuf {
-        let len = len.next_multiple_of(run);
-        let memory = Allocation::new(len);
+        let memory = Allocation::new(len.next_multiple_of(run));
+        let (ptr, len) = (memory.0, memory.1.size());
+        // SAFETY: new memory, which goes with its owner.
+        let bus = unsafe { self.map_runs(ptr, len, run, Box::new(memory)) };
+        // SAFETY: as above; it is aligned to 64 KiB.
+        unsafe { DmaBuf::new(ptr, bus.expect("addresses of 48 bits")) }
+    }
+
+    /// # Safety
+    /// As for [`Door::map`].
+    unsafe fn map_runs(
+        &self,
+        ptr: NonNull<u8>,
+        len: usize,
+        run: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<BusMemory, Error> {
         assert!(run <= 1 << MIB, "runs of 1 MiB at most");
+        let count = len.div_ceil(run);
         // Multiples of an odd number are scattered over 28 bits, and none is there twice.
-        let first = self.runs.fetch_add((len / run) as u64, Ordering::Relaxed);
+        let first = self.runs.fetch_add(count as u64, Ordering::Relaxed);
         let scattered = |index: u64| BusAddr((index.wrapping_mul(0x9e37_79b1) & 0xfff_ffff) << MIB);
-        let extents: Vec<_> = (first..).take(len / run).map(scattered).collect();
-        for (index, &address) in extents.iter().enumerate() {
-            for at in (0..run).step_by(4096) {
-                self.bus.insert(address.offset(at), memory.0.as_ptr() as usize + index * run + at);
+        let runs: Vec<_> = (first..).take(count).map(scattered).collect();
+        let extents: Vec<_> =
+            runs.iter().enumerate().map(|(index, &address)| (address, run.min(len - index * run))).collect();
+        let mut page = ptr.as_ptr() as usize;
+        for &(address, bytes) in &extents {
+            for at in (0..bytes).step_by(4096) {
+                self.bus.insert(address.offset(at), page);
+                page += 4096;
             }
         }
-        let ptr = memory.0;
-        let owner = Mapped { bus: self.bus.clone(), extents: extents.clone(), run, _memory: memory };
+        let owner = Mapped { bus: self.bus.clone(), extents: extents.clone(), _owner: owner };
         // SAFETY: the addresses lead the model to this memory alone, until the owner takes them out of the table.
-        let bus = unsafe { BusMemory::new(extents.into_iter().map(|address| (address, run)), Box::new(owner)) };
-        // SAFETY: the owner keeps the memory, which is aligned to 64 KiB.
-        unsafe { DmaBuf::new(ptr, bus.expect("addresses of 48 bits")) }
+        unsafe { BusMemory::new(extents, Box::new(owner)) }
     }
 }
 
 impl Registers for ModelDoor {
+    fn bytes(&self) -> usize {
+        self.words.len()
+    }
+
     fn read32(&self, offset: usize) -> u32 {
         self.words.load(offset)
     }
@@ -146,8 +175,18 @@ impl Door for ModelDoor {
         "a controller in this process".into()
     }
 
+    fn check(&self) -> Result<(), Error> {
+        let reason = || Error::Refused { device: "model".into(), reason: "the driver nvme is bound to it".into() };
+        if self.taken.load(Ordering::SeqCst) { Err(reason()) } else { Ok(()) }
+    }
+
     fn allocate(&self, len: usize) -> Result<DmaBuf, Error> {
         Ok(self.allocate_runs(len, RUN))
+    }
+
+    unsafe fn map(&self, ptr: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<BusMemory, Error> {
+        // SAFETY: the caller promises what is asked for here.
+        unsafe { self.map_runs(ptr, len, RUN, owner) }
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {
@@ -182,15 +221,14 @@ impl Drop for Allocation {
 /// Memory in a page table, which leaves it when it is dropped.
 struct Mapped {
     bus: Arc<PageTable>,
-    extents: Vec<BusAddr>,
-    run: usize,
-    _memory: Allocation,
+    extents: Vec<(BusAddr, usize)>,
+    _owner: Box<dyn Any + Send + Sync>,
 }
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        for address in &self.extents {
-            (0..self.run).step_by(4096).for_each(|at| self.bus.remove(address.offset(at)));
+        for &(address, bytes) in &self.extents {
+            (0..bytes).step_by(4096).for_each(|at| self.bus.remove(address.offset(at)));
         }
     }
 }

@@ -233,3 +233,16 @@ fn controllers_that_do_not_start() {
     let broken = ModelDoor::new(Traits { pages: [2, 1], ..Traits::default() }, vec![]);
     assert!(Controller::open(broken, options()).unwrap_err().to_string().contains("too large"));
 }
+
+/// A driver that was bound meanwhile keeps the device as it has it.
+#[test]
+fn a_device_that_has_a_driver_is_left_alone() {
+    let (door, mut drive) = drive(Traits::default(), options(), &media(1, 512, 100));
+    let cc = door.words().load(0x14);
+    door.take();
+    assert_eq!(drive.reset().unwrap_err().to_string(), "model: the driver nvme is bound to it");
+    assert!(drive.close().is_err());
+    assert_eq!((door.words().load(0x14), door.is_bus_master()), (cc, true));
+    assert!(Controller::open(door.clone(), options()).is_err());
+    assert_eq!((door.words().load(0x14), door.is_bus_master()), (cc, true));
+}
