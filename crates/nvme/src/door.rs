@@ -1,7 +1,18 @@
 //! [`Door`]: all that the driver needs of the way to a device.
 
-use crate::{BusMemory, DmaBuf, Error, Registers};
-use std::{any::Any, ptr::NonNull};
+use crate::{BusMemory, DmaBuf, Error, PciAddress, Registers, System, unbound::UnboundDoor, vfio::VfioDoor};
+use std::{any::Any, ptr::NonNull, sync::Arc};
+
+/// The way to the device at `address` that its driver leaves open: through vfio-pci, or without a driver.
+///
+/// # Errors
+/// If there is none, and what to do.
+pub fn open(system: &System, address: PciAddress) -> Result<Arc<dyn Door>, Error> {
+    match system.device(address)?.driver.as_deref() {
+        Some("vfio-pci") => VfioDoor::open(system, address),
+        _ => UnboundDoor::open(system, address),
+    }
+}
 
 /// A way to a PCI device: its registers, and memory that it can reach.
 pub trait Door: Registers {

@@ -6,13 +6,15 @@
 //!   than RAM. `prp` describes it in commands.
 //! - A [`Controller`] is reset, enabled, asked who it is, and given queues. A [`Drive`] reads and writes one of its namespaces, and sees to what
 //!   fails.
-//! - [`System`] is what the kernel knows of drives.
+//! - [`System`] is what the kernel knows of drives: their drivers, and what they are used for.
 //! - [`model`] is a controller in plain Rust, for tests.
 //!
 //! The specifications that are cited: NVM Express Base 2.0, NVM Command Set 1.0, NVMe over PCIe Transport 1.0. All numbers are
 //! little-endian. Sizes are in bytes, unless they are said to be in blocks.
 
+mod bind;
 mod command;
+mod contents;
 mod controller;
 mod dma;
 mod door;
@@ -30,12 +32,15 @@ mod registers;
 mod status;
 mod system;
 pub mod unbound;
+mod usage;
 pub mod vfio;
 
+pub use bind::Bound;
 pub use command::{COMPLETION_BYTES, Cns, Command, Completion, SUBMISSION_BYTES, admin, io};
+pub use contents::{Content, contents};
 pub use controller::{Controller, Options};
 pub use dma::{BusAddr, BusMemory, DmaBuf};
-pub use door::Door;
+pub use door::{Door, open};
 pub use drive::{Done, Drive, Operation, Transfer};
 pub use error::Error;
 pub use identify::{ControllerIdentity, Namespace};
@@ -44,3 +49,4 @@ pub use prp::{PrpError, PrpList};
 pub use registers::{Cap, Cc, Csts, Registers, Version};
 pub use status::Status;
 pub use system::{Group, Link, PciDevice, System};
+pub use usage::block_name;

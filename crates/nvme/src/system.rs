@@ -14,7 +14,11 @@ const NVME_CLASS: u32 = 0x01_08_02;
 #[derive(Clone, Debug)]
 pub struct System {
     root: PathBuf,
+    write: Write,
 }
+
+/// Writes a text to a file of sysfs, by its absolute path on the machine.
+type Write = fn(&System, &str, &str) -> io::Result<()>;
 
 /// Devices that an IOMMU cannot tell from each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +78,17 @@ impl System {
 
     /// The machine whose `/sys`, `/proc` and `/dev` are in `root`.
     pub fn at(root: impl Into<PathBuf>) -> System {
-        System { root: root.into() }
+        System::played(root, |system, path, text| fs::write(system.path(path), text))
+    }
+
+    /// The same, where `write` does what a kernel does when something is written to sysfs: for tests.
+    pub fn played(root: impl Into<PathBuf>, write: Write) -> System {
+        System { root: root.into(), write }
+    }
+
+    /// Writes `text` to the file `path` of sysfs.
+    pub(crate) fn write(&self, path: &str, text: &str) -> Result<(), Error> {
+        (self.write)(self, path, text).map_err(|cause| Error::Io { path: path.into(), what: "writing", cause })
     }
 
     /// Where the file at the absolute path `path` is.
@@ -143,12 +157,15 @@ impl System {
     }
 
     /// Other devices of a function's group that have drivers which keep it from being used through VFIO, for messages.
-    pub fn neighbours(&self, address: PciAddress) -> Vec<(PciAddress, String)> {
+    pub fn neighbours(&self, address: PciAddress) -> Vec<String> {
         let group = self.device(address).ok().and_then(|device| device.group);
         let others = group.into_iter().flat_map(|group| group.devices).filter(|&other| other != address);
-        let driver = |other| Some((other, self.device(other).ok()?.driver?));
-        // Bridges do no DMA of their own, and vfio-pci shares the group.
-        others.filter_map(driver).filter(|(_, driver)| driver != "pcieport" && !driver.starts_with("vfio")).collect()
+        let with_driver = |other| {
+            // Bridges do no DMA of their own, and vfio-pci shares the group.
+            let driver = self.device(other).ok()?.driver.filter(|d| d != "pcieport" && !d.starts_with("vfio"))?;
+            Some(format!("{other} ({driver})"))
+        };
+        others.filter_map(with_driver).collect()
     }
 
     /// Where BAR `index` of a function is on the bus.

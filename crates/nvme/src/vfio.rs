@@ -85,10 +85,8 @@ impl VfioDoor {
         let mut status = vfio_group_status { argsz: size_of::<vfio_group_status>() as u32, flags: 0 };
         call(&group, GROUP_GET_STATUS, &mut status).map_err(system_error("looking at the IOMMU group"))?;
         if status.flags & VFIO_GROUP_FLAGS_VIABLE == 0 {
-            return Err(refuse(format!(
-                "other devices of its IOMMU group have drivers: {:?}",
-                system.neighbours(address)
-            )));
+            let others = system.neighbours(address).join(", ");
+            return Err(refuse(format!("other devices of its IOMMU group have drivers: {others}")));
         }
         let mut fd = container.as_raw_fd();
         call(&group, GROUP_SET_CONTAINER, &mut fd).map_err(system_error("giving the IOMMU group a container"))?;
