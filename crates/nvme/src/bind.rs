@@ -4,6 +4,7 @@
 //! nothing outlives a restart.
 
 use crate::{Error, PciAddress, System};
+use std::fs::OpenOptions;
 
 /// The driver that VFIO has for PCI devices.
 const VFIO: &str = "vfio-pci";
@@ -96,6 +97,15 @@ impl System {
         match device.driver.as_deref() {
             Some(VFIO) | None => {}
             Some(_) => return Ok(device.driver),
+        }
+        // The kernel would wait for who has it open, which may be a model that runs for days.
+        let group = device.group.as_ref().map(|group| self.path("/dev/vfio").join(&group.id));
+        let opened = group.map(|path| OpenOptions::new().read(true).write(true).open(path));
+        if let Some(Err(cause)) = opened
+            && cause.kind() == std::io::ErrorKind::ResourceBusy
+        {
+            let reason = "another process drives it; end that first".into();
+            return Err(Error::Refused { device: address.to_string(), reason });
         }
         // An empty line takes the override away.
         self.write(&format!("{folder}/driver_override"), "\n")?;

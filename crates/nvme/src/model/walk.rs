@@ -30,7 +30,7 @@ pub fn walk(bus: &dyn Bus, prps: [u64; 2], len: usize, page: usize) -> Result<Ve
         return Ok(pieces);
     }
     if rest <= page {
-        if prp2 as usize % page != 0 {
+        if !(prp2 as usize).is_multiple_of(page) {
             return Err(OFFSET_INVALID);
         }
         take(prp2, page, &mut rest);
@@ -44,7 +44,7 @@ pub fn walk(bus: &dyn Bus, prps: [u64; 2], len: usize, page: usize) -> Result<Ve
     loop {
         let [low, high] = read_dwords(bus, BusAddr(entry)).ok_or(TRANSFER_ERROR)?;
         let value = u64::from(high) << 32 | u64::from(low);
-        if value as usize % page != 0 {
+        if !(value as usize).is_multiple_of(page) {
             return Err(OFFSET_INVALID);
         }
         let is_last_of_page = (entry as usize + 8).is_multiple_of(page);
