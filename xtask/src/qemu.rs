@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::{initramfs, sh};
 
@@ -38,19 +39,29 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const MIB: u64 = 1 << 20;
 
+/// What is special about a device.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Sound,
+    /// A block at 1 MiB cannot be read.
+    Bad,
+    /// 4 MiB a second.
+    Slow,
+}
+
 /// An NVMe device.
 struct Drive {
     mdts: u8,
-    /// A block at 1 MiB cannot be read.
-    bad: bool,
+    kind: Kind,
     /// Bytes of a block, and of the namespace.
     namespaces: &'static [(u32, u64)],
 }
 
-const DRIVES: [Drive; 3] = [
-    Drive { mdts: 0, bad: false, namespaces: &[(512, 64 * MIB)] },
-    Drive { mdts: 5, bad: false, namespaces: &[(4096, 256 * MIB), (512, 32 * MIB)] },
-    Drive { mdts: 7, bad: true, namespaces: &[(512, 32 * MIB)] },
+const DRIVES: [Drive; 4] = [
+    Drive { mdts: 0, kind: Kind::Sound, namespaces: &[(512, 64 * MIB)] },
+    Drive { mdts: 5, kind: Kind::Sound, namespaces: &[(4096, 256 * MIB), (512, 32 * MIB)] },
+    Drive { mdts: 7, kind: Kind::Bad, namespaces: &[(512, 32 * MIB)] },
+    Drive { mdts: 5, kind: Kind::Slow, namespaces: &[(4096, 16 * MIB)] },
 ];
 
 pub fn run(args: &Qemu) -> Result<()> {
@@ -131,21 +142,31 @@ fn machine(kernel: &Path, initrd: &Path, disks: &Path, guest: &Path, iommu: bool
         qemu.args(["-device", "intel-iommu,intremap=on"]);
     }
     qemu.args(["-object", "memory-backend-ram,id=shm,size=32M,share=on", "-device", "ivshmem-plain,memdev=shm"]);
+    let slow = json!({ "qom-type": "throttle-group", "id": "slow", "limits": { "bps-total": 4 * MIB } });
+    qemu.arg("-object").arg(slow.to_string());
     for (number, drive) in DRIVES.iter().enumerate() {
-        let bad = if drive.bad { "-E" } else { "" };
-        let serial = format!("NT{number}-{}{bad}", drive.mdts);
+        let kind = match drive.kind {
+            Kind::Sound => "",
+            Kind::Bad => "-bad",
+            Kind::Slow => "-slow",
+        };
+        let serial = format!("NT{number}-{}{kind}", drive.mdts);
         qemu.arg("-device").arg(format!("nvme,id=nvme{number},serial={serial},mdts={}", drive.mdts));
         for (id, &(block, bytes)) in (1..).zip(drive.namespaces) {
             let file = disks.join(format!("{number}-{id}"));
             let numbers = [bytes.to_string(), number.to_string(), id.to_string()];
             sh::run(sh::command(guest).arg("image").arg(&file).args(numbers))?;
             let node = format!("disk{number}-{id}");
-            let mut image = serde_json::json!({ "driver": "file", "filename": file });
-            if drive.bad {
-                let error = serde_json::json!({ "event": "none", "iotype": "read", "errno": 5, "sector": 2048 });
-                image = serde_json::json!({ "driver": "blkdebug", "image": image, "inject-error": [error] });
-            }
-            let disk = serde_json::json!({ "driver": "raw", "node-name": node, "file": image });
+            let file = json!({ "driver": "file", "filename": file });
+            let image = match drive.kind {
+                Kind::Sound => file,
+                Kind::Bad => {
+                    let error = json!({ "event": "none", "iotype": "read", "errno": 5, "sector": 2048 });
+                    json!({ "driver": "blkdebug", "image": file, "inject-error": [error] })
+                }
+                Kind::Slow => json!({ "driver": "throttle", "throttle-group": "slow", "file": file }),
+            };
+            let disk = json!({ "driver": "raw", "node-name": node, "file": image });
             qemu.arg("-blockdev").arg(disk.to_string());
             let blocks = format!("logical_block_size={block},physical_block_size={block}");
             qemu.arg("-device").arg(format!("nvme-ns,bus=nvme{number},drive={node},nsid={id},{blocks}"));
