@@ -17,6 +17,7 @@ mod kernels;
 mod link;
 mod models;
 mod mutations;
+mod nvme;
 mod placement;
 mod plan;
 mod ptx;
