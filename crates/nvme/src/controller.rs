@@ -2,7 +2,8 @@
 //! Specification 1.0.
 
 use crate::{
-    Cap, Cc, Cns, Command, ControllerIdentity, Csts, DmaBuf, Door, Error, Namespace, PrpList, Registers, Version,
+    BusAddr, Cap, Cc, Cns, Command, ControllerIdentity, Csts, DmaBuf, Door, Error, LentQueue, Namespace, PrpList,
+    Registers, Version,
     identify::IDENTIFY_BYTES,
     queue::{End, QueuePair},
     registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, DOORBELLS, VS},
@@ -14,6 +15,8 @@ use std::{sync::Arc, time::Duration};
 pub struct Options {
     /// I/O queue pairs; fewer if the controller gives fewer.
     pub queues: u16,
+    /// I/O queue pairs besides, to be lent to others.
+    pub spare: u16,
     /// Entries of each: one more than commands may be outstanding. Fewer if the controller takes fewer.
     pub depth: u32,
     /// The most bytes that one command transfers; fewer if the controller takes fewer (MDTS).
@@ -30,6 +33,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             queues: 1,
+            spare: 0,
             depth: 64,
             max_transfer: 1 << 20,
             timeout: Duration::from_secs(10),
@@ -55,6 +59,9 @@ pub struct Controller {
     identify: DmaBuf,
     identity: Option<ControllerIdentity>,
     pub(crate) queues: Vec<QueuePair>,
+    lent: Vec<LentQueue>,
+    /// I/O queues that the controller gives.
+    given: u16,
     list_pages: usize,
     max_transfer: usize,
     resets: u64,
@@ -104,6 +111,8 @@ impl Controller {
             identify,
             identity: None,
             queues: Vec::new(),
+            lent: Vec::new(),
+            given: 0,
             list_pages: 0,
             max_transfer: 0,
             resets: 0,
@@ -144,6 +153,11 @@ impl Controller {
     /// How many I/O queues there are, and entries of each.
     pub fn queues(&self) -> (usize, u32) {
         (self.queues.len(), self.queues.first().map_or(0, QueuePair::depth))
+    }
+
+    /// Bytes of a memory page (CC.MPS).
+    pub fn page(&self) -> usize {
+        self.page
     }
 
     /// How often it was reset since it was opened.
@@ -213,12 +227,10 @@ impl Controller {
         self.resets += 1;
         self.disable()?;
         self.queues.iter_mut().for_each(QueuePair::restart);
+        self.lent.iter().for_each(LentQueue::clear);
         self.enable()?;
-        let given = self.ask_for_queues(self.queues.len() as u16)?;
-        if usize::from(given) < self.queues.len() {
-            return Err(Error::NoQueue { device: self.door.name().to_owned(), given: given.into() });
-        }
-        self.create()
+        self.ask_for_queues(self.given)?;
+        self.create_all()
     }
 
     /// Whether it is in a state to answer.
@@ -307,37 +319,80 @@ impl Controller {
     }
 
     fn create_queues(&mut self) -> Result<(), Error> {
+        let wanted = self.options.queues.max(1);
+        self.ask_for_queues(wanted.saturating_add(self.options.spare))?;
+        let depth = self.options.depth.min(self.cap.max_queue_entries());
+        for id in 1..=wanted.min(self.given) {
+            let memory = self.door.allocate(QueuePair::bytes(depth, self.page, self.list_pages))?;
+            let queue = QueuePair::new(id, depth, self.page, self.list_pages, memory);
+            let device = || self.door.name().to_owned();
+            self.queues.push(queue.ok_or_else(|| Error::Scattered { device: device(), depth })?);
+        }
+        self.create_all()
+    }
+
+    /// Asks the controller for so many I/O queue pairs, which has to be done between reset and creation, and notes how many it gives.
+    fn ask_for_queues(&mut self, count: u16) -> Result<(), Error> {
         // Doorbells have to be among the registers, which is nothing to rely on a device for.
         let with_doorbells = (self.door.bytes() - DOORBELLS) / (2 * self.cap.doorbell_stride());
         if with_doorbells < 2 {
             let reason = format!("its {} bytes of registers have no doorbells of I/O queues", self.door.bytes());
             return Err(Error::Refused { device: self.door.name().to_owned(), reason });
         }
-        let given = self.ask_for_queues(self.options.queues.max(1))?.min(with_doorbells as u16 - 1);
-        let depth = self.options.depth.min(self.cap.max_queue_entries());
-        for id in 1..=self.options.queues.clamp(1, given) {
-            let memory = self.door.allocate(QueuePair::bytes(depth, self.page, self.list_pages))?;
-            let queue = QueuePair::new(id, depth, self.page, self.list_pages, memory);
-            let device = || self.door.name().to_owned();
-            self.queues.push(queue.ok_or_else(|| Error::Scattered { device: device(), depth })?);
-        }
-        self.create()
-    }
-
-    /// How many I/O queue pairs the controller gives if it is asked for so many. Has to be asked between reset and creation.
-    fn ask_for_queues(&mut self, count: u16) -> Result<u16, Error> {
         let result = self.admin(Command::set_number_of_queues(count), "Set Features (Number of Queues)")?;
-        let given = (result & 0xffff).min(result >> 16) as u16;
-        Ok(given.saturating_add(1))
+        let given = (result & 0xffff).min(result >> 16) as usize + 1;
+        self.given = given.min(with_doorbells - 1).min(count.into()) as u16;
+        let in_use = self.queues.len() + self.lent.len();
+        if usize::from(self.given) < in_use {
+            return Err(self.no_queue());
+        }
+        Ok(())
     }
 
-    /// Tells the controller of the queues that there are.
-    fn create(&mut self) -> Result<(), Error> {
-        let queues: Vec<_> = self.queues.iter().map(|queue| (queue.id(), queue.depth(), queue.addresses())).collect();
-        for (id, depth, [submissions, completions]) in queues {
-            self.admin(Command::create_completion_queue(id, depth, completions), "Create I/O Completion Queue")?;
-            self.admin(Command::create_submission_queue(id, depth, submissions), "Create I/O Submission Queue")?;
+    fn no_queue(&self) -> Error {
+        Error::NoQueue { device: self.door.name().to_owned(), given: self.given.into() }
+    }
+
+    /// Tells the controller of all queues that there are.
+    fn create_all(&mut self) -> Result<(), Error> {
+        let own = self.queues.iter().map(|queue| (queue.id(), queue.depth(), queue.addresses()));
+        let all: Vec<_> = own.chain(self.lent.iter().map(|queue| (queue.id, queue.depth, queue.addresses))).collect();
+        all.into_iter().try_for_each(|(id, depth, addresses)| self.create(id, depth, addresses))
+    }
+
+    fn create(&mut self, id: u16, depth: u32, [submissions, completions]: [BusAddr; 2]) -> Result<(), Error> {
+        self.admin(Command::create_completion_queue(id, depth, completions), "Create I/O Completion Queue")?;
+        self.admin(Command::create_submission_queue(id, depth, submissions), "Create I/O Submission Queue")?;
+        Ok(())
+    }
+
+    /// Makes a queue pair of `depth` entries in `memory` ([`LentQueue::bytes`]) for somebody else to drive, one of
+    /// [`Options::spare`]. It is there until [`take_back`](Self::take_back); a reset of the controller empties it.
+    ///
+    /// # Errors
+    /// If there is none to spare, the depth is none that the controller takes, or the memory is not contiguous on the bus.
+    pub fn lend(&mut self, depth: u32, memory: DmaBuf) -> Result<LentQueue, Error> {
+        let (device, max) = (self.door.name().to_owned(), self.cap.max_queue_entries());
+        if !(2..=max).contains(&depth) {
+            return Err(Error::Depth { device, asked: depth, max });
         }
+        let taken = |id: u16| self.queues.iter().any(|q| q.id() == id) || self.lent.iter().any(|q| q.id == id);
+        let id = (1..=self.given).find(|&id| !taken(id)).ok_or_else(|| self.no_queue())?;
+        let queue = LentQueue::new(id, depth, self.page, self.cap, memory).ok_or(Error::Scattered { device, depth })?;
+        self.create(id, depth, queue.addresses)?;
+        self.lent.push(queue.clone());
+        Ok(queue)
+    }
+
+    /// Deletes a queue pair that was lent. What was outstanding in it is aborted.
+    ///
+    /// # Errors
+    /// If the controller refuses.
+    pub fn take_back(&mut self, queue: &LentQueue) -> Result<(), Error> {
+        // The submission queue first (Base Specification, section 5.6).
+        self.admin(Command::delete_submission_queue(queue.id), "Delete I/O Submission Queue")?;
+        self.admin(Command::delete_completion_queue(queue.id), "Delete I/O Completion Queue")?;
+        self.lent.retain(|lent| lent.id != queue.id);
         Ok(())
     }
 
@@ -403,7 +458,7 @@ impl Controller {
         if disabled.is_err() && off.is_err() {
             self.admin.leak();
             self.queues.iter_mut().for_each(QueuePair::leak);
-            std::mem::forget(self.identify.clone());
+            std::mem::forget((self.identify.clone(), self.lent.clone()));
         }
         self.running = false;
         disabled.and(shut_down).and(off)

@@ -288,34 +288,35 @@ impl Drive {
 
     /// What becomes of a command that has ended: it is done, issued again, or its transfer fails.
     fn end(&mut self, queue: usize, slot: u16, end: End) {
-        let options = self.controller.options().clone();
-        let (device, now) = (self.controller.name().to_owned(), self.controller.registers().now());
-        let queue = &mut self.controller.queues[queue];
-        let outstanding = queue.get(slot);
-        let (tag, attempts) = (outstanding.tag, outstanding.attempts);
-        let command = describe(&outstanding.command);
-        let error = match end {
+        let (timeout, attempts) = (self.controller.options().timeout, self.controller.options().attempts);
+        let outstanding = self.controller.queues[queue].get(slot);
+        let failed = match end {
             End::Completed(completion) if completion.status().is_success() => None,
             End::Completed(completion) => {
                 let status = completion.status();
                 // An abort was this driver's wish, whatever the controller thinks of trying again.
                 let again = !status.do_not_retry() || status.is_aborted();
-                if again && attempts < options.attempts {
+                if again && outstanding.attempts < attempts {
                     self.retries += 1;
-                    return queue.retry(slot, now + options.timeout);
+                    let deadline = self.controller.registers().now() + timeout;
+                    return self.controller.queues[queue].retry(slot, deadline);
                 }
-                Some(Error::Command { device, command, status, attempts })
+                Some(Some(status))
             }
-            End::GaveUp => Some(Error::Timeout { device, command, timeout: options.timeout, attempts }),
+            End::GaveUp => Some(None),
         };
         self.completed |= matches!(end, End::Completed(_));
-        queue.release(slot);
-        let active = self.active.get_mut(&tag).expect("a transfer is active while it has commands");
+        let outstanding = self.controller.queues[queue].release(slot);
+        let active = self.active.get_mut(&outstanding.tag).expect("a transfer is active while it has commands");
         active.commands -= 1;
-        if let Some(error) = error {
-            active.fail(error);
+        if let Some(status) = failed {
+            let (device, command) = (self.controller.name().to_owned(), describe(&outstanding.command));
+            active.fail(match status {
+                Some(status) => Error::Command { device, command, status, attempts: outstanding.attempts },
+                None => Error::Timeout { device, command, timeout, attempts: outstanding.attempts },
+            });
         }
-        self.settle(tag);
+        self.settle(outstanding.tag);
     }
 
     /// Notes the end of a transfer that has nothing left to do.

@@ -5,7 +5,7 @@
 //! - [`DmaBuf`] is memory that knows its addresses on the bus; [`BusMemory`] is the part of it that a device needs, which may be something else
 //!   than RAM. `prp` describes it in commands.
 //! - A [`Controller`] is reset, enabled, asked who it is, and given queues. A [`Drive`] reads and writes one of its namespaces, and sees to what
-//!   fails.
+//!   fails. A [`LentQueue`] is for somebody else to drive, such as a GPU.
 //! - [`System`] is what the kernel knows of drives: their drivers, and what they are used for.
 //! - [`model`] is a controller in plain Rust, for tests.
 //!
@@ -23,6 +23,7 @@ mod error;
 mod hugepage;
 mod identify;
 mod iova;
+mod lent;
 #[cfg(feature = "testing")]
 pub mod model;
 mod pci;
@@ -44,6 +45,7 @@ pub use door::{Door, open};
 pub use drive::{Done, Drive, Operation, Transfer};
 pub use error::Error;
 pub use identify::{ControllerIdentity, Namespace};
+pub use lent::LentQueue;
 pub use pci::{NoPciAddress, PciAddress};
 pub use prp::{PrpError, PrpList};
 pub use registers::{Cap, Cc, Csts, Registers, Version};

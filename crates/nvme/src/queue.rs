@@ -5,7 +5,7 @@
 //! each command that is outstanding the queue keeps what it takes to issue it again.
 
 use crate::{
-    BusMemory, Cap, Command, Completion, DmaBuf, PrpError, PrpList, Registers,
+    BusAddr, BusMemory, Cap, Command, Completion, DmaBuf, PrpError, PrpList, Registers,
     command::{COMPLETION_BYTES, SUBMISSION_BYTES},
 };
 use std::{
@@ -63,6 +63,7 @@ pub(crate) struct QueuePair {
     depth: u32,
     page: usize,
     memory: DmaBuf,
+    addresses: [BusAddr; 2],
     /// Where the completion queue begins in the memory.
     completions: usize,
     tail: u32,
@@ -82,17 +83,26 @@ pub(crate) struct QueuePair {
 }
 
 /// Where things are in a queue pair's memory.
-struct Layout {
-    completions: usize,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub completions: usize,
     lists: usize,
-    bytes: usize,
+    pub bytes: usize,
 }
 
 impl Layout {
-    fn new(depth: u32, page: usize, list_pages: usize) -> Layout {
+    pub fn new(depth: u32, page: usize, list_pages: usize) -> Layout {
         let completions = (depth as usize * SUBMISSION_BYTES).next_multiple_of(page);
         let lists = completions + (depth as usize * COMPLETION_BYTES).next_multiple_of(page);
         Layout { completions, lists, bytes: lists + (depth as usize - 1) * list_pages * page }
+    }
+
+    /// Where the submission and the completion queue are on the bus. None if one is not contiguous there, or not at a page.
+    pub fn addresses(&self, depth: u32, page: usize, memory: &BusMemory) -> Option<[BusAddr; 2]> {
+        let submissions = memory.contiguous(0, depth as usize * SUBMISSION_BYTES)?;
+        let completions = memory.contiguous(self.completions, depth as usize * COMPLETION_BYTES)?;
+        let addresses = [submissions, completions];
+        addresses.iter().all(|address| address.0.is_multiple_of(page as u64)).then_some(addresses)
     }
 }
 
@@ -105,8 +115,7 @@ impl QueuePair {
     /// Queues of `depth` entries, at least 2, in `memory`. None if a queue is not contiguous on the bus.
     pub fn new(id: u16, depth: u32, page: usize, list_pages: usize, memory: DmaBuf) -> Option<QueuePair> {
         let layout = Layout::new(depth, page, list_pages);
-        memory.bus().contiguous(0, depth as usize * SUBMISSION_BYTES)?;
-        memory.bus().contiguous(layout.completions, depth as usize * COMPLETION_BYTES)?;
+        let addresses = layout.addresses(depth, page, memory.bus())?;
         // One entry stays empty: else a full queue could not be told from an empty one (section 3.3.1.5).
         let count = depth as usize - 1;
         let list = |slot: usize| PrpList::new(memory.clone(), layout.lists + slot * list_pages * page, list_pages);
@@ -117,6 +126,7 @@ impl QueuePair {
             depth,
             page,
             memory,
+            addresses,
             completions,
             tail: 0,
             rung: 0,
@@ -141,8 +151,8 @@ impl QueuePair {
     }
 
     /// Where the submission and the completion queue are on the bus.
-    pub fn addresses(&self) -> [crate::BusAddr; 2] {
-        [0, self.completions].map(|at| self.memory.bus().contiguous(at, 1).expect("checked when the queue was made"))
+    pub fn addresses(&self) -> [BusAddr; 2] {
+        self.addresses
     }
 
     /// Whether another command may be submitted.

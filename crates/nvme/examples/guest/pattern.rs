@@ -9,7 +9,7 @@ use std::{
 
 /// The 8 bytes at `offset`, a multiple of 8.
 fn word(offset: u64, drive: u8, namespace: u8) -> [u8; 8] {
-    let number = offset / 8 | u64::from(drive) << 56 | u64::from(namespace) << 48;
+    let number = (offset / 8) | u64::from(drive) << 56 | u64::from(namespace) << 48;
     (number ^ 0x5555_5555_5555_5555).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
 }
 

@@ -42,11 +42,12 @@ impl Shm {
 
     /// The memory as a drive sees it: through the IOMMU by addresses that are mapped for it, without one by the BAR's.
     pub fn bus(&self, door: &dyn Door, iommu: bool) -> Result<BusMemory> {
-        // SAFETY: the mapping stays, and only copies are made.
-        Ok(match iommu {
-            true => unsafe { door.map(self.ptr, self.len, Box::new(()))? },
-            false => unsafe { BusMemory::new([(BusAddr(self.bus), self.len)], Box::new(()))? },
-        })
+        if iommu {
+            // SAFETY: the mapping stays, and only copies are made.
+            return Ok(unsafe { door.map(self.ptr, self.len, Box::new(()))? });
+        }
+        // SAFETY: the BAR stays where it is, and only copies are made.
+        Ok(unsafe { BusMemory::new([(BusAddr(self.bus), self.len)], Box::new(()))? })
     }
 
     pub fn copy_to(&self, at: usize, out: &mut [u8]) {

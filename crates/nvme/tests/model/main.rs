@@ -2,5 +2,6 @@
 
 mod drive;
 mod faults;
+mod lent;
 mod prp;
 mod setup;
