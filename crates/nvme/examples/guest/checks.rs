@@ -9,6 +9,7 @@ use nvme::{
 };
 use std::{
     any::Any,
+    collections::HashMap,
     fs::{self, File},
     os::unix::fs::FileExt,
     ptr::NonNull,
@@ -27,6 +28,13 @@ const WRITTEN: u64 = 1 << 20;
 
 /// First byte of what cannot be read.
 const BAD: u64 = 1 << 20;
+
+/// Bytes of a command at most. QEMU 7.2 takes no more than 1024 pages.
+const MAX_TRANSFER: usize = 3 << 20;
+
+/// Bytes of transfers, none a power of two, so that they begin and end anywhere: in a list of PRPs that is not full, in one that just
+/// is, and in more than one.
+const LENS: [u64; 3] = [255 * 4096, 513 * 4096, 1279 * 4096];
 
 /// Commands that are outstanding at most.
 const DEPTHS: [u32; 3] = [1, 8, 60];
@@ -121,7 +129,7 @@ impl Guest {
 
     fn open(&self, address: PciAddress, outstanding: u32) -> Result<Controller> {
         let queues = if outstanding > 8 { 2 } else { 1 };
-        let options = Options { queues, depth: outstanding + 1, max_transfer: 4 << 20, ..Options::default() };
+        let options = Options { queues, depth: outstanding + 1, max_transfer: MAX_TRANSFER, ..Options::default() };
         Ok(Controller::open(nvme::open(&self.system, address)?, options)?)
     }
 
@@ -130,7 +138,7 @@ impl Guest {
         let mut controller = self.open(address, outstanding)?;
         let mdts = controller.identity().mdts;
         ensure!(mdts == expected.mdts, "MDTS is {mdts}");
-        let limit = if mdts == 0 { 4 << 20 } else { 4096 << mdts };
+        let limit = if mdts == 0 { MAX_TRANSFER } else { 4096 << mdts };
         ensure!(controller.max_transfer() == limit, "{} bytes of a command", controller.max_transfer());
         let namespaces = controller.namespaces()?;
         drop(controller);
@@ -263,37 +271,28 @@ fn read(
     expected: Expected,
 ) -> Result<()> {
     let (block, id) = (drive.namespace().block_bytes as u64, drive.namespace().id as u8);
-    // No power of two, so that transfers begin and end anywhere.
-    let step = 1_044_480_u64;
     let mut bytes = vec![0; window];
     for start in (0..len).step_by(window) {
         let end = (start + window as u64).min(len);
-        let mut pending = 0;
-        for offset in (start..end).step_by(step as usize) {
-            let blocks = step.min(end - offset) / block;
-            if expected.bad && offset < BAD + 8192 && offset + step > BAD {
-                continue;
+        let (mut offset, mut lens, mut pending) = (start, LENS.iter().cycle(), HashMap::new());
+        while offset < end {
+            let len = (*lens.next().expect("a cycle")).min(end - offset);
+            let (lba, blocks, at) = (offset / block, len / block, at + (offset - start) as usize);
+            if !(expected.bad && offset < BAD + 8192 && offset + len > BAD) {
+                let (operation, memory) = (Operation::Read, memory.clone());
+                drive.submit(Transfer { id: offset, operation, lba, blocks, memory, at })?;
+                pending.insert(offset, (at, len as usize));
             }
-            let transfer = Transfer {
-                id: offset,
-                operation: Operation::Read,
-                lba: offset / block,
-                blocks,
-                memory: memory.clone(),
-                at: at + (offset - start) as usize,
-            };
-            drive.submit(transfer)?;
-            pending += 1;
+            offset += len;
         }
         let mut done = Vec::new();
-        while pending > 0 {
+        while !pending.is_empty() {
             drive.wait(Duration::from_secs(60), &mut done)?;
             for Done { id: offset, result } in done.drain(..) {
                 result.with_context(|| format!("reading at {offset}"))?;
-                pending -= 1;
-                let bytes = &mut bytes[..step.min(end - offset) as usize];
-                copy_to(at + (offset - start) as usize, bytes);
-                pattern::check(bytes, offset, expected.drive, id)?;
+                let (at, len) = pending.remove(&offset).context("a transfer ended twice")?;
+                copy_to(at, &mut bytes[..len]);
+                pattern::check(&bytes[..len], offset, expected.drive, id)?;
             }
         }
     }
