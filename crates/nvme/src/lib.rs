@@ -7,7 +7,7 @@
 //! - A [`Controller`] is reset, enabled, asked who it is, and given queues. A [`Drive`] reads and writes one of its namespaces, and sees to what
 //!   fails. A [`LentQueue`] is for somebody else to drive, such as a GPU.
 //! - [`System`] is what the kernel knows of drives: their drivers, and what they are used for.
-//! - [`model`] is a controller in plain Rust, for tests.
+//! - `model` (with the feature `testing`) is a controller in plain Rust, for tests.
 //!
 //! The specifications that are cited: NVM Express Base 2.0, NVM Command Set 1.0, NVMe over PCIe Transport 1.0. All numbers are
 //! little-endian. Sizes are in bytes, unless they are said to be in blocks.

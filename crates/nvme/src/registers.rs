@@ -27,7 +27,7 @@ pub const DOORBELLS: usize = 0x1000;
 /// Time is here too, since a driver only looks at registers and memory and waits: a test's controller may step on while it is
 /// waited for, by a clock of its own.
 pub trait Registers: Send + Sync {
-    /// Bytes of registers, from [`DOORBELLS`] on those of doorbells.
+    /// Bytes of registers. From 4096 on, they are doorbells.
     fn bytes(&self) -> usize;
 
     /// Reads 32 bits.

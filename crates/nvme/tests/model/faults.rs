@@ -243,6 +243,8 @@ fn a_device_that_has_a_driver_is_left_alone() {
     assert_eq!(drive.reset().unwrap_err().to_string(), "model: the driver nvme is bound to it");
     assert!(drive.close().is_err());
     assert_eq!((door.words().load(0x14), door.is_bus_master()), (cc, true));
+    let door = ModelDoor::new(Traits::default(), vec![]);
+    door.take();
     assert!(Controller::open(door.clone(), options()).is_err());
-    assert_eq!((door.words().load(0x14), door.is_bus_master()), (cc, true));
+    assert_eq!((door.words().load(0x14), door.is_bus_master()), (0, false));
 }
