@@ -194,7 +194,7 @@ impl Guest {
 
     /// Resets while commands are outstanding, on a drive that takes longer for them than it is let.
     fn reset(&self, address: PciAddress, expected: Expected) -> Result<()> {
-        const LEN: usize = 8 << 20;
+        const LEN: usize = 6 << 20;
         let mut drive = Drive::open(self.open(address, 8)?, 1)?;
         let data = drive.controller().door().allocate(LEN)?;
         let blocks = (LEN / drive.namespace().block_bytes) as u64;
@@ -203,7 +203,7 @@ impl Guest {
         let mut done = Vec::new();
         for _ in 0..3 {
             // Until the device has fetched all that it was told of: QEMU 7.2 crashes if it is reset before that.
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(150));
             drive.reset()?;
             drive.wait(Duration::from_millis(1), &mut done)?;
             ensure!(done.is_empty(), "nothing was outstanding");

@@ -8,6 +8,12 @@ use nvme::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::{collections::HashMap, sync::atomic::AtomicBool, time::Duration};
 
+/// Drives move to the thread that reads ahead.
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Drive>();
+};
+
 /// Random transfers, as many as fit at once, compared byte by byte.
 fn exercise(traits: Traits, options: Options, block_bytes: usize, seed: u64) {
     let what = format!("{traits:?} {options:?} {block_bytes}");

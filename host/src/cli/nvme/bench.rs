@@ -26,7 +26,7 @@ pub fn print(door: &Arc<dyn Door>, options: &Options, out: &mut dyn Write) -> an
     writeln!(out, "{}: {}", door.name(), door.describe())?;
     writeln!(
         out,
-        "|     size | depth |   reads/s |   GB/s | us a read |\n|---------:|------:|----------:|-------:|----------:|"
+        "|      size | depth |   reads/s |   GB/s | us a read |\n|----------:|------:|----------:|-------:|----------:|"
     )?;
     for &size in &options.sizes {
         for &depth in &options.depths {
@@ -36,7 +36,7 @@ pub fn print(door: &Arc<dyn Door>, options: &Options, out: &mut dyn Write) -> an
             let rate = reads as f64 / seconds;
             let (bytes, size) = (rate * size as f64 / 1e9, ByteSize(size).to_string());
             let wait = 1e6 * f64::from(depth) / rate;
-            writeln!(out, "| {size:>8} | {depth:>5} | {rate:>9.0} | {bytes:>6.3} | {wait:>9.1} |")?;
+            writeln!(out, "| {size:>9} | {depth:>5} | {rate:>9.0} | {bytes:>6.3} | {wait:>9.1} |")?;
             drive.close()?;
         }
     }
