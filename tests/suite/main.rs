@@ -19,6 +19,7 @@ mod kernels;
 mod link;
 mod models;
 mod mutations;
+mod nvme;
 mod placement;
 mod plan;
 mod pressure;

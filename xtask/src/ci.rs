@@ -10,14 +10,16 @@ use clap::ValueEnum;
 
 use crate::{
     fuzz::{self, Fuzz},
-    ptx, ptxas, root, sh,
+    ptx, ptxas,
+    qemu::{self, Qemu},
+    root, sh,
 };
 
 /// The flags of `cargo xtask ci`.
 #[derive(clap::Args)]
 pub struct Ci {
     /// Only these parts, in this order
-    #[arg(default_values = ["style", "user", "kernels", "bench", "fuzz"])]
+    #[arg(default_values = ["style", "user", "kernels", "bench", "fuzz", "qemu"])]
     parts: Vec<Part>,
 }
 
@@ -33,6 +35,8 @@ enum Part {
     Bench,
     /// The fuzz targets are built, and find nothing in a few seconds
     Fuzz,
+    /// The NVMe driver drives QEMU's devices
+    Qemu,
 }
 
 /// How long each fuzz target runs: enough to see that it works, and to find again what was easily found.
@@ -56,6 +60,7 @@ pub fn run(args: &Ci) -> Result<()> {
                 steps.step("format of the fuzz targets", || sh::run(&mut build(&format)))?;
                 steps.step("fuzzing", || fuzz::run(&Fuzz::all(FUZZ_SECONDS)))?;
             }
+            Part::Qemu => steps.step("NVMe drives of virtual machines", || qemu::run(&Qemu { verbose: false }))?,
             Part::Bench => {
                 steps.step("benchmarks run", || sh::run(&mut build(&["bench", "--package", "host"])))?;
                 let emulator = ["bench", "--package", "host", "--", "emulator"];

@@ -5,8 +5,10 @@ mod fuzz;
 mod golden;
 mod gpu_bundle;
 mod header;
+mod initramfs;
 mod ptx;
 mod ptxas;
+mod qemu;
 mod sh;
 
 use std::path::PathBuf;
@@ -35,6 +37,8 @@ enum Command {
     Header(header::Header),
     /// Pack what scripts/gpu-check.sh needs on a machine without Rust
     GpuBundle(gpu_bundle::GpuBundle),
+    /// Check the NVMe driver in virtual machines with QEMU's drives
+    Qemu(qemu::Qemu),
     /// Remake the test data that other implementations define
     Golden,
 }
@@ -47,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Header(args) => header::run(&args),
         Command::GpuBundle(args) => gpu_bundle::run(&args),
+        Command::Qemu(args) => qemu::run(&args),
         Command::Golden => golden::run(),
     }
 }

@@ -7,6 +7,7 @@ mod flowed;
 mod generate;
 pub mod inspect;
 pub mod interrupt;
+pub mod nvme;
 mod open;
 mod perplexity;
 mod plan;
@@ -48,6 +49,8 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Write a model with random weights and the shape of a real one, to measure speed with.
     Synth(synth::SynthArgs),
+    /// Drives that are read without the kernel's block layer.
+    Nvme(nvme::NvmeArgs),
     /// Print a shell's completion script.
     Completions(completions::CompletionsArgs),
     /// Print the manual page, or write those of all subcommands.
@@ -81,6 +84,7 @@ impl Cli {
             Some(Command::Tokenize(args)) => tokenize::run(&args).map(|()| 0),
             Some(Command::Perplexity(args)) => perplexity::run(&args),
             Some(Command::Synth(args)) => synth::run(&args).map(|()| 0),
+            Some(Command::Nvme(args)) => nvme::run(&args).map(|()| 0),
             Some(Command::Completions(args)) => completions::completions(&args).map(|()| 0),
             Some(Command::Man(args)) => completions::man(&args).map(|()| 0),
         }

@@ -2,7 +2,9 @@
 //!
 //! An [`Image`] is a group of tensors (a layer, the head) as one run of bytes. It is what a device
 //! buffer or a RAM tier holds; only this module and the kernels know what is inside. Today the layout of a matrix
-//! is GGUF's own: rows of blocks, one after the other.
+//! is GGUF's own: rows of blocks, one after the other. [`raw`] is how a whole model lies on a drive without a file system.
+
+pub mod raw;
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 

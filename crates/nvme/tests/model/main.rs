@@ -1,0 +1,7 @@
+//! The driver against a controller in plain Rust.
+
+mod drive;
+mod faults;
+mod lent;
+mod prp;
+mod setup;
