@@ -11,11 +11,14 @@ use ntransformer::{
     engine::{DeviceChoice, EngineError, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::Model,
+    stream::plan::{Access, RamAccess},
 };
 
 use super::{models, placement::Small};
 
 const PASSES: [&[u32]; 2] = [&[1, 5], &[3]];
+/// What is streamed goes through the ring, also where that has no room for more than one layer.
+const COPY: RamAccess = RamAccess::Only(Access::Copy);
 
 thread_local! {
     static SAID: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -46,7 +49,7 @@ impl Setup {
                 .unwrap()
                 .plan
         };
-        let plan = plan(&LoadOptions { wanted: 64, ..Default::default() });
+        let plan = plan(&LoadOptions { wanted: 64, ram_access: COPY, ..Default::default() });
         let headroom = EmulatorDriver::new(0).headroom();
         let (full, least) = (plan.vram_full + headroom, plan.vram_least + headroom);
         Setup { small, machine: Machine::new(full), expected, full, least }
@@ -61,7 +64,7 @@ impl Setup {
         let dev = CudaDevice::new(EmulatorDriver::new(0).in_machine(self.machine.clone()));
         let model = Model::new(Arc::new(Gguf::open(&self.small.path).unwrap()), None, 64).unwrap();
         let announce = |line: &str| SAID.with_borrow_mut(|said| said.push(line.to_owned()));
-        let options = LoadOptions { streaming, wanted: 64, announce, ..Default::default() };
+        let options = LoadOptions { streaming, wanted: 64, ram_access: COPY, announce, ..Default::default() };
         said();
         let (mut plans, mut loading) = (0, 0);
         Session::load(dev, model, &options, &mut |bytes| {

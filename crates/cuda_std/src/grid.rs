@@ -8,7 +8,8 @@
 //!
 //! 1. **Every kernel waits before it reads or writes what an unfinished kernel or copy touches.** That is all of global
 //!    memory but weights, which no kernel writes. (What only earlier passes wrote may be read too, if a copy in the queue, as of a pass's tokens, lies between: a kernel
-//!    behind a copy starts when all before the copy has finished.)
+//!    behind a copy starts when all before the copy has finished. What the kernel before has waited for may be read as well, if that kernel
+//!    calls [`launch_dependents`] behind its wait only, and if this one waits before it ends: `gpu::gemv::BESIDE`.)
 //! 2. **Every thread of every kernel waits before it exits.** `wait` waits for the one kernel before, which has finished only
 //!    after its own waits: so the kernel before that one has finished too, and so on along the queue. A kernel without a wait
 //!    breaks the chain for all that follow.

@@ -31,7 +31,7 @@ pub struct Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// One of those that take turns with large ones: beside a large one there is room for one small one (and, where the large
-    /// one is no larger than it must be, for one of attention, of heads of up to 128).
+    /// one is no larger than it must be, for one of attention, of heads of up to 128). Also a product beside one that is `Alone`.
     Small,
     /// One whose blocks take more than half of a multiprocessor: no two large ones fit together.
     Large,

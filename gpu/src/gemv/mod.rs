@@ -115,8 +115,11 @@ pub const APART: u32 = 0;
 /// [`Product::overlap`]: the next kernel may start when this one has.
 pub const OVERLAPPING: u32 = 1;
 /// [`Product::overlap`]: as [`APART`], and this kernel does not wait for the one before it until it ends. That is for a kernel whose x
-/// and norm are those of the kernel before, a product that is [`APART`] or `BESIDE` itself, and that does not read y: what it reads was
-/// there when the one before it had its activations, and it starts no earlier.
+/// and norm are those of the kernel before, a product that is [`APART`] or `BESIDE` itself, and that does not read y.
+///
+/// It starts once every block of the kernel before has its activations: behind that one's wait, when whoever wrote x had ended. That the
+/// write can be seen here is the other kernel's doing: its wait drops what the multiprocessor's L1 cache had of x, and it has a block on every
+/// multiprocessor, as products that are `APART` do.
 pub const BESIDE: u32 = 2;
 
 /// x / (1 + e^-x)
@@ -222,7 +225,7 @@ impl Walk {
 
 /// The block's activations: columns `first` to `first + C - 1` of x, quantised, in shared memory at `acts`; where there is a norm, as they
 /// are before the division by the root of their mean square. The result is what remains to multiply with, for each column. Columns
-/// beyond the last are that one. Waits for the kernel before this one. `QUADS` says that the number of columns is a multiple of 4. With
+/// beyond the last are that one. Waits for the kernel before this one, unless it runs [`BESIDE`] it. `QUADS` says that the number of columns is a multiple of 4. With
 /// `N` = 2 this is one of two blocks of a cluster, which has arrived at its barrier; each does every other step for both, without a norm.
 ///
 /// # Safety

@@ -23,9 +23,10 @@ pub(super) struct Loading {
     buffers: usize,
 }
 
-/// Enough for as many threads as read, and for those that the link copies from; 40 MiB, so that loading does not take much more than
-/// what is planned. A copy of 2 MiB runs at some nine tenths of the link's speed, and most of it is hidden by the next one.
-pub(super) const LOADING: Loading = Loading { piece: 2 << 20, buffers: 20 };
+/// Twice as many as threads that read, on up to 16 cores: copies are made in order, so that a piece that is late keeps those behind it in
+/// their buffers. (20 buffers of 2 MiB loaded 8B at half of the link's speed there.) 32 MiB, so that loading does not take much more than what
+/// is planned. A copy of 1 MiB runs at some nine tenths of the link's speed.
+pub(super) const LOADING: Loading = Loading { piece: 1 << 20, buffers: 32 };
 
 impl Loading {
     pub const fn bytes(&self) -> u64 {

@@ -28,17 +28,28 @@ fn shapes(dims: &Dims, gpu: &Properties) -> (DecodeShape, Option<DecodeShape>) {
     (DecodeShape::new(heads, kv_heads, head_dim, context, gpu.multiprocessors), short)
 }
 
+/// What either shape's workspace takes; their counters are the same.
+fn workspace_bytes(shape: DecodeShape, short: Option<DecodeShape>) -> usize {
+    shape.workspace_bytes().max(short.map_or(0, |short| short.workspace_bytes()))
+}
+
 impl<D: Driver> Attention<D> {
     pub fn new(driver: &D, dims: &Dims) -> Result<Self> {
         let (shape, short) = shapes(dims, driver.properties());
-        let workspace = driver.alloc("attention's partial results", shape.workspace_bytes())?;
+        let workspace = driver.alloc("attention's partial results", workspace_bytes(shape, short))?;
         driver.write(&workspace, 0, &vec![0; shape.counter_bytes()])?;
         Ok(Attention { shape, short, workspace })
     }
 
+    /// Whether short contexts have a shape of their own.
+    pub fn has_short(&self) -> bool {
+        self.short.is_some()
+    }
+
     /// Bytes of device memory.
     pub fn bytes(driver: &D, dims: &Dims) -> u64 {
-        shapes(dims, driver.properties()).0.workspace_bytes() as u64
+        let (shape, short) = shapes(dims, driver.properties());
+        workspace_bytes(shape, short) as u64
     }
 }
 
@@ -149,7 +160,7 @@ impl<D: Driver> DecodeVisitor for Launch<'_, D> {
 
     fn visit<K: cuda_std::kernel::Kernel<Args = (Decode,)>>(self) -> Result<()> {
         // SAFETY: `decode` checked every extent against its buffer; `begin` checked that the position is below the context
-        // that the caches were made for. The workspace is of this shape, and its counters are 0 between launches.
+        // that the caches were made for. The workspace has room for this shape, and its counters are 0 between launches.
         unsafe { self.driver.launch::<K>(self.shape.grid(), (self.args,)) }
     }
 }

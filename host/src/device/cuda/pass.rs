@@ -52,7 +52,7 @@ pub(super) struct Pass<D: Driver> {
     layout: Layout,
     /// Tokens of the batch that the block holds, and how many of them are wanted.
     begun: (usize, usize),
-    /// None of their positions is beyond [`attention::SHORT`].
+    /// As [`Pass::is_short`].
     short: bool,
 }
 
@@ -116,11 +116,11 @@ impl<D: Driver> Pass<D> {
         driver.write(&self.block, start, &self.host[start..])?;
         self.layout = layout;
         self.begun = (batch.len(), batch.want.len());
-        self.short = batch.positions.iter().all(|&position| position <= attention::SHORT);
+        self.short = self.attention.has_short() && batch.positions.iter().all(|&position| position <= attention::SHORT);
         Ok(())
     }
 
-    /// Whether the one token that the block was filled for sees few positions, so that its attention is launched in another way.
+    /// Whether attention is launched in another way, where there is one: none of the batch's positions is beyond [`attention::SHORT`].
     pub fn is_short(&self) -> bool {
         self.short
     }

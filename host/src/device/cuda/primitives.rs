@@ -152,7 +152,7 @@ impl<D: Driver> Device for CudaDevice<D> {
         if self.recordings.busy() || self.profiling {
             return f(self);
         }
-        let (driver, key) = (self.driver.clone(), (key, self.pass().is_short()));
+        let (driver, key) = (self.driver.clone(), (key, self.pass.as_ref().is_some_and(Pass::is_short)));
         let graph = match self.recordings.find(&key) {
             // SAFETY: a recording stays with the device whose driver made it, and under its key only as long as the key's owners
             // keep the memory of weights and state; block and scratch are the device's own, and `prepare`, which replaces them,

@@ -279,6 +279,8 @@ impl<D: Driver> Multiply<'_, D> {
                     row_bytes: (len / F::ELEMS * F::BYTES) as u32,
                     tokens: 1,
                     accumulate: if first == 0 { product.accumulate } else { 1 },
+                    // A later piece reads what the one before it wrote.
+                    overlap: if product.overlap == gemv::BESIDE { gemv::APART } else { product.overlap },
                     ..product
                 };
                 let groups = gemv::row_groups(&part.matrices);
