@@ -23,10 +23,10 @@ pub(super) struct Loading {
     buffers: usize,
 }
 
-/// Twice as many as threads that read, on up to 16 cores: copies are made in order, so that a piece that is late keeps those behind it in
-/// their buffers. (20 buffers of 2 MiB loaded 8B at half of the link's speed there.) 32 MiB, so that loading does not take much more than what
-/// is planned. A copy of 1 MiB runs at some nine tenths of the link's speed.
-pub(super) const LOADING: Loading = Loading { piece: 1 << 20, buffers: 32 };
+/// More than twice as many as threads that read, on up to 16 cores: threads begin together and so end together, and while the link
+/// copies what they have read they need as many buffers again. (With 20 buffers of 2 MiB, 16 threads loaded 8B at half of the link's speed.) 40
+/// MiB, so that loading does not take much more than what is planned. Copies of 1 MiB run at some nine tenths of the link's speed.
+pub(super) const LOADING: Loading = Loading { piece: 1 << 20, buffers: 40 };
 
 impl Loading {
     pub const fn bytes(&self) -> u64 {
