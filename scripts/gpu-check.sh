@@ -255,6 +255,7 @@ stream() {
         "Ctrl-C and the disk,interrupt=1,$zero:--streaming --ram-budget 0"
         "prompt resident,prompt=512:"
         "prompt streamed,prompt=512,bar=97,$zero:--streaming"
+        "Ctrl-C zero-copy,interrupt=1,$zero:--streaming --ram-access zero-copy"
         "prompt of 8 by copies,prompt=8,$zero:--streaming"
         "prompt of 8 zero-copy,prompt=8,$zero:--streaming --ram-access zero-copy"
         "prompt of 512 zero-copy,prompt=512,$zero:--streaming --ram-access zero-copy"

@@ -216,9 +216,12 @@ class Check:
         said += process.stderr.read()
         code, took = process.wait(), time.monotonic() - sent
         time.sleep(0.5)
-        left = 0 if before is None else vram_used() - before
+        left = 0 if before is None else (vram_used() or 0) - before
         print(f"{case.name:<28} exit code {code} after {took:.2f} s; {left / MIB:.0f} MiB of device memory left in use")
-        print("    " + said.strip().splitlines()[-1][:170])
+        print("    " + (said.strip().splitlines() or [""])[-1][:170])
+        while_loading = "interrupted while loading" in said
+        if while_loading != (case.interrupt < 0):
+            self.failed.append(f"{case.name}: it was {'' if while_loading else 'not '}loading when it was interrupted")
         if code != 130 or took > 1 or left > 64 * MIB:
             self.failed.append(f"{case.name}: exit code {code} after {took:.2f} s, {left / MIB:.0f} MiB left")
 

@@ -6,19 +6,20 @@ use clap::Parser;
 use ntransformer::cli::{Cli, interrupt};
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
-        Ok(interrupt::EXIT_CODE) => {
-            let _ = std::io::stdout().flush();
-            interrupt::exit()
-        }
-        Ok(code) => ExitCode::from(code),
+    let code = match Cli::parse().run() {
+        Ok(code) => code,
         // A reader that went away (`| head`) has seen enough: that is no error.
-        Err(e) if e.chain().any(is_broken_pipe) => ExitCode::SUCCESS,
+        Err(e) if e.chain().any(is_broken_pipe) => 0,
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "error: {e:#}");
-            ExitCode::FAILURE
+            1
         }
+    };
+    if code == interrupt::EXIT_CODE || interrupt::requested() {
+        let _ = std::io::stdout().flush();
+        interrupt::exit(code);
     }
+    code.into()
 }
 
 fn is_broken_pipe(e: &(dyn std::error::Error + 'static)) -> bool {

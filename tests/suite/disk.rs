@@ -93,6 +93,19 @@ fn a_file_that_is_truncated_is_an_error() {
     ends_passes(|file, length| file.set_len(length - 4096).unwrap(), "truncated while in use");
 }
 
+/// Of a model that is on the device as a whole, passes read the embeddings of their tokens.
+#[test]
+fn a_file_that_is_emptied_is_an_error() {
+    let small = Small::of("Q8_0");
+    let gguf = Arc::new(Gguf::open(&small.path).unwrap());
+    let mut runner = models::open(DeviceChoice::Emulator, &gguf, None);
+    runner.pass(&[7], 0, 1).unwrap();
+    OpenOptions::new().write(true).open(&small.path).unwrap().set_len(0).unwrap();
+    let error = runner.pass(&[7], 1, 1).unwrap_err().to_string();
+    let path = small.path.to_str().unwrap();
+    assert!(error.contains(path) && error.contains("shorter since it was opened"), "{error}");
+}
+
 /// Another file of that name is another file.
 #[test]
 fn a_file_that_is_replaced_by_renaming_stays() {

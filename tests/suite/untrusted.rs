@@ -147,7 +147,7 @@ fn read_model(gguf: &Arc<Gguf>, config: &Config, tensors: &Tensors) {
     image(model.head_image().expect("its types are supported"));
     // As many layers as the file has tensors are possible, each of them all of the file.
     (0..config.layers.min(4)).for_each(|layer| image(model.layer_image(layer).expect("its types are supported")));
-    assert_eq!(model.embed(&[0, d.vocab as u32 - 1]).len(), 2 * d.hidden);
+    assert_eq!(model.embed(&[0, d.vocab as u32 - 1]).unwrap().len(), 2 * d.hidden);
     let TensorId(embedding) = tensors.embedding;
     assert_eq!(gguf.tensors()[embedding].rows(), d.vocab as u64);
 }

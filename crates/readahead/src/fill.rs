@@ -1,6 +1,6 @@
 //! Loading big ranges of files once, at full depth.
 
-use crate::{Dst, HostBuf, Options, Piece, ReadError, Source, SourceError};
+use crate::{Dst, HostBuf, Options, Piece, ReadError, Source, SourceError, source::leave};
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -116,9 +116,7 @@ pub fn fill(
             let error = failed.get_or_insert(error).clone();
             let all_stuck = in_flight.values().all(|job| job.since.elapsed() >= options.stall);
             if owned && all_stuck {
-                // Dropping a source waits for its reads, and this one has some that do not come back.
-                let waits = thread::Builder::new().name("stalled reads".to_owned()).spawn(move || drop(source));
-                drop(waits);
+                leave(source);
                 return Err(error);
             }
         }

@@ -1,13 +1,10 @@
 //! How fast a source reads.
 
-use crate::{Dst, HostBuf, Piece, ReadError, Source, SourceError};
+use crate::{Dst, HostBuf, Piece, ReadError, Source, SourceError, source::leave};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-
-/// Reads that are not back so long after the budget was spent count as stalled.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was measured.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +29,14 @@ impl Rate {
 /// [`Piece::cut`] makes pieces; 64 MiB or more in all are worth measuring, of the size that will be read later.
 ///
 /// # Errors
-/// The first read that failed, without retries, or that there were no pieces.
-pub fn sequential_rate(source: &mut dyn Source, pieces: &[Piece], budget: Duration) -> Result<Rate, ReadError> {
+/// The first read that failed, without retries, or that there were no pieces; [`ReadError::Stalled`] where reads are not back so long
+/// after the budget as `patience` says.
+pub fn sequential_rate(
+    mut source: Box<dyn Source>,
+    pieces: &[Piece],
+    budget: Duration,
+    patience: Duration,
+) -> Result<Rate, ReadError> {
     let Some(longest) = pieces.iter().map(|piece| piece.len).max() else {
         return Err(ReadError::Start("no pieces".to_owned()));
     };
@@ -52,7 +55,7 @@ pub fn sequential_rate(source: &mut dyn Source, pieces: &[Piece], budget: Durati
             let piece = &pieces[next];
             match source.submit(next as u64, piece, Dst::Host(buffer.share())) {
                 Ok(()) => in_flight.push((next as u64, buffer)),
-                Err(error) => failed = Some(error_of(source, piece, error)),
+                Err(error) => failed = Some(error_of(&*source, piece, error)),
             }
             next += 1;
         }
@@ -60,7 +63,7 @@ pub fn sequential_rate(source: &mut dyn Source, pieces: &[Piece], budget: Durati
             break;
         }
         if let Err(error) = source.wait(Duration::from_millis(10), &mut done) {
-            return Err(error_of(source, &pieces[in_flight[0].0 as usize], error));
+            return Err(error_of(&*source, &pieces[in_flight[0].0 as usize], error));
         }
         for completion in done.drain(..) {
             let Some(index) = in_flight.iter().position(|(id, _)| *id == completion.id) else { continue };
@@ -72,17 +75,19 @@ pub fn sequential_rate(source: &mut dyn Source, pieces: &[Piece], budget: Durati
                 Ok(landed) if landed.len == piece.len => bytes += piece.len as u64,
                 Ok(landed) => {
                     let error = SourceError::Short { got: landed.len, len: piece.len };
-                    failed = Some(error_of(source, piece, error));
+                    failed = Some(error_of(&*source, piece, error));
                 }
-                Err(error) => failed = Some(error_of(source, piece, error)),
+                Err(error) => failed = Some(error_of(&*source, piece, error)),
             }
         }
         if let Some((id, _)) = in_flight.first()
-            && start.elapsed() > budget + PATIENCE
+            && start.elapsed() > budget + patience
         {
             let Piece { file, offset, len } = pieces[*id as usize];
             let seconds = start.elapsed().as_secs_f64();
-            return Err(ReadError::Stalled { name: source.name(file), offset, len, seconds });
+            let stalled = ReadError::Stalled { name: source.name(file), offset, len, seconds };
+            leave(source);
+            return Err(stalled);
         }
     }
     match failed {

@@ -1,7 +1,7 @@
 //! What reads: [`Source`], and what it reads from and into.
 
 use crate::{SourceError, files::Aligned};
-use std::{any::Any, ptr::NonNull, sync::Arc, time::Duration};
+use std::{any::Any, ptr::NonNull, sync::Arc, thread, time::Duration};
 
 /// A range of a file that is read at once. 1 to 4 MiB is what drives like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,4 +226,10 @@ impl<S: Source + ?Sized> Source for Box<S> {
     fn describe(&self) -> String {
         (**self).describe()
     }
+}
+
+/// Leaves a source some of whose reads do not come back: dropping it waits for them, so a thread of its own does.
+pub(crate) fn leave(source: Box<dyn Source>) {
+    let waits = thread::Builder::new().name("stalled reads".to_owned()).spawn(move || drop(source));
+    drop(waits);
 }

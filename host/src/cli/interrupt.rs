@@ -17,7 +17,7 @@ static IDLE: AtomicBool = AtomicBool::new(false);
 pub fn install() {
     let handler = || {
         if IDLE.load(Ordering::Relaxed) || INTERRUPTED.swap(true, Ordering::Relaxed) {
-            exit();
+            exit(EXIT_CODE);
         }
     };
     if let Err(e) = ctrlc::set_handler(handler) {
@@ -27,9 +27,9 @@ pub fn install() {
 
 /// Ends the process, whatever its threads are doing: a driver's own clean-up would wait for copies and kernels, or meet one of its calls
 /// on another thread. The system takes back what they use.
-pub fn exit() -> ! {
+pub fn exit(code: u8) -> ! {
     // SAFETY: it ends the process, and runs nothing of it.
-    unsafe { libc::_exit(EXIT_CODE.into()) }
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// Becomes true when the user asks to stop.

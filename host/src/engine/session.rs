@@ -273,7 +273,7 @@ impl<D: Device + 'static> Session<D> {
     /// Waits for what was asked to be computed, unless nobody wants it any more: a pass whose weights are streamed may take seconds, for
     /// which a device's own way of waiting could not be left.
     fn wait(&mut self) -> Result<(), EngineError> {
-        if self.weights.layers().resident() {
+        if self.memory.streamed_per_pass == 0 {
             return Ok(());
         }
         let end = self.dev.mark()?;

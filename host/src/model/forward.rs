@@ -85,7 +85,7 @@ pub fn forward<D: Device>(
     batch: &Batch,
 ) -> Result<(), DeviceError> {
     let embeddings = match w.embedding {
-        Embedding::Host => Some(model.embed(&batch.tokens)),
+        Embedding::Host => Some(model.embed(&batch.tokens).map_err(|e| DeviceError::Source(e.into()))?),
         Embedding::Device(_) => None,
     };
     dev.begin(batch, embeddings.as_deref(), &mut s.x)?;

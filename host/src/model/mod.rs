@@ -87,22 +87,26 @@ impl Model {
         Image::new("the output head".into(), &self.gguf, &self.head_tensors())
     }
 
-    /// The embeddings of `tokens`, `[tokens x hidden]`, decoded from the file and scaled.
+    /// The embeddings of `tokens`, `[tokens x hidden]`, decoded from the file and scaled. Read and not mapped, so that a file that was
+    /// truncated meanwhile is an error instead of a signal.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
     ///
     /// # Panics
     /// When a token is outside the vocabulary: callers check.
-    pub fn embed(&self, tokens: &[u32]) -> Vec<f32> {
+    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, GgufError> {
         let TensorId(index) = self.tensors.embedding;
         let info = &self.gguf.tensors()[index];
-        let (ty, bytes) = (self.gguf.supported_type(info).expect("checked when found"), self.gguf.bytes(info));
-        let row_bytes = bytes.len() / self.config.dims.vocab;
+        let ty = self.gguf.supported_type(info).expect("checked when found");
+        let mut row = vec![0; info.bytes as usize / self.config.dims.vocab];
         let mut out = vec![0.0; tokens.len() * self.config.dims.hidden];
         for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(self.config.dims.hidden)) {
-            let row = &bytes[token as usize * row_bytes..][..row_bytes];
-            quant::decode_row(ty, row, out).expect("the reader checked the tensor's length");
+            self.gguf.read(info, token as usize * row.len(), &mut row)?;
+            quant::decode_row(ty, &row, out).expect("the reader checked the tensor's length");
         }
         out.iter_mut().for_each(|x| *x *= self.config.dims.embedding_scale);
-        out
+        Ok(out)
     }
 
     /// A pass over `tokens` at the positions from `start` on, with logits of the tokens `want`.

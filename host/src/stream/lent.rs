@@ -31,7 +31,8 @@ impl<T> Lent<T> {
 
     /// The values, none of which a read has any more.
     pub fn into_inner(mut self) -> Vec<T> {
-        assert_eq!(Arc::strong_count(&self.reads), 1, "a read has some of it");
+        // Where nobody else has a clone, what those who had one wrote can be seen: `get_mut` acquires what their drops released.
+        assert!(Arc::get_mut(&mut self.reads).is_some(), "a read has some of it");
         mem::take(&mut self.values)
     }
 }
@@ -46,8 +47,8 @@ impl<T> Deref for Lent<T> {
 
 impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
-        // Whoever has no clone by now gets none any more.
-        if Arc::strong_count(&self.reads) > 1 {
+        // Whoever has no clone by now gets none any more, and what he wrote came before this: `get_mut` acquires what drops of clones released.
+        if Arc::get_mut(&mut self.reads).is_none() {
             mem::forget(mem::take(&mut self.values));
         }
     }

@@ -42,6 +42,7 @@ pub(super) struct Staging<D: Transfer> {
     buffers: Lent<(D::Pinned, usize)>,
     /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
     busy: VecDeque<(BufferId, D::Event)>,
+    bytes: u64,
     /// Ends a wait for data.
     cancel: Arc<AtomicBool>,
 }
@@ -82,6 +83,7 @@ impl<D: Transfer> Staging<D> {
                 Err(e) => return Err(e),
             }
         }
+        let bytes = buffers.iter().map(|(buffer, _)| buffer.as_ref().len() as u64).sum();
         let mut buffers = Lent::new(buffers);
         let lent = (0..buffers.len()).map(|index| {
             // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
@@ -89,12 +91,12 @@ impl<D: Transfer> Staging<D> {
         });
         let lent = lent.collect();
         let ahead = ReadAhead::start(source, pieces, lent, options)?;
-        Ok(Staging { ahead, buffers, busy: VecDeque::new(), cancel })
+        Ok(Staging { ahead, buffers, busy: VecDeque::new(), bytes, cancel })
     }
 
     /// Page-locked memory.
     pub fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|(buffer, _)| buffer.as_ref().len() as u64).sum()
+        self.bytes
     }
 
     /// One line: how it is read.

@@ -286,16 +286,19 @@ impl<D: Device> Streamed<D> {
 /// How much of the largest file is read to find out how fast it can be read, and for how long.
 const MEASURED: (u64, Duration) = (256 << 20, Duration::from_millis(60));
 
+/// How much longer the measurement may take before the drive counts as one that does not answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Bytes a second that `reads` gets of the model's largest file.
 ///
 /// # Errors
 /// A model that is in no file, or that cannot be read.
 pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
-    let mut source = reads.ahead(inputs(model)?, false)?;
+    let source = reads.ahead(inputs(model)?, false)?;
     let lengths = model.gguf.parts().iter().map(|part| part.bytes().len() as u64).enumerate();
     let (file, len) = lengths.max_by_key(|(_, len)| *len).unwrap_or_default();
     let pieces: Vec<Piece> = Piece::cut(file, 0, len.min(MEASURED.0), piece_bytes(u64::MAX)).collect();
-    Ok(readahead::sequential_rate(&mut *source, &pieces, MEASURED.1)?.bytes_per_second())
+    Ok(readahead::sequential_rate(source, &pieces, MEASURED.1, PATIENCE)?.bytes_per_second())
 }
 
 /// Memory that the device can read over the link.

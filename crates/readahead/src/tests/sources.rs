@@ -2,8 +2,11 @@
 
 use super::{by, content, input, random_file};
 use crate::{
-    Completion, Dst, HostBuf, Input, Landed, Memory, MemoryRange, OpenError, Piece, Source, SourceError, SourceOptions,
-    files::Progress, loader, open, sequential_rate,
+    Completion, Dst, HostBuf, Input, Landed, Memory, MemoryRange, OpenError, Piece, ReadError, Source, SourceError,
+    SourceOptions,
+    files::Progress,
+    loader, open, sequential_rate,
+    testing::{Fault, Faulty, Gate},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::{sync::Arc, time::Duration};
@@ -166,15 +169,33 @@ fn pieces_are_cut_at_multiples() {
 #[test]
 fn a_rate_is_measured_within_its_budget() {
     let files = [random_file(6 << 20, 3)];
-    for mut source in sources(&files) {
-        let pieces: Vec<_> = Piece::cut(0, 0, 6 << 20, 1 << 20).collect();
-        let rate = sequential_rate(&mut *source, &pieces, Duration::from_secs(5)).unwrap();
+    let pieces: Vec<_> = Piece::cut(0, 0, 6 << 20, 1 << 20).collect();
+    let rates = |pieces: &[Piece], budget| {
+        let rate = |source| sequential_rate(source, pieces, budget, Duration::from_secs(10));
+        sources(&files).into_iter().map(rate).collect::<Vec<_>>()
+    };
+    for rate in rates(&pieces, Duration::from_secs(5)) {
+        let rate = rate.unwrap();
         assert_eq!(rate.bytes, 6 << 20);
         assert!(rate.bytes_per_second() > 1e5 && rate.bytes_per_second() < 1e12, "{rate:?}");
-        // Without time, one piece is read.
-        let rate = sequential_rate(&mut *source, &pieces, Duration::ZERO).unwrap();
-        assert_eq!(rate.bytes, 1 << 20);
-        let outside = [Piece { file: 0, offset: 6 << 20, len: 1 }];
-        assert!(sequential_rate(&mut *source, &outside, Duration::ZERO).is_err());
+    }
+    // Without time, one piece is read.
+    assert!(rates(&pieces, Duration::ZERO).into_iter().all(|rate| rate.unwrap().bytes == 1 << 20));
+    let outside = [Piece { file: 0, offset: 6 << 20, len: 1 }];
+    assert!(rates(&outside, Duration::ZERO).into_iter().all(|rate| rate.is_err()));
+}
+
+/// Nobody waits for a drive that does not answer, not even to leave it.
+#[test]
+fn the_rate_of_a_drive_that_does_not_answer_is_an_error() {
+    let files = [random_file(1 << 20, 3)];
+    for source in sources(&files) {
+        let gate = Gate::default();
+        let stalls = gate.clone();
+        let source = Box::new(Faulty::new(source, move |_, _| Some(Fault::Stall(stalls.clone()))));
+        let pieces: Vec<_> = Piece::cut(0, 0, 1 << 20, 1 << 20).collect();
+        let rate = sequential_rate(source, &pieces, Duration::ZERO, Duration::from_millis(50));
+        assert!(matches!(rate, Err(ReadError::Stalled { .. })), "{rate:?}");
+        gate.open();
     }
 }
