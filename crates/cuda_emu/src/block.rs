@@ -15,7 +15,7 @@ use crate::{
 
 pub(crate) type Yielder = corosensei::Yielder<(), ()>;
 
-/// What unwinds a thread that has failed. The error itself is in [`Block::fault`].
+/// What unwinds a thread that has failed. The error itself is in [`Cluster::fault`].
 struct Failed;
 
 #[derive(Clone, Copy, PartialEq)]

@@ -37,7 +37,8 @@ pub enum LaunchError {
     },
     /// A pointer into another block's shared memory was asked for before that block had made the array.
     #[error(
-        "{place} maps an address to block {rank} of its cluster, which has no such array: a barrier of the cluster is missing, or          it is no address of shared memory"
+        "{place} maps an address to block {rank} of its cluster, which has no such array: a barrier of the cluster is missing, \
+         or it is no address of shared memory"
     )]
     ClusterMap {
         /// Who did it.

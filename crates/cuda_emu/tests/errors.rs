@@ -289,7 +289,9 @@ fn shapes_and_shared_memory_that_the_driver_would_refuse() {
     for block in [[0, 1, 1], [1, 0, 1], [1, 1, 0], [1025, 1, 1], [1, 1, 65], [33, 32, 1], [1 << 16, 1 << 16, 1]] {
         assert!(matches!(empty([1; 3], block, 0), Err(LaunchError::Block { block: b, .. }) if b == block));
     }
-    for (blocks, cluster) in [([4, 4, 1], [3, 1, 1]), ([4, 4, 1], [1, 0, 1]), ([16, 1, 1], [16, 1, 1])] {
+    let wrong = [([4, 4, 1], [3, 1, 1]), ([4, 4, 1], [1, 0, 1]), ([16, 1, 1], [16, 1, 1])];
+    // 2^32 blocks.
+    for (blocks, cluster) in wrong.into_iter().chain([([1 << 17, 1 << 15, 1], [1 << 17, 1 << 15, 1])]) {
         let grid = Grid { blocks, threads: [1; 3], shared: 0, cluster };
         // SAFETY: the kernel touches no memory.
         let result = unsafe { emulator.launch::<empty>(grid, ()) };
@@ -340,6 +342,11 @@ fn clusters_whose_blocks_do_not_wait_for_each_other() {
     // SAFETY: the kernels touch no global memory.
     let (hasty, torn) =
         unsafe { (Emulator::default().launch::<hasty>(grid, ()), Emulator::default().launch::<torn>(grid, ())) };
+    let text = hasty.as_ref().unwrap_err().to_string();
+    let expected = "kernel `hasty`, block [1, 0, 0], thread [0, 0, 0] maps an address to block 0 of its cluster, which has no such \
+                    array: a barrier of the cluster is missing, or it is no address of shared memory";
+    // Any of its threads may be the first.
+    assert!((0..3).any(|x| text == expected.replace("thread [0", &format!("thread [{x}"))), "{text}");
     let Err(LaunchError::ClusterMap { place, rank: 0 }) = hasty else { panic!("{hasty:?}") };
     assert_eq!(place.block, [1, 0, 0]);
     let Err(LaunchError::Divergence { block: [0, 0, 0], waiting, .. }) = torn else { panic!("{torn:?}") };
