@@ -1,7 +1,10 @@
 //! Matrix-vector products with activations that are quantised on the way, and embedding rows, for each tensor type.
 
 use gpu::gemv::{self, APART, BESIDE, GELU, Matrix, NONE, Product, SILU, Share, WeightKernels, WeightVisitor};
-use ntransformer::device::cuda::driver::Driver;
+use ntransformer::device::cuda::{
+    driver::{Driver, Properties},
+    emulator::EmulatorDriver,
+};
 use quant::TensorType;
 use rand::Rng;
 
@@ -327,13 +330,47 @@ pub fn gemv_shapes<D: Driver>(lab: &mut Lab<D>) {
     }
 }
 
-/// So many columns that two blocks quantise them for each other, where there are clusters: with as many blocks as rows, or one more.
+/// Blocks of a cluster of the launch of a case without a norm, one column at a time.
+struct Cluster<'a, D>(&'a D, &'a Case);
+
+impl<D: Driver> WeightVisitor for Cluster<'_, D> {
+    type Out = [u32; 3];
+
+    fn visit<F: WeightKernels>(self) -> [u32; 3] {
+        let Cluster(driver, case) = self;
+        let groups = (0..case.matrices.len()).map(|m| case.rows(m).div_ceil(gemv::ROWS) as u32).sum();
+        let (room, tokens) = (driver.properties().room(Share::Small), case.tokens() as u32);
+        gemv::launch::<F::Weights>(room, groups, case.cols as u32, tokens, 1, false).expect("it fits").grid.cluster
+    }
+}
+
+/// So many columns that two blocks quantise them for each other, where there are clusters, and the number of blocks is even: of as
+/// many blocks as groups of rows, 3 rows have two blocks, and 5 rows three.
 pub fn gemv_wide<D: Driver>(lab: &mut Lab<D>) {
-    for (ty, rows) in TensorType::ALL.iter().zip([3, 4, 5, 40].into_iter().cycle()) {
+    for &ty in TensorType::ALL {
         for (i, cols) in [8192, 8448, 14336].into_iter().enumerate() {
-            let case = Case::random(lab, *ty, cols, &[rows], 1 + i % 2, Options { norm: false, ..Options::nth(2 * i) });
-            case.check(&case.gemv(lab, 1));
+            for (rows, even) in [(3, true), (5, false)] {
+                let options = Options { norm: false, ..Options::nth(2 * i) };
+                let case = Case::random(lab, ty, cols, &[rows], 1 + i % 2, options);
+                let pairs = even && lab.driver.properties().cluster > 1;
+                let cluster = gemv::visit(ty, Cluster(lab.driver, &case));
+                assert_eq!(cluster, [if pairs { 2 } else { 1 }, 1, 1], "{ty} {rows} x {cols}");
+                case.check(&case.gemv(lab, 1));
+            }
         }
+    }
+}
+
+/// Pairs of blocks that have several groups of rows for each warp.
+#[test]
+fn gemv_wide_and_high() {
+    let four = Properties { multiprocessors: 4, ..*EmulatorDriver::new(0).properties() };
+    let driver = EmulatorDriver::with_properties(7, four);
+    let mut lab = Lab::new(&driver, "gemv_wide_and_high");
+    for &ty in TensorType::ALL {
+        let case = Case::random(&mut lab, ty, 8192, &[70, 71], 1, Options::nth(2));
+        assert_eq!(gemv::visit(ty, Cluster(&driver, &case)), [2, 1, 1], "{ty}");
+        case.check(&case.gemv(&lab, 1));
     }
 }
 
