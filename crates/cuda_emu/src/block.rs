@@ -58,6 +58,8 @@ const RECENT: usize = 4;
 
 /// What the threads of a block share.
 struct Team {
+    /// One of its threads has run its first instruction.
+    started: Cell<bool>,
     at_barrier: Cell<usize>,
     exited: Cell<usize>,
     shared: RefCell<Shared>,
@@ -102,7 +104,12 @@ impl Cluster {
         let threads: Vec<Thread> = shared.iter().flat_map(|_| (0..per_block as u32).map(thread)).collect();
         let warp = |lanes: &[Thread]| Warp { lanes: u32::MAX >> (32 - lanes.len()), exited: 0, exchanges: Vec::new() };
         let warps = threads.chunks(per_block).flat_map(|block| block.chunks(32).map(warp)).collect();
-        let team = |shared| Team { at_barrier: Cell::new(0), exited: Cell::new(0), shared: RefCell::new(shared) };
+        let team = |shared| Team {
+            started: Cell::new(false),
+            at_barrier: Cell::new(0),
+            exited: Cell::new(0),
+            shared: RefCell::new(shared),
+        };
         Cluster {
             kernel,
             grid,
@@ -128,6 +135,7 @@ impl Cluster {
         self.opened.set(0);
         self.arrived.set(0);
         for block in &self.blocks {
+            block.started.set(false);
             block.at_barrier.set(0);
             block.exited.set(0);
             block.shared.borrow_mut().begin_block();
@@ -174,6 +182,7 @@ impl Cluster {
     /// The current thread runs its first instruction.
     pub(crate) fn started(&self, yielder: &Yielder) {
         self.threads[self.current.get()].yielder.set(yielder);
+        self.block().started.set(true);
     }
 
     /// The current thread has returned from the kernel.
@@ -349,8 +358,9 @@ impl Machine for Cluster {
         if std::ptr::eq(other, self.block()) {
             return pointer;
         }
-        let mapped = self.block().shared.borrow().map(pointer, &other.shared.borrow());
-        mapped.unwrap_or_else(|| self.fail(LaunchError::ClusterMap { place: self.place(), rank }))
+        let runs = other.started.get() && other.exited.get() < self.per_block;
+        let mapped = runs.then(|| self.block().shared.borrow().map(pointer, &other.shared.borrow()));
+        mapped.flatten().unwrap_or_else(|| self.fail(LaunchError::ClusterMap { place: self.place(), rank }))
     }
 
     fn cluster_arrive(&self) {

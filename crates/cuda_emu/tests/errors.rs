@@ -322,6 +322,47 @@ unsafe fn hasty() {
     }
 }
 
+/// Block 1 of a pair writes to block 0's dynamic shared memory: with `waits`, behind a barrier of the cluster; with `ends`, behind that
+/// block's end.
+#[kernel("test")]
+unsafe fn dynamic_of_another(waits: u32, ends: u32) {
+    let array = dynamic_shared!(OTHER: [u32]);
+    // SAFETY: without a barrier, and after the end, this is the error.
+    unsafe {
+        if ends != 0 && cluster::rank() == 0 {
+            return;
+        }
+        if waits != 0 {
+            cluster::arrive();
+            cluster::wait();
+        }
+        if cluster::rank() == 1 {
+            cluster::map(array, 0).write(1);
+        }
+        cluster::arrive();
+        cluster::wait();
+    }
+}
+
+#[test]
+fn only_a_block_that_runs_has_shared_memory() {
+    let grid = Grid::new(2, 1, 1).with_shared(16).with_cluster([2, 1, 1]);
+    // SAFETY: the kernel touches no global memory.
+    let launch = |seed, args| unsafe { Emulator::new(seed).launch::<dynamic_of_another>(grid, args) };
+    let refused = |result: &Result<(), LaunchError>| match result {
+        Ok(()) => false,
+        Err(LaunchError::ClusterMap { place, rank: 0 }) if place.block == [1, 0, 0] => true,
+        Err(error) => panic!("{error}"),
+    };
+    // Either block may be the first.
+    let hasty = (0..32).filter(|&seed| refused(&launch(seed, (0, 0)))).count();
+    assert!((1..32).contains(&hasty), "{hasty} of 32");
+    for seed in 0..32 {
+        launch(seed, (1, 0)).unwrap();
+        assert!(refused(&launch(seed, (1, 1))), "a block that has ended has shared memory");
+    }
+}
+
 /// Thread 0 waits for the cluster, the others for their block.
 #[kernel("test")]
 unsafe fn torn() {
@@ -343,8 +384,8 @@ fn clusters_whose_blocks_do_not_wait_for_each_other() {
     let (hasty, torn) =
         unsafe { (Emulator::default().launch::<hasty>(grid, ()), Emulator::default().launch::<torn>(grid, ())) };
     let text = hasty.as_ref().unwrap_err().to_string();
-    let expected = "kernel `hasty`, block [1, 0, 0], thread [0, 0, 0] maps an address to block 0 of its cluster, which has no such \
-                    array: a barrier of the cluster is missing, or it is no address of shared memory";
+    let expected = "kernel `hasty`, block [1, 0, 0], thread [0, 0, 0] maps an address to block 0 of its cluster, which has not \
+                    begun, has ended or has no such array: a barrier of the cluster is missing, or it is no address of shared memory";
     // Any of its threads may be the first.
     assert!((0..3).any(|x| text == expected.replace("thread [0", &format!("thread [{x}"))), "{text}");
     let Err(LaunchError::ClusterMap { place, rank: 0 }) = hasty else { panic!("{hasty:?}") };
