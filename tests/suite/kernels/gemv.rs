@@ -671,3 +671,27 @@ fn no_two_products_that_are_apart_fit_on_a_multiprocessor() {
         assert!(turns <= 228 << 10, "{ty}: large and small launches take {turns} bytes together");
     }
 }
+
+/// Bytes of shared memory that a block of attention of heads of up to 128 has on such a GPU, from its PTX.
+fn attention_bytes() -> u32 {
+    let ptx = ntransformer::ptx::module("attention", (9, 0)).unwrap();
+    let bytes = |name: &str| {
+        let line = ptx.lines().find(|line| line.starts_with(".shared") && line.contains(name)).expect("an array");
+        line.split(['[', ']']).nth(1).unwrap().parse::<u32>().unwrap()
+    };
+    bytes(" DECODE_64[").max(bytes(" DECODE_128["))
+}
+
+#[test]
+fn attention_fits_beside_a_large_and_a_small_product() {
+    let attention = attention_bytes() + (1 << 10);
+    for ty in TensorType::ALL.iter().copied().filter(|ty| 4096 % ty.block_elems() == 0) {
+        let taken = |share, cols| gemv::visit(ty, Taken(share, cols));
+        // No larger than it must be.
+        let large = taken(Share::Alone, 256);
+        for cols in [1024, 2048, 4096] {
+            let left = (228 << 10) - large - taken(Share::Small, cols);
+            assert!(attention <= left, "{ty}, {cols} columns: {left} bytes are left, and attention takes {attention}");
+        }
+    }
+}
