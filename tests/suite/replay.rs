@@ -101,7 +101,17 @@ impl Recorder {
 
     pub fn over(emulator: EmulatorDriver) -> (Self, Rc<Counts>) {
         let (counts, recording) = (Rc::new(Counts::default()), RefCell::new(None));
-        (Recorder { emulator, dependent: false, numbers: false, log: Log::default(), recording, counts: counts.clone() }, counts)
+        (
+            Recorder {
+                emulator,
+                dependent: false,
+                numbers: false,
+                log: Log::default(),
+                recording,
+                counts: counts.clone(),
+            },
+            counts,
+        )
     }
 
     pub fn with_dependent_launch(self, dependent: bool) -> Self {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use cuda_std::{host::Machine, kernel::Grid};
+use rand::{RngCore, rngs::SmallRng, seq::SliceRandom};
 
 use crate::{
     error::{LaunchError, Place, Wait, Waiting},
@@ -80,6 +81,8 @@ pub(crate) struct Cluster {
     warps: RefCell<Vec<Warp>>,
     /// Threads that have become able to go on since the scheduler last asked.
     ready: RefCell<Vec<u32>>,
+    /// Blocks that start when those before them cannot go on, the last one first.
+    later: RefCell<Vec<usize>>,
     /// How often the cluster's barrier has opened, and how many threads have come to it since.
     opened: Cell<u32>,
     arrived: Cell<usize>,
@@ -118,6 +121,7 @@ impl Cluster {
             current: Cell::new(0),
             warps: RefCell::new(warps),
             ready: RefCell::default(),
+            later: RefCell::default(),
             opened: Cell::new(0),
             arrived: Cell::new(0),
             blocks: shared.into_iter().map(team).collect(),
@@ -129,8 +133,9 @@ impl Cluster {
         }
     }
 
-    /// Starts the cluster whose first block is `idx`: all its threads are ready, its shared memory is poisoned.
-    pub(crate) fn begin(&self, idx: [u32; 3]) {
+    /// Starts the cluster whose first block is `idx`, its shared memory poisoned: all blocks together, or, drawn from `rng`, one after
+    /// the other, as far as each comes without those behind it.
+    pub(crate) fn begin(&self, idx: [u32; 3], rng: &mut SmallRng) {
         self.block_idx.set(idx);
         self.opened.set(0);
         self.arrived.set(0);
@@ -148,9 +153,15 @@ impl Cluster {
             warp.exited = 0;
             warp.exchanges.clear();
         }
-        let mut ready = self.ready.borrow_mut();
+        let (mut ready, mut later) = (self.ready.borrow_mut(), self.later.borrow_mut());
         ready.clear();
-        ready.extend(0..self.threads.len() as u32);
+        later.clear();
+        if self.blocks.len() > 1 && rng.next_u32() & 1 == 0 {
+            later.extend(0..self.blocks.len());
+            later.shuffle(rng);
+        } else {
+            ready.extend(0..self.threads.len() as u32);
+        }
     }
 
     /// The number in the cluster of thread `t`'s block.
@@ -238,7 +249,14 @@ impl Cluster {
                 }
             }
         }
-        if round.is_empty() && running > 0 { Err(self.stuck()) } else { Ok(()) }
+        if round.is_empty() {
+            if let Some(rank) = self.later.borrow_mut().pop() {
+                round.extend((rank * self.per_block) as u32..((rank + 1) * self.per_block) as u32);
+            } else if running > 0 {
+                return Err(self.stuck());
+            }
+        }
+        Ok(())
     }
 
     /// The error of a cluster in which nobody can go on: of the first of its blocks that waits.

@@ -203,7 +203,7 @@ impl Worker<'_> {
         mut rng: SmallRng,
         args: Shareable<K::Args>,
     ) -> Result<(), LaunchError> {
-        machine.begin(idx);
+        machine.begin(idx, &mut rng);
         loop {
             machine.next_round(&mut self.round)?;
             if self.round.is_empty() {

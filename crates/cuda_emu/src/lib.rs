@@ -27,8 +27,8 @@
 //!   array's ends. A thread that spins on a value another thread should write spins for ever. A kernel that needs more
 //!   than 128 KiB of stack ends the process.
 //! - Accesses to another block's shared memory before it has started or after its end: that is looked at when an address is mapped
-//!   (`cluster::map`), not when what it gave is used. The blocks of a cluster start together, in an order of the seed's, so that a
-//!   missing barrier before shows with some seeds only, and not at all where a thread has waited for anything else before it maps.
+//!   (`cluster::map`), not when what it gave is used. A missing barrier before shows where the seed lets a cluster's blocks start one
+//!   after the other, as it does with every second cluster.
 //! - Reads of lanes outside a collective's mask give 0 where hardware gives anything.
 //! - Speed, occupancy, bank conflicts, coalescing, approximate arithmetic.
 
