@@ -16,6 +16,7 @@ mod generate;
 mod gguf;
 mod interrupt;
 mod kernels;
+mod launches;
 mod link;
 mod models;
 mod mutations;

@@ -163,6 +163,41 @@ fn kernels_and_entries_are_the_same_with_the_same_parameters() {
     }
 }
 
+/// What the PTX says of each entry's launches: its lines between the parameters and the body.
+fn directives(ptx: &'static str) -> BTreeMap<&'static str, Vec<&'static str>> {
+    let mut found = BTreeMap::new();
+    let mut lines = ptx.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix(".visible .entry ") else { continue };
+        let before = lines.by_ref().take_while(|line| *line != "{").filter(|line| line.starts_with(".m"));
+        found.insert(name.split('(').next().unwrap(), before.collect());
+    }
+    found
+}
+
+/// `cuda_std::thread::launch_bounds` and `max_registers` have become directives, without which products and attention spill, or do not
+/// fit onto a multiprocessor beside each other.
+#[test]
+fn kernels_have_the_bounds_of_their_source() {
+    let mut bounded = 0;
+    for variant in VARIANTS {
+        assert!(!variant.ptx.contains("launch_bounds") && !variant.ptx.contains("max_registers"), "{}", file(variant));
+        for (name, found) in directives(variant.ptx) {
+            let expected: &[&str] = match name.split_once('_') {
+                Some(("gemv" | "glu", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 3"],
+                Some(("gemv4" | "gemv8", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 1"],
+                Some(("attention", "decode_64" | "decode_128")) => &[".maxntid 128, 1, 1", ".maxnreg 176"],
+                Some(("attention", "decode_256" | "decode_any")) => &[".maxntid 128, 1, 1", ".maxnreg 255"],
+                _ => &[],
+            };
+            assert_eq!(found, expected, "{}: {name}", file(variant));
+            bounded += usize::from(!expected.is_empty());
+        }
+    }
+    let types = quant::TensorType::ALL.len();
+    assert_eq!(bounded, architectures().len() * (4 * types + 4), "products of each type, and attention");
+}
+
 #[test]
 fn kernels_keep_their_values_in_registers() {
     for variant in VARIANTS {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use cuda_std::kernel::{Grid, Kernel};
-use gpu::gemv::{self, WeightKernels};
+use gpu::gemv::{self, Product, WeightKernels};
 use ntransformer::{
     cli::synth::Shape,
     device::{
@@ -32,6 +32,7 @@ use ntransformer::{
 use quant::formats;
 
 use super::{
+    launches::{Log, Seen},
     models::{self, devices, open},
     setup::root,
     synth,
@@ -41,7 +42,7 @@ type Result<T> = std::result::Result<T, DeviceError>;
 
 /// What a recorder did.
 #[derive(Default)]
-struct Counts {
+pub struct Counts {
     launches: Cell<usize>,
     recorded: Cell<usize>,
     replayed: Cell<usize>,
@@ -54,8 +55,13 @@ fn add(count: &Cell<usize>, n: usize) {
 }
 
 /// The emulator, with recordings.
-struct Recorder {
+pub struct Recorder {
     emulator: EmulatorDriver,
+    /// What it answers to [`Driver::dependent_launch`].
+    dependent: bool,
+    /// Memory is not NaN when it is allocated.
+    numbers: bool,
+    log: Log,
     /// What has been launched since recording began.
     recording: RefCell<Option<Vec<Launch>>>,
     counts: Rc<Counts>,
@@ -77,7 +83,7 @@ unsafe fn launch<K: Kernel>(emulator: &EmulatorDriver, grid: Grid, args: *const 
 }
 
 /// A recording.
-struct Recorded {
+pub struct Recorded {
     launches: Vec<Launch>,
     counts: Rc<Counts>,
 }
@@ -93,9 +99,32 @@ impl Recorder {
         Recorder::over(EmulatorDriver::new(0))
     }
 
-    fn over(emulator: EmulatorDriver) -> (Self, Rc<Counts>) {
-        let counts = Rc::new(Counts::default());
-        (Recorder { emulator, recording: RefCell::new(None), counts: counts.clone() }, counts)
+    pub fn over(emulator: EmulatorDriver) -> (Self, Rc<Counts>) {
+        let (counts, recording) = (Rc::new(Counts::default()), RefCell::new(None));
+        (
+            Recorder {
+                emulator,
+                dependent: false,
+                numbers: false,
+                log: Log::default(),
+                recording,
+                counts: counts.clone(),
+            },
+            counts,
+        )
+    }
+
+    pub fn with_dependent_launch(self, dependent: bool) -> Self {
+        Recorder { dependent, ..self }
+    }
+
+    /// The same, where memory holds small F16 numbers of both signs when it is allocated.
+    pub fn with_numbers(self) -> Self {
+        Recorder { numbers: true, ..self }
+    }
+
+    pub fn log(&self) -> Log {
+        self.log.clone()
     }
 }
 
@@ -118,7 +147,13 @@ impl Driver for Recorder {
     }
 
     fn alloc(&self, what: &str, bytes: usize) -> Result<Self::Mem> {
-        self.emulator.alloc(what, bytes)
+        let mem = self.emulator.alloc(what, bytes)?;
+        if self.numbers {
+            let word = |i: u32| (0x3400 | (i.wrapping_mul(0x9E37_79B9) >> 16 & 0x83FF)) as u16;
+            let contents: Vec<u8> = (0..bytes.div_ceil(2) as u32).flat_map(|i| word(i).to_le_bytes()).collect();
+            self.emulator.write(&mem, 0, &contents[..bytes])?;
+        }
+        Ok(mem)
     }
 
     fn address(mem: &Self::Mem) -> u64 {
@@ -174,6 +209,13 @@ impl Driver for Recorder {
 
     unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<()> {
         add(&self.counts.launches, 1);
+        let is_product = K::NAME.starts_with("gemv") || K::NAME.starts_with("glu_");
+        let overlap = is_product.then(|| {
+            assert_eq!(size_of::<K::Args>(), size_of::<Product>());
+            // SAFETY: it is the arguments of a product's kernel, which has this one.
+            unsafe { std::ptr::from_ref(&args).cast::<Product>().read() }.overlap
+        });
+        self.log.borrow_mut().push(Seen { kernel: K::NAME, grid, overlap });
         let Some(recording) = &mut *self.recording.borrow_mut() else {
             // SAFETY: the caller's promise.
             return unsafe { self.emulator.launch::<K>(grid, args) };
@@ -205,6 +247,10 @@ impl Driver for Recorder {
             unsafe { (launch.again)(&self.emulator, launch.grid, launch.args.as_ptr())? };
         }
         Ok(())
+    }
+
+    fn dependent_launch(&self) -> bool {
+        self.dependent
     }
 
     fn profile(&self, on: bool) {
@@ -245,7 +291,7 @@ impl Driver for Recorder {
 }
 
 /// A prompt and tokens after it, one by one: the first of them is computed, the second recorded, the others replayed.
-const PASSES: [&[u32]; 5] = [&[5, 101], &[77], &[3], &[100], &[42]];
+pub const PASSES: [&[u32]; 5] = [&[5, 101], &[77], &[3], &[100], &[42]];
 
 #[track_caller]
 fn assert_same(found: &[f32], expected: &[f32], what: &str) {
@@ -275,7 +321,7 @@ fn recording_over(
 }
 
 /// A small model of the golden data: the emulator is through with it in no time.
-fn golden(name: &str) -> Arc<Gguf> {
+pub fn golden(name: &str) -> Arc<Gguf> {
     Arc::new(Gguf::open(&root().join(format!("tests/data/{name}.gguf"))).unwrap())
 }
 
@@ -461,6 +507,7 @@ fn a_pass_in_pieces_is_the_pass() {
 fn a_panic_does_not_end_recording() {
     let (recorder, counts) = Recorder::new();
     let mut dev = CudaDevice::new(recorder);
+    dev.prepare(&Model::new(golden("llama-linear"), None, 64).unwrap().config.dims, 1).unwrap();
     let owner = Owner::default();
     let key = || ReplayKey::new(&owner, &owner, ReplayPart::Pass { wanted: true });
     let panicked = catch_unwind(AssertUnwindSafe(|| dev.replay(key(), &mut |_| panic!("in a computation"))));

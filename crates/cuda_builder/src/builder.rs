@@ -240,11 +240,11 @@ impl CudaBuilder {
     }
 }
 
-/// Those comments: threads of a block, and what the directive takes.
+/// The comments that `cuda_std::thread::launch_bounds` and `max_registers` leave in a kernel's body, with the threads of a block and a
+/// number; and the directive that takes the number.
 const BOUNDS: [(&str, &str); 2] = [("// launch_bounds ", ".minnctapersm"), ("// max_registers ", ".maxnreg")];
 
-/// Makes the comments that `cuda_std::thread::launch_bounds` and `max_registers` leave in a kernel's body into directives of the entry: rustc has no
-/// way to state them.
+/// Makes those comments into directives of the entry: rustc has no way to state them.
 fn with_launch_bounds(ptx: &str) -> String {
     let mut out = String::with_capacity(ptx.len());
     // Where the body of the present entry begins.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use cuda_std::{host::Machine, kernel::Grid};
+use rand::{RngCore, rngs::SmallRng, seq::SliceRandom};
 
 use crate::{
     error::{LaunchError, Place, Wait, Waiting},
@@ -15,7 +16,7 @@ use crate::{
 
 pub(crate) type Yielder = corosensei::Yielder<(), ()>;
 
-/// What unwinds a thread that has failed. The error itself is in [`Block::fault`].
+/// What unwinds a thread that has failed. The error itself is in [`Cluster::fault`].
 struct Failed;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -58,6 +59,8 @@ const RECENT: usize = 4;
 
 /// What the threads of a block share.
 struct Team {
+    /// One of its threads has run its first instruction.
+    started: Cell<bool>,
     at_barrier: Cell<usize>,
     exited: Cell<usize>,
     shared: RefCell<Shared>,
@@ -78,6 +81,8 @@ pub(crate) struct Cluster {
     warps: RefCell<Vec<Warp>>,
     /// Threads that have become able to go on since the scheduler last asked.
     ready: RefCell<Vec<u32>>,
+    /// Blocks that start when those before them cannot go on, the last one first.
+    later: RefCell<Vec<usize>>,
     /// How often the cluster's barrier has opened, and how many threads have come to it since.
     opened: Cell<u32>,
     arrived: Cell<usize>,
@@ -102,7 +107,12 @@ impl Cluster {
         let threads: Vec<Thread> = shared.iter().flat_map(|_| (0..per_block as u32).map(thread)).collect();
         let warp = |lanes: &[Thread]| Warp { lanes: u32::MAX >> (32 - lanes.len()), exited: 0, exchanges: Vec::new() };
         let warps = threads.chunks(per_block).flat_map(|block| block.chunks(32).map(warp)).collect();
-        let team = |shared| Team { at_barrier: Cell::new(0), exited: Cell::new(0), shared: RefCell::new(shared) };
+        let team = |shared| Team {
+            started: Cell::new(false),
+            at_barrier: Cell::new(0),
+            exited: Cell::new(0),
+            shared: RefCell::new(shared),
+        };
         Cluster {
             kernel,
             grid,
@@ -111,6 +121,7 @@ impl Cluster {
             current: Cell::new(0),
             warps: RefCell::new(warps),
             ready: RefCell::default(),
+            later: RefCell::default(),
             opened: Cell::new(0),
             arrived: Cell::new(0),
             blocks: shared.into_iter().map(team).collect(),
@@ -122,12 +133,14 @@ impl Cluster {
         }
     }
 
-    /// Starts the cluster whose first block is `idx`: all its threads are ready, its shared memory is poisoned.
-    pub(crate) fn begin(&self, idx: [u32; 3]) {
+    /// Starts the cluster whose first block is `idx`, its shared memory poisoned: all blocks together, or, drawn from `rng`, one after
+    /// the other, as far as each comes without those behind it.
+    pub(crate) fn begin(&self, idx: [u32; 3], rng: &mut SmallRng) {
         self.block_idx.set(idx);
         self.opened.set(0);
         self.arrived.set(0);
         for block in &self.blocks {
+            block.started.set(false);
             block.at_barrier.set(0);
             block.exited.set(0);
             block.shared.borrow_mut().begin_block();
@@ -140,9 +153,15 @@ impl Cluster {
             warp.exited = 0;
             warp.exchanges.clear();
         }
-        let mut ready = self.ready.borrow_mut();
+        let (mut ready, mut later) = (self.ready.borrow_mut(), self.later.borrow_mut());
         ready.clear();
-        ready.extend(0..self.threads.len() as u32);
+        later.clear();
+        if self.blocks.len() > 1 && rng.next_u32() & 1 == 0 {
+            later.extend(0..self.blocks.len());
+            later.shuffle(rng);
+        } else {
+            ready.extend(0..self.threads.len() as u32);
+        }
     }
 
     /// The number in the cluster of thread `t`'s block.
@@ -174,6 +193,7 @@ impl Cluster {
     /// The current thread runs its first instruction.
     pub(crate) fn started(&self, yielder: &Yielder) {
         self.threads[self.current.get()].yielder.set(yielder);
+        self.block().started.set(true);
     }
 
     /// The current thread has returned from the kernel.
@@ -229,7 +249,14 @@ impl Cluster {
                 }
             }
         }
-        if round.is_empty() && running > 0 { Err(self.stuck()) } else { Ok(()) }
+        if round.is_empty() {
+            if let Some(rank) = self.later.borrow_mut().pop() {
+                round.extend((rank * self.per_block) as u32..((rank + 1) * self.per_block) as u32);
+            } else if running > 0 {
+                return Err(self.stuck());
+            }
+        }
+        Ok(())
     }
 
     /// The error of a cluster in which nobody can go on: of the first of its blocks that waits.
@@ -349,8 +376,9 @@ impl Machine for Cluster {
         if std::ptr::eq(other, self.block()) {
             return pointer;
         }
-        let mapped = self.block().shared.borrow().map(pointer, &other.shared.borrow());
-        mapped.unwrap_or_else(|| self.fail(LaunchError::ClusterMap { place: self.place(), rank }))
+        let runs = other.started.get() && other.exited.get() < self.per_block;
+        let mapped = runs.then(|| self.block().shared.borrow().map(pointer, &other.shared.borrow()));
+        mapped.flatten().unwrap_or_else(|| self.fail(LaunchError::ClusterMap { place: self.place(), rank }))
     }
 
     fn cluster_arrive(&self) {

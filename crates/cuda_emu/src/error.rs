@@ -35,9 +35,10 @@ pub enum LaunchError {
         /// Blocks of a cluster.
         cluster: [u32; 3],
     },
-    /// A pointer into another block's shared memory was asked for before that block had made the array.
+    /// A pointer into another block's shared memory was asked for before that block had started or made the array, or after its end.
     #[error(
-        "{place} maps an address to block {rank} of its cluster, which has no such array: a barrier of the cluster is missing, or          it is no address of shared memory"
+        "{place} maps an address to block {rank} of its cluster, which has not begun, has ended or has no such array: a barrier of \
+         the cluster is missing, or it is no address of shared memory"
     )]
     ClusterMap {
         /// Who did it.

@@ -28,7 +28,7 @@ const STACK: usize = 128 << 10;
 const MAX_THREADS: usize = 8192;
 
 /// Blocks of a cluster at most: what every GPU that has clusters can do (CUDA programming guide, "Thread Block Clusters").
-const MAX_CLUSTER: u32 = 8;
+const MAX_CLUSTER: u64 = 8;
 
 type Thread = Coroutine<(), (), ()>;
 
@@ -166,9 +166,9 @@ fn check_shape(
     if !fits(block, [1024, 1024, 64]) || block.iter().product::<u32>() > 1024 {
         return Err(LaunchError::Block { kernel, block });
     }
-    // Eight blocks a cluster at most, which every GPU with clusters can do.
     let divides = grid.iter().zip(cluster).all(|(&blocks, part)| part > 0 && blocks.is_multiple_of(part));
-    if !divides || cluster.iter().product::<u32>() > MAX_CLUSTER {
+    // Of extents within the grid's limits, the product is below 2^63.
+    if !divides || cluster.map(u64::from).iter().product::<u64>() > MAX_CLUSTER {
         return Err(LaunchError::Cluster { kernel, grid, cluster });
     }
     let bytes = shared as usize;
@@ -203,7 +203,7 @@ impl Worker<'_> {
         mut rng: SmallRng,
         args: Shareable<K::Args>,
     ) -> Result<(), LaunchError> {
-        machine.begin(idx);
+        machine.begin(idx, &mut rng);
         loop {
             machine.next_round(&mut self.round)?;
             if self.round.is_empty() {

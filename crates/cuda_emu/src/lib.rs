@@ -26,6 +26,9 @@
 //! - Accesses that don't go through `cuda_std::mem`: raw dereferences, and shared memory more than a kilobyte beyond its
 //!   array's ends. A thread that spins on a value another thread should write spins for ever. A kernel that needs more
 //!   than 128 KiB of stack ends the process.
+//! - Accesses to another block's shared memory before it has started or after its end: that is looked at when an address is mapped
+//!   (`cluster::map`), not when what it gave is used. A missing barrier before shows where the seed lets a cluster's blocks start one
+//!   after the other, as it does with every second cluster.
 //! - Reads of lanes outside a collective's mask give 0 where hardware gives anything.
 //! - Speed, occupancy, bank conflicts, coalescing, approximate arithmetic.
 

@@ -289,7 +289,9 @@ fn shapes_and_shared_memory_that_the_driver_would_refuse() {
     for block in [[0, 1, 1], [1, 0, 1], [1, 1, 0], [1025, 1, 1], [1, 1, 65], [33, 32, 1], [1 << 16, 1 << 16, 1]] {
         assert!(matches!(empty([1; 3], block, 0), Err(LaunchError::Block { block: b, .. }) if b == block));
     }
-    for (blocks, cluster) in [([4, 4, 1], [3, 1, 1]), ([4, 4, 1], [1, 0, 1]), ([16, 1, 1], [16, 1, 1])] {
+    let wrong = [([4, 4, 1], [3, 1, 1]), ([4, 4, 1], [1, 0, 1]), ([16, 1, 1], [16, 1, 1])];
+    // 2^32 blocks.
+    for (blocks, cluster) in wrong.into_iter().chain([([1 << 17, 1 << 15, 1], [1 << 17, 1 << 15, 1])]) {
         let grid = Grid { blocks, threads: [1; 3], shared: 0, cluster };
         // SAFETY: the kernel touches no memory.
         let result = unsafe { emulator.launch::<empty>(grid, ()) };
@@ -320,6 +322,50 @@ unsafe fn hasty() {
     }
 }
 
+/// Block 1 of a pair writes to block 0's dynamic shared memory: with `waits`, behind a barrier of the cluster; with `ends`, behind that
+/// block's end.
+#[kernel("test")]
+unsafe fn dynamic_of_another(waits: u32, ends: u32) {
+    let array = dynamic_shared!(OTHER: [u32]);
+    // SAFETY: without a barrier, and after the end, this is the error.
+    unsafe {
+        if ends != 0 && cluster::rank() == 0 {
+            return;
+        }
+        // Whatever else a block waits for, it does not wait for the other one.
+        warp::warp_vote_ballot(warp::FULL_MASK, true);
+        thread::sync_threads();
+        if waits != 0 {
+            cluster::arrive();
+            cluster::wait();
+        }
+        if cluster::rank() == 1 {
+            cluster::map(array, 0).write(1);
+        }
+        cluster::arrive();
+        cluster::wait();
+    }
+}
+
+#[test]
+fn only_a_block_that_runs_has_shared_memory() {
+    let grid = Grid::new(2, 1, 40).with_shared(16).with_cluster([2, 1, 1]);
+    // SAFETY: the kernel touches no global memory.
+    let launch = |seed, args| unsafe { Emulator::new(seed).launch::<dynamic_of_another>(grid, args) };
+    let refused = |result: &Result<(), LaunchError>| match result {
+        Ok(()) => false,
+        Err(LaunchError::ClusterMap { place, rank: 0 }) if place.block == [1, 0, 0] => true,
+        Err(error) => panic!("{error}"),
+    };
+    // Either block may be the first, or both start together.
+    let hasty = (0..32).filter(|&seed| refused(&launch(seed, (0, 0)))).count();
+    assert!((1..32).contains(&hasty), "{hasty} of 32");
+    for seed in 0..32 {
+        launch(seed, (1, 0)).unwrap();
+        assert!(refused(&launch(seed, (1, 1))), "a block that has ended has shared memory");
+    }
+}
+
 /// Thread 0 waits for the cluster, the others for their block.
 #[kernel("test")]
 unsafe fn torn() {
@@ -340,6 +386,11 @@ fn clusters_whose_blocks_do_not_wait_for_each_other() {
     // SAFETY: the kernels touch no global memory.
     let (hasty, torn) =
         unsafe { (Emulator::default().launch::<hasty>(grid, ()), Emulator::default().launch::<torn>(grid, ())) };
+    let text = hasty.as_ref().unwrap_err().to_string();
+    let expected = "kernel `hasty`, block [1, 0, 0], thread [0, 0, 0] maps an address to block 0 of its cluster, which has not \
+                    begun, has ended or has no such array: a barrier of the cluster is missing, or it is no address of shared memory";
+    // Any of its threads may be the first.
+    assert!((0..3).any(|x| text == expected.replace("thread [0", &format!("thread [{x}"))), "{text}");
     let Err(LaunchError::ClusterMap { place, rank: 0 }) = hasty else { panic!("{hasty:?}") };
     assert_eq!(place.block, [1, 0, 0]);
     let Err(LaunchError::Divergence { block: [0, 0, 0], waiting, .. }) = torn else { panic!("{torn:?}") };

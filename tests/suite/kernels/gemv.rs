@@ -1,7 +1,13 @@
 //! Matrix-vector products with activations that are quantised on the way, and embedding rows, for each tensor type.
 
-use gpu::gemv::{self, APART, BESIDE, GELU, Matrix, NONE, Product, SILU, Share, WeightKernels, WeightVisitor};
-use ntransformer::device::cuda::driver::Driver;
+use cuda_std::kernel::Grid;
+use gpu::gemv::{
+    self, APART, BESIDE, GELU, Launch, Matrix, NONE, Product, Room, SILU, Share, WeightKernels, WeightVisitor,
+};
+use ntransformer::device::cuda::{
+    driver::{Driver, Properties},
+    emulator::EmulatorDriver,
+};
 use quant::TensorType;
 use rand::Rng;
 
@@ -196,13 +202,46 @@ impl Case {
     }
 }
 
-/// A kernel: `gemv` of so many columns at a time, or of one beside another launch of it; `glu` with an activation.
+/// A kernel: `gemv` of so many columns at a time, `glu` with an activation.
 #[derive(Clone, Copy, PartialEq)]
 enum Entry {
     Gemv(u32),
-    Beside,
     Glu(u32),
 }
+
+/// A buffer of weights in the making.
+#[derive(Default)]
+struct Image(Vec<u8>);
+
+impl Image {
+    /// Where `bytes` begin: as in a file, at a multiple of 32.
+    fn add(&mut self, bytes: &[u8]) -> u64 {
+        self.0.resize(self.0.len().next_multiple_of(32), 0xFF);
+        let offset = self.0.len() as u64;
+        self.0.extend_from_slice(bytes);
+        offset
+    }
+
+    /// The buffer on the device, and what holds its address. What follows the last tensor is there to be read and is no number.
+    fn upload<D: Driver>(mut self, lab: &Lab<D>) -> (D::Mem, D::Mem) {
+        self.add(&[]);
+        let image = lab.input(&self.0);
+        let home = lab.input(&D::address(&image).to_le_bytes());
+        (image, home)
+    }
+}
+
+/// The launch of `product` with `groups` groups of rows, `columns` at a time, and `product` with what belongs to that.
+fn fitted<F: WeightKernels>(room: Room, product: Product, groups: u32, columns: u32) -> (Grid, Product) {
+    let Product { cols, tokens, norm, .. } = product;
+    let launch = gemv::launch::<F::Weights>(room, groups, cols, tokens, columns, norm != NONE);
+    let launch = launch.unwrap_or_else(|| panic!("{}: {cols} columns, {columns} at a time, do not fit", F::TYPE));
+    let Launch { grid, piece_blocks, stage_bytes, stages, align } = launch;
+    (grid, Product { piece_blocks, stage_bytes, stages, align, ..product })
+}
+
+/// No matrix.
+const NO_MATRIX: Matrix = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
 
 struct Run<'a, 'd, D: Driver> {
     lab: &'a Lab<'d, D>,
@@ -216,53 +255,32 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
     fn visit<F: WeightKernels>(self) -> Vec<Vec<f32>> {
         let Run { lab, case, entry } = self;
         let row_bytes = case.ty.row_bytes(case.cols).unwrap();
-        let mut image = Vec::new();
-        // As in a file, a tensor begins at a multiple of 32; what follows the last one is there to be read and is no number.
-        let mut add = |bytes: &[u8]| {
-            image.resize(image.len().next_multiple_of(32), 0xFF);
-            let offset = image.len() as u64;
-            image.extend_from_slice(bytes);
-            offset
-        };
-        let norm = case.norm.as_ref().map_or(NONE, |norm| add(&super::to_bytes(norm)));
+        let mut image = Image::default();
+        let norm = case.norm.as_ref().map_or(NONE, |norm| image.add(&super::to_bytes(norm)));
         let outputs: Vec<Output<D>> = (0..case.matrices.len())
             .map(|m| match &case.y {
                 Some(y) => lab.output(&y[m]),
                 None => lab.poisoned::<f32>(case.tokens() * case.rows(m)),
             })
             .collect();
-        let none = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
-        let mut matrices = [none; 3];
+        let mut matrices = [NO_MATRIX; 3];
         for (m, weights) in case.matrices.iter().enumerate() {
             let skipped = if m == 0 { case.skipped } else { 0 };
             matrices[m] = Matrix {
-                offset: add(&weights.bytes) + (skipped * row_bytes) as u64,
-                bias: case.bias.as_ref().map_or(NONE, |bias| add(&super::to_bytes(&bias[m]))),
+                offset: image.add(&weights.bytes) + (skipped * row_bytes) as u64,
+                bias: case.bias.as_ref().map_or(NONE, |bias| image.add(&super::to_bytes(&bias[m]))),
                 y: outputs[m].pointer(),
                 rows: case.rows(m) as u32,
                 reserved: 0,
             };
         }
-        add(&[]);
-        let image = lab.input(&image);
-        let home = lab.input(&D::address(&image).to_le_bytes());
+        let (_image, home) = image.upload(lab);
         let x = lab.input(&case.x);
 
         let (groups, columns) = match entry {
             Entry::Gemv(columns) => (gemv::row_groups(&matrices), columns),
-            Entry::Beside => (gemv::row_groups(&matrices), 1),
             Entry::Glu(_) => (matrices[0].rows, 1),
         };
-        let tokens = case.tokens() as u32;
-        let launch = gemv::launch::<F::Weights>(
-            lab.driver.properties().room(Share::Small),
-            groups,
-            case.cols as u32,
-            tokens,
-            columns,
-            norm != NONE,
-        )
-        .unwrap_or_else(|| panic!("{} with {} columns does not fit", case.ty, case.cols));
         let product = Product {
             home: pointer::<D, _>(&home),
             x: pointer::<D, _>(&x),
@@ -270,38 +288,23 @@ impl<D: Driver> WeightVisitor for Run<'_, '_, D> {
             matrices,
             cols: case.cols as u32,
             row_bytes: row_bytes as u32,
-            tokens,
-            piece_blocks: launch.piece_blocks,
-            stage_bytes: launch.stage_bytes,
-            stages: launch.stages,
+            tokens: case.tokens() as u32,
+            piece_blocks: 0,
+            stage_bytes: 0,
+            stages: 0,
             accumulate: case.y.is_some().into(),
             activation: if let Entry::Glu(activation) = entry { activation } else { SILU },
             eps: EPS,
             stride: row_bytes as u32,
             overlap: groups % 2,
-            align: launch.align,
+            align: 0,
         };
-        if entry == Entry::Beside {
-            // The same product before it, elsewhere.
-            let others: Vec<Output<D>> =
-                (0..outputs.len()).map(|m| lab.poisoned::<f32>(case.tokens() * case.rows(m))).collect();
-            let mut before = Product { overlap: APART, ..product };
-            before.matrices.iter_mut().zip(&others).for_each(|(matrix, other)| matrix.y = other.pointer());
-            lab.launch::<F::Gemv>(launch.grid, (before,));
-            lab.launch::<F::Gemv>(launch.grid, (Product { overlap: BESIDE, ..product },));
-            let read = |outputs: &[Output<D>]| outputs.iter().map(|output| lab.read(output)).collect::<Vec<Vec<f32>>>();
-            let (before, beside) = (read(&others), read(&outputs));
-            for (m, (before, beside)) in before.iter().zip(&beside).enumerate() {
-                assert_same(before, beside, |row| case.what(m, 0, row));
-            }
-            return beside;
-        }
+        let (grid, product) = fitted::<F>(lab.driver.properties().room(Share::Small), product, groups, columns);
         match entry {
-            Entry::Gemv(1) => lab.launch::<F::Gemv>(launch.grid, (product,)),
-            Entry::Gemv(4) => lab.launch::<F::Gemv4>(launch.grid, (product,)),
-            Entry::Gemv(_) => lab.launch::<F::Gemv8>(launch.grid, (product,)),
-            Entry::Glu(_) => lab.launch::<F::Glu>(launch.grid, (product,)),
-            Entry::Beside => unreachable!("it was launched"),
+            Entry::Gemv(1) => lab.launch::<F::Gemv>(grid, (product,)),
+            Entry::Gemv(4) => lab.launch::<F::Gemv4>(grid, (product,)),
+            Entry::Gemv(_) => lab.launch::<F::Gemv8>(grid, (product,)),
+            Entry::Glu(_) => lab.launch::<F::Glu>(grid, (product,)),
         }
         let written = if let Entry::Glu(_) = entry { 1 } else { outputs.len() };
         outputs[..written].iter().map(|output| lab.read(output)).collect()
@@ -327,22 +330,171 @@ pub fn gemv_shapes<D: Driver>(lab: &mut Lab<D>) {
     }
 }
 
-/// So many columns that two blocks quantise them for each other, where there are clusters: with as many blocks as rows, or one more.
+/// Blocks of a cluster of the launch of a case without a norm, one column at a time.
+struct Cluster<'a, D>(&'a D, &'a Case);
+
+impl<D: Driver> WeightVisitor for Cluster<'_, D> {
+    type Out = [u32; 3];
+
+    fn visit<F: WeightKernels>(self) -> [u32; 3] {
+        let Cluster(driver, case) = self;
+        let groups = (0..case.matrices.len()).map(|m| case.rows(m).div_ceil(gemv::ROWS) as u32).sum();
+        let (room, tokens) = (driver.properties().room(Share::Small), case.tokens() as u32);
+        gemv::launch::<F::Weights>(room, groups, case.cols as u32, tokens, 1, false).expect("it fits").grid.cluster
+    }
+}
+
+/// So many columns that two blocks quantise them for each other, where there are clusters, and the number of blocks is even: of as
+/// many blocks as groups of rows, 3 rows have two blocks, and 5 rows three.
 pub fn gemv_wide<D: Driver>(lab: &mut Lab<D>) {
-    for (ty, rows) in TensorType::ALL.iter().zip([3, 4, 5, 40].into_iter().cycle()) {
+    for &ty in TensorType::ALL {
         for (i, cols) in [8192, 8448, 14336].into_iter().enumerate() {
-            let case = Case::random(lab, *ty, cols, &[rows], 1 + i % 2, Options { norm: false, ..Options::nth(2 * i) });
-            case.check(&case.gemv(lab, 1));
+            for (rows, even) in [(3, true), (5, false)] {
+                let options = Options { norm: false, ..Options::nth(2 * i) };
+                let case = Case::random(lab, ty, cols, &[rows], 1 + i % 2, options);
+                let pairs = even && lab.driver.properties().cluster > 1;
+                let cluster = gemv::visit(ty, Cluster(lab.driver, &case));
+                assert_eq!(cluster, [if pairs { 2 } else { 1 }, 1, 1], "{ty} {rows} x {cols}");
+                case.check(&case.gemv(lab, 1));
+            }
         }
     }
 }
 
-/// A product that does not wait for the one before it gives what that gives, to the bit, and that is right.
+/// Pairs of blocks that have several groups of rows for each warp.
+#[test]
+fn gemv_wide_and_high() {
+    let four = Properties { multiprocessors: 4, ..*EmulatorDriver::new(0).properties() };
+    let driver = EmulatorDriver::with_properties(7, four);
+    let mut lab = Lab::new(&driver, "gemv_wide_and_high");
+    for &ty in TensorType::ALL {
+        let case = Case::random(&mut lab, ty, 8192, &[70, 71], 1, Options::nth(2));
+        assert_eq!(gemv::visit(ty, Cluster(&driver, &case)), [2, 1, 1], "{ty}");
+        case.check(&case.gemv(&lab, 1));
+    }
+}
+
+/// Rounds of products that follow each other as a layer's do: one adds to x, three multiply x, of which the first is apart and takes
+/// longer than the others, which are beside the one before them, and the last multiplies what those three give.
+struct Rounds<'a, 'd, D: Driver> {
+    lab: &'a mut Lab<'d, D>,
+    cols: usize,
+    normed: bool,
+}
+
+/// How rounds are launched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// Each product when the one before it is done, and none beside another.
+    OneByOne,
+    Launched,
+    Captured,
+}
+
+impl<D: Driver> WeightVisitor for Rounds<'_, '_, D> {
+    type Out = ();
+
+    fn visit<F: WeightKernels>(self) {
+        const INPUTS: usize = 256;
+        const RESULTS: usize = 16;
+        let Rounds { lab, cols, normed } = self;
+        let (rounds, rows) = if lab.driver.is_emulated() { (3, [195, 29, 32]) } else { (100, [4000, 40, 56]) };
+        let starts = [0, rows[0], rows[0] + rows[1]];
+        let width = rows.iter().sum::<usize>();
+
+        let mut image = Image::default();
+        let norm = if normed { image.add(&super::to_bytes(&lab.floats(cols))) } else { NONE };
+        let mut weights = |rows: usize, cols: usize| {
+            let mut bytes = vec![0; rows * F::TYPE.row_bytes(cols).unwrap()];
+            quant::fill_random(F::TYPE, &mut || lab.rng.random(), 1.0, &mut bytes).unwrap();
+            image.add(&bytes)
+        };
+        let first = weights(cols, INPUTS);
+        let beside = rows.map(|rows| weights(rows, cols));
+        let last = weights(RESULTS, width);
+        let (_image, home) = image.upload(lab);
+        let [inputs, start] = [INPUTS, cols].map(|len| lab.floats(len));
+        let inputs = lab.input(&inputs);
+
+        // The product of `x` with the matrix of so many rows and columns at `offset`, to `y`.
+        let product = |(offset, rows, cols): (u64, usize, usize), x: *const f32, y: *mut f32| {
+            let row_bytes = F::TYPE.row_bytes(cols).unwrap() as u32;
+            Product {
+                home: pointer::<D, _>(&home),
+                x,
+                norm: NONE,
+                matrices: [Matrix { offset, y, rows: rows as u32, ..NO_MATRIX }, NO_MATRIX, NO_MATRIX],
+                cols: cols as u32,
+                row_bytes,
+                tokens: 1,
+                piece_blocks: 0,
+                stage_bytes: 0,
+                stages: 0,
+                accumulate: 0,
+                activation: SILU,
+                eps: EPS,
+                stride: row_bytes,
+                overlap: APART,
+                align: 0,
+            }
+        };
+        let launch = |product: Product| {
+            let share = if product.overlap == BESIDE { Share::Small } else { Share::Alone };
+            let room = lab.driver.properties().room(share);
+            let (grid, product) = fitted::<F>(room, product, gemv::row_groups(&product.matrices), 1);
+            lab.launch::<F::Gemv>(grid, (product,));
+        };
+        let results_of = |way: Way| {
+            let (x, y) = (lab.output(&start), lab.poisoned::<f32>(width));
+            let results = lab.poisoned::<f32>(rounds * RESULTS);
+            let mut pass = || {
+                for round in 0..rounds {
+                    let launch = |product: Product| {
+                        launch(product);
+                        if way == Way::OneByOne {
+                            lab.read::<f32>(&x);
+                        }
+                    };
+                    let sum = product((first, cols, INPUTS), pointer::<D, _>(&inputs), x.pointer());
+                    launch(Product { accumulate: 1, ..sum });
+                    for i in 0..3 {
+                        let overlap = if i > 0 && way != Way::OneByOne { BESIDE } else { APART };
+                        let y = y.pointer::<f32>().wrapping_add(starts[i]);
+                        launch(Product { norm, overlap, ..product((beside[i], rows[i], cols), x.pointer(), y) });
+                    }
+                    let result = results.pointer::<f32>().wrapping_add(round * RESULTS);
+                    launch(product((last, RESULTS, width), y.pointer(), result));
+                }
+                Ok(())
+            };
+            match way {
+                Way::Captured => {
+                    if let Some(graph) = lab.driver.capture(&mut pass).unwrap() {
+                        // SAFETY: this driver's, and the buffers are alive.
+                        unsafe { lab.driver.replay(&graph) }.unwrap();
+                    }
+                }
+                Way::OneByOne | Way::Launched => pass().unwrap(),
+            }
+            lab.read::<f32>(&results)
+        };
+
+        let expected = results_of(Way::OneByOne);
+        let mut each = expected.chunks_exact(RESULTS);
+        let (one, other) = (each.next().unwrap(), each.next_back().unwrap());
+        assert!(expected.iter().all(|value| value.is_finite()) && one != other, "{}: {expected:?}", F::TYPE);
+        for way in [Way::Launched, Way::Captured] {
+            let place = |i: usize| format!("{} of {cols} columns, {way:?}, round {}", F::TYPE, i / RESULTS);
+            assert_same(&results_of(way), &expected, place);
+        }
+    }
+}
+
+/// Products that do not wait for the one before them find the x that was there before it, leave alone what is read beside them, and
+/// whoever waits for them waits for that one too: what comes of many rounds is, to the bit, what comes of one product at a time.
 pub fn gemv_beside<D: Driver>(lab: &mut Lab<D>) {
     for (i, (ty, cols)) in types_and_cols().filter(|(_, cols)| [33, 256, 1280, 4352].contains(cols)).enumerate() {
-        let options = Options { accumulate: false, ..Options::nth(i) };
-        let case = Case::random(lab, ty, cols, &[67, 300], 1, options);
-        case.check(&gemv::visit(ty, Run { lab, case: &case, entry: Entry::Beside }));
+        gemv::visit(ty, Rounds { lab, cols, normed: i % 2 == 0 });
     }
 }
 
@@ -517,5 +669,29 @@ fn no_two_products_that_are_apart_fit_on_a_multiprocessor() {
         }
         let turns = taken(Share::Small, 4096) + taken(Share::Large, 4096);
         assert!(turns <= 228 << 10, "{ty}: large and small launches take {turns} bytes together");
+    }
+}
+
+/// Bytes of shared memory that a block of attention of heads of up to 128 has on such a GPU, from its PTX.
+fn attention_bytes() -> u32 {
+    let ptx = ntransformer::ptx::module("attention", (9, 0)).unwrap();
+    let bytes = |name: &str| {
+        let line = ptx.lines().find(|line| line.starts_with(".shared") && line.contains(name)).expect("an array");
+        line.split(['[', ']']).nth(1).unwrap().parse::<u32>().unwrap()
+    };
+    bytes(" DECODE_64[").max(bytes(" DECODE_128["))
+}
+
+#[test]
+fn attention_fits_beside_a_large_and_a_small_product() {
+    let attention = attention_bytes() + (1 << 10);
+    for ty in TensorType::ALL.iter().copied().filter(|ty| 4096 % ty.block_elems() == 0) {
+        let taken = |share, cols| gemv::visit(ty, Taken(share, cols));
+        // No larger than it must be.
+        let large = taken(Share::Alone, 256);
+        for cols in [1024, 2048, 4096] {
+            let left = (228 << 10) - large - taken(Share::Small, cols);
+            assert!(attention <= left, "{ty}, {cols} columns: {left} bytes are left, and attention takes {attention}");
+        }
     }
 }

@@ -19,7 +19,8 @@
 
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
        INVALID_CONTEXT = 201, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
-       ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
+       ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+       INVALID_CLUSTER_SIZE = 912 };
 
 typedef unsigned result;
 typedef uint64_t address;
@@ -354,15 +355,27 @@ result cuLaunchKernel(struct kernel *kernel, unsigned x, unsigned y, unsigned z,
     return launched(kernel, (unsigned[]){x, y, z}, (unsigned[]){tx, ty, tz}, shared, q, parameters, extra);
 }
 
-struct attribute { unsigned id; char pad[4]; int value; char rest[60]; };
+struct attribute { unsigned id; char pad[4]; unsigned value[3]; char rest[52]; };
 struct config { unsigned blocks[3], threads[3], shared; struct queue *q; struct attribute *attributes; unsigned count; };
 
 result cuLaunchKernelEx(const struct config *c, struct kernel *kernel, void **parameters, void **extra) {
     BEGIN
+    char line[128] = "";
     for (unsigned i = 0; i < c->count; i++) {
-        if (c->attributes[i].id != 6 || c->attributes[i].value != 1) return INVALID_VALUE;
-        if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "launch %s, programmatic\n", kernel->name);
+        const unsigned *value = c->attributes[i].value;
+        size_t used = strlen(line);
+        if (c->attributes[i].id == 6 && value[0] == 1) {
+            snprintf(line + used, sizeof line - used, ", programmatic");
+        } else if (c->attributes[i].id == 4) {
+            /* A cluster: its extents divide the grid's, and it has eight blocks at most. */
+            for (int k = 0; k < 3; k++) if (!value[k] || c->blocks[k] % value[k]) return INVALID_CLUSTER_SIZE;
+            if ((unsigned long long)value[0] * value[1] * value[2] > 8) return INVALID_CLUSTER_SIZE;
+            snprintf(line + used, sizeof line - used, ", clusters of %ux%ux%u", value[0], value[1], value[2]);
+        } else {
+            return INVALID_VALUE;
+        }
     }
+    if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "launch %s%s\n", kernel->name, line);
     return launched(kernel, c->blocks, c->threads, c->shared, c->q, parameters, extra);
 }
 

@@ -5,8 +5,8 @@ use std::{cell::Cell, collections::HashMap, rc::Rc};
 use super::Driver;
 use crate::device::ReplayKey;
 
-/// Recordings kept at most. A model that is streamed has two for each layer, and twice as many when its context gets long; a recording of a whole pass takes some hundred
-/// KiB.
+/// Recordings kept at most. A model that is streamed has two for each layer, and twice as many when its context gets long; a
+/// recording of a whole pass takes some hundred KiB.
 const LIMIT: usize = 1024;
 
 /// A computation, and whether its token's context is short ([`super::pass::Pass::is_short`]).

@@ -180,6 +180,41 @@ fn kernels_that_wait_themselves_start_early() {
 }
 
 #[test]
+fn blocks_are_launched_in_clusters() {
+    let name = here!("blocks_are_launched_in_clusters");
+    if let Some(stderr) = fake::outer_with_driver(&name, &[("FAKE_CUDA_TRACE", "1")]) {
+        let launches: Vec<_> = stderr.lines().filter(|line| line.starts_with("launch")).collect();
+        let expected = [
+            "launch fill, programmatic, clusters of 2x1x1",
+            "launch fill, clusters of 1x4x1",
+            "launch fill, programmatic, clusters of 3x1x1",
+            "launch fill, clusters of 1x2x4",
+        ];
+        assert_eq!(launches, expected);
+        return;
+    }
+    let driver = open();
+    let mem = driver.alloc("mem", 64).unwrap();
+    let start = CustDriver::address(&mem) as *mut u8;
+    let clusters = |width, height, cluster| Grid::new(width, height, 32).with_cluster(cluster);
+    // SAFETY: all of `mem`, or less.
+    unsafe {
+        driver.launch::<DependentFill>(clusters(6, 4, [2, 1, 1]), (start, 3, 64)).unwrap();
+        // Of a module without programmatic launches, a cluster is the only attribute; as with a profile on.
+        driver.launch::<Fill>(clusters(6, 4, [1, 4, 1]), (start, 4, 32)).unwrap();
+        let error = driver.launch::<DependentFill>(clusters(6, 4, [4, 1, 1]), (start, 5, 64)).unwrap_err();
+        assert!(matches!(error, DeviceError::Kernel { kernel: "fill", .. }), "{error:?}");
+        assert!(error.to_string().contains("6x4x1 blocks of 32x1x1 threads cannot start"), "{error}");
+        driver.launch::<DependentFill>(clusters(6, 4, [3, 1, 1]), (start, 6, 16)).unwrap();
+        driver.profile(true);
+        let deep = Grid { blocks: [1, 2, 4], ..clusters(1, 1, [1, 2, 4]) };
+        driver.launch::<DependentFill>(deep, (start, 7, 8)).unwrap();
+    }
+    assert_eq!(driver.take_profile().unwrap().len(), 1);
+    assert_eq!(fetch(&driver, &mem), [&[7; 8][..], &[6; 8], &[4; 16], &[3; 32]].concat());
+}
+
+#[test]
 fn a_profile_has_the_time_of_each_launch() {
     let name = here!("a_profile_has_the_time_of_each_launch");
     if let Some(stderr) = fake::outer_with_driver(&name, &[("FAKE_CUDA_TRACE", "1")]) {
