@@ -15,7 +15,7 @@ use crate::device::{Attn, Batch, Device, Dims, Epilogue, Ffn, Head, Pairing, Res
 /// What attention over the cache needs beside its operands.
 pub(super) struct Attention<D: Driver> {
     shape: DecodeShape,
-    /// For passes that are [`Pass::short`].
+    /// For passes that are short ([`super::pass::Pass::is_short`]).
     short: Option<DecodeShape>,
     workspace: D::Mem,
 }
