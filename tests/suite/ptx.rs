@@ -184,6 +184,8 @@ fn kernels_have_the_bounds_of_their_source() {
         assert!(!variant.ptx.contains("launch_bounds") && !variant.ptx.contains("max_registers"), "{}", file(variant));
         for (name, found) in directives(variant.ptx) {
             let expected: &[&str] = match name.split_once('_') {
+                // Nothing runs beside it there.
+                Some(("attention", _)) if variant.sm < 90 => &[],
                 Some(("gemv" | "glu", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 3"],
                 Some(("gemv4" | "gemv8", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 1"],
                 Some(("attention", "decode_64" | "decode_128")) => &[".maxntid 128, 1, 1", ".maxnreg 176"],
@@ -195,7 +197,7 @@ fn kernels_have_the_bounds_of_their_source() {
         }
     }
     let types = quant::TensorType::ALL.len();
-    assert_eq!(bounded, architectures().len() * (4 * types + 4), "products of each type, and attention");
+    assert_eq!(bounded, architectures().len() * 4 * types + 4, "products of each type, and attention on sm_90");
 }
 
 #[test]

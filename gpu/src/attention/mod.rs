@@ -459,6 +459,7 @@ macro_rules! kernels {
         /// `args` is as its fields say. No other launch uses the workspace at the same time.
         #[kernel("attention", prefetch)]
         pub unsafe fn $name(args: Decode) {
+            #[cfg(cuda_sm = "90")]
             thread::max_registers::<THREADS, $registers>();
             let shared = shared_array!($shared: [u32; shared_words($chunks)]);
             // SAFETY: the caller's promise.
@@ -467,7 +468,8 @@ macro_rules! kernels {
     )*};
 }
 
-// With 176 registers a thread, two blocks and one of a product fit beside each other on a multiprocessor. Larger heads need more.
+// With 176 registers a thread, two blocks and one of a product fit beside each other on a multiprocessor. Larger heads need more. Older
+// GPUs run one kernel after the other.
 kernels! {
     attention_decode_64 DECODE_64 1 2 true 176 "at most 64 dimensions, a multiple of 8";
     attention_decode_128 DECODE_128 2 1 true 176 "72 to 128 dimensions, a multiple of 8";
