@@ -28,10 +28,11 @@ impl<const CHUNKS: usize> Rotation<CHUNKS> {
     unsafe fn load(args: &Decode, cos: *const f32, sin: *const f32) -> Self {
         let of = |table: *const f32| {
             array::from_fn(|i| {
-                let pair = warp::lane_id() as usize + LANES * i;
-                if pair < args.rope_dims as usize / 2 {
+                // In 32 bits: as `usize`, attention spills registers.
+                let pair = warp::lane_id() + (LANES * i) as u32;
+                if pair < args.rope_dims / 2 {
                     // SAFETY: the caller's promise.
-                    unsafe { mem::load(mem::global(table).add(pair)) }
+                    unsafe { mem::load(mem::global(table).add(pair as usize)) }
                 } else {
                     0.0
                 }
