@@ -117,9 +117,8 @@ pub const OVERLAPPING: u32 = 1;
 /// [`Product::overlap`]: as [`APART`], and this kernel does not wait for the one before it until it ends. That is for a kernel whose x
 /// and norm are those of the kernel before, a product that is [`APART`] or `BESIDE` itself, and that does not read y.
 ///
-/// It starts once every block of the kernel before has its activations: behind that one's wait, when whoever wrote x had ended. That the
-/// write can be seen here is the other kernel's doing: its wait drops what the multiprocessor's L1 cache had of x, and it has a block on every
-/// multiprocessor, as products that are `APART` do.
+/// It starts once every block of the kernel before has its activations: behind that one's wait, when whoever wrote x had ended. A fence
+/// takes the wait's place, so that no older x is read from a cache.
 pub const BESIDE: u32 = 2;
 
 /// x / (1 + e^-x)
@@ -251,7 +250,10 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
     };
     // Weights of the norm are no kernel's result: they are read while the last kernel still runs.
     let first_norm = if normed { read(norm_weights, 0) } else { [[0.0; 4]; BATCH] };
-    if p.overlap != BESIDE {
+    if p.overlap == BESIDE {
+        // x was there before this kernel started; this drops what the multiprocessor's L1 cache may have of what was there before.
+        atomic::fence();
+    } else {
         grid::wait();
     }
     if N > 1 {
