@@ -4,12 +4,10 @@ use crate::{
     Completion, Dst, HostBuf, Input, Landed, OpenError, Piece, Source, SourceError,
     files::{Aligned, Files, Progress},
 };
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::{
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -53,17 +51,15 @@ impl<R: Reader> Pool<R> {
     pub(crate) fn new(reader: R, threads: usize, ahead: usize, description: String) -> Result<Self, OpenError> {
         let threads = threads.max(1);
         let reader = Arc::new(reader);
-        let (jobs, queue) = channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        let (completions, done) = channel();
+        let (jobs, queue) = unbounded::<Job>();
+        let (completions, done) = unbounded();
         let depth = threads + ahead;
         let mut pool = Self { reader, jobs: Some(jobs), done, threads: Vec::new(), in_flight: 0, depth, description };
         for index in 0..threads {
             let (reader, queue, completions) = (pool.reader.clone(), queue.clone(), completions.clone());
             let work = move || {
                 let mut bounce = None;
-                // The lock is held while waiting: one thread waits for a job, the others for their turn to.
-                while let Ok(mut job) = { queue.lock().unwrap_or_else(PoisonError::into_inner).recv() } {
+                while let Ok(mut job) = queue.recv() {
                     let result = reader.read(&job.piece, &mut job.dst, &mut bounce);
                     // Nobody listens once the pool is dropped.
                     let _ = completions.send(Completion { id: job.id, result });

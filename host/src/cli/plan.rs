@@ -63,6 +63,9 @@ pub fn table(placement: &Placement) -> String {
         };
         lines.push(format!("page-locked RAM: {ram}{staging}; {limit} may be used"));
     }
+    if plan.loading_bytes > 0 {
+        lines.push(format!("page-locked RAM while it is loaded: {} more", size(plan.loading_bytes)));
+    }
     lines.extend(prediction(placement));
     lines.push(String::new());
     lines.join("\n")
@@ -167,6 +170,7 @@ fn json(file: &ModelFile, placement: &Placement) -> Value {
         "ram_limit_bytes": inputs.ram,
         "ram_bytes": plan.ram_bytes,
         "staging_bytes": plan.staging_bytes,
+        "loading_bytes": plan.loading_bytes,
         "resident_layers": placement.resident_layers(),
         "layers": inputs.layers,
         "tiers": placement.tiers().into_iter().map(tier).collect::<Vec<_>>(),

@@ -24,9 +24,8 @@ pub(super) struct Loading {
 }
 
 /// More than twice as many as threads that read, on up to 16 cores: threads begin together and so end together, and while the link
-/// copies what they have read they need as many buffers again. (With 20 buffers of 2 MiB, 16 threads loaded 8B at half of the link's speed.) 40
-/// MiB, so that loading does not take much more than what is planned. Copies of 1 MiB run at some nine tenths of the link's speed.
-pub(super) const LOADING: Loading = Loading { piece: 1 << 20, buffers: 40 };
+/// copies what they have read they need as many buffers again.
+pub(super) const LOADING: Loading = Loading { piece: 2 << 20, buffers: 40 };
 
 impl Loading {
     pub const fn bytes(&self) -> u64 {
@@ -38,8 +37,10 @@ impl Loading {
 pub(super) struct Staging<D: Transfer> {
     // Dropped first: behind it, nothing is written into the buffers any more.
     ahead: ReadAhead,
-    /// The buffers, each with the first of its bytes that is lent.
-    buffers: Lent<(D::Pinned, usize)>,
+    /// All buffers. One piece of memory is page-locked in a fraction of the time that many take, and can be in huge pages.
+    memory: Lent<D::Pinned>,
+    /// The first byte of each buffer.
+    starts: Vec<usize>,
     /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
     busy: VecDeque<(BufferId, D::Event)>,
     bytes: u64,
@@ -71,27 +72,25 @@ impl<D: Transfer> Staging<D> {
         let (room, block) = (source.room(longest), source.block());
         // One to be read into while another is copied.
         let most = if options.once { LOADING.buffers.min(pieces.len()) } else { BUFFERS };
-        let count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
-        let mut buffers = Vec::new();
-        while buffers.len() < count {
-            match dev.pinned("the buffers for reads", room + block - 1) {
-                Ok(buffer) => {
-                    let start = buffer.as_ref().as_ptr().align_offset(block);
-                    buffers.push((buffer, start));
-                }
-                Err(e) if e.is_out_of_memory() && !buffers.is_empty() => break,
-                Err(e) => return Err(e),
+        let mut count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
+        let memory = loop {
+            match dev.pinned("the buffers for reads", count * room + block - 1) {
+                Err(e) if e.is_out_of_memory() && count > 1 => count /= 2,
+                answer => break answer?,
             }
-        }
-        let bytes = buffers.iter().map(|(buffer, _)| buffer.as_ref().len() as u64).sum();
-        let mut buffers = Lent::new(buffers);
-        let lent = (0..buffers.len()).map(|index| {
-            // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
-            unsafe { buffers.lend(index, |(buffer, start)| &mut buffer.as_mut()[*start..*start + room]) }
+        };
+        let first = memory.as_ref().as_ptr().align_offset(block);
+        let starts: Vec<usize> = (0..count).map(|index| first + index * room).collect();
+        let bytes = memory.as_ref().len() as u64;
+        let mut memory = Lent::new(vec![memory]);
+        let lent = starts.iter().map(|&start| {
+            // SAFETY: page-locked memory does not move. The buffers are apart, and their bytes are read by copies only, between `take`
+            // and `give_back`.
+            unsafe { memory.lend(0, |memory| &mut memory.as_mut()[start..start + room]) }
         });
         let lent = lent.collect();
         let ahead = ReadAhead::start(source, pieces, lent, options)?;
-        Ok(Staging { ahead, buffers, busy: VecDeque::new(), bytes, cancel })
+        Ok(Staging { ahead, memory, starts, busy: VecDeque::new(), bytes, cancel })
     }
 
     /// Page-locked memory.
@@ -136,9 +135,8 @@ impl<D: Transfer> Staging<D> {
                 Err(e) => return Err(e.into()),
             }
         };
-        let (buffer, start) = &self.buffers[filled.buffer.index()];
-        let range = start + filled.begin..start + filled.begin + filled.len;
-        let result = dev.upload(buffer, range, ring, offset, after);
+        let begin = self.starts[filled.buffer.index()] + filled.begin;
+        let result = dev.upload(&self.memory[0], begin..begin + filled.len, ring, offset, after);
         // A copy that failed may have begun; the next point of the queue is behind it.
         let end = match &result {
             Ok(end) => end.clone(),

@@ -11,7 +11,10 @@ pub use spread::most;
 
 use std::str::FromStr;
 
-use super::ring::{self, Buffers};
+use super::{
+    ring::{self, Buffers},
+    staging::LOADING,
+};
 use crate::pack::{TENSOR_ALIGN, TensorId};
 
 /// What page-locked memory is a multiple of.
@@ -204,6 +207,8 @@ pub struct Plan {
     pub ram_bytes: u64,
     /// Page-locked RAM that matrices on disk go through; 0 where none is there.
     pub staging_bytes: u64,
+    /// Page-locked RAM that matrices which stay on the device come through when they are loaded, and that is given back then.
+    pub loading_bytes: u64,
     /// The least device memory that this model runs in.
     pub vram_least: u64,
     /// The device memory that holds all of it.
@@ -464,6 +469,11 @@ impl<'a> Planner<'a> {
             ring_bytes,
             ram_bytes: sum(|tier| matches!(tier, Tier::Ram { .. }), &|i| self.page_locked(i)),
             staging_bytes: if tiers.iter().any(|&tier| on_disk(tier)) { staging(self.inputs.ram) } else { 0 },
+            loading_bytes: if self.inputs.on_disk && !self.inputs.in_place {
+                resident_bytes.min(LOADING.bytes())
+            } else {
+                0
+            },
             vram_least,
             vram_full,
             prediction: load.predict(&self.inputs.rates),
