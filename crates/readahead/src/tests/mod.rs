@@ -30,6 +30,6 @@ fn by(io_uring: bool) -> ReadBy {
 }
 
 /// What is in a buffer that nothing is reading into.
-fn content(buffer: &HostBuf) -> Vec<u8> {
+pub(crate) fn content(buffer: &HostBuf) -> Vec<u8> {
     buffer.share().bytes().to_vec()
 }
