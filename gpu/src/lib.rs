@@ -8,7 +8,7 @@
 // arrays end in local memory.
 #![allow(clippy::needless_range_loop)]
 
-#[cfg(feature = "attention")]
+#[cfg(any(feature = "attention_64", feature = "attention_128", feature = "attention_256", feature = "attention_any"))]
 pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -31,7 +31,13 @@ mod gated;
     feature = "iq4_xs"
 ))]
 pub mod gemv;
-#[cfg(any(feature = "attention", feature = "ops"))]
+#[cfg(any(
+    feature = "attention_64",
+    feature = "attention_128",
+    feature = "attention_256",
+    feature = "attention_any",
+    feature = "ops"
+))]
 mod math;
 #[cfg(feature = "ops")]
 pub mod ops;

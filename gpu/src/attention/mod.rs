@@ -445,7 +445,7 @@ unsafe fn decode<const CHUNKS: usize, const STEPS: usize, const WIDE: bool>(args
 }
 
 macro_rules! kernels {
-    ($($name:ident $shared:ident $chunks:literal $steps:literal $wide:literal $registers:literal $dims:literal;)*) => {$(
+    ($($module:literal $name:ident $shared:ident $chunks:literal $steps:literal $wide:literal $registers:literal $dims:literal;)*) => {$(
         #[doc = concat!(
             "y = softmax(scale q K^T) V of one token, for heads of ", $dims, "; \
              see [`Decode`] for what else it does: norms of q and k, their rotation, and the append of k and v to the cache."
@@ -457,7 +457,8 @@ macro_rules! kernels {
         ///
         /// # Safety
         /// `args` is as its fields say. No other launch uses the workspace at the same time.
-        #[kernel("attention", prefetch)]
+        #[cfg(feature = $module)]
+        #[kernel($module, prefetch)]
         pub unsafe fn $name(args: Decode) {
             #[cfg(cuda_sm = "90")]
             thread::max_registers::<THREADS, $registers>();
@@ -470,9 +471,12 @@ macro_rules! kernels {
 
 // With 176 registers a thread, two blocks and one of a product fit beside each other on a multiprocessor. Larger heads need more. Older
 // GPUs run one kernel after the other.
+//
+// A module each: a model has heads of one size, and the driver, which compiles one module after the other, takes a second and more for all
+// four (docs/performance.md).
 kernels! {
-    attention_decode_64 DECODE_64 1 2 true 176 "at most 64 dimensions, a multiple of 8";
-    attention_decode_128 DECODE_128 2 1 true 176 "72 to 128 dimensions, a multiple of 8";
-    attention_decode_256 DECODE_256 4 1 true 255 "136 to 256 dimensions, a multiple of 8";
-    attention_decode_any DECODE_ANY 4 1 false 255 "at most 256 dimensions, an even number";
+    "attention_64" attention_decode_64 DECODE_64 1 2 true 176 "at most 64 dimensions, a multiple of 8";
+    "attention_128" attention_decode_128 DECODE_128 2 1 true 176 "72 to 128 dimensions, a multiple of 8";
+    "attention_256" attention_decode_256 DECODE_256 4 1 true 255 "136 to 256 dimensions, a multiple of 8";
+    "attention_any" attention_decode_any DECODE_ANY 4 1 false 255 "at most 256 dimensions, an even number";
 }

@@ -167,8 +167,8 @@ pub trait Device: Transfer {
     fn prepare(&mut self, dims: &Dims, max_tokens: usize) -> Result<()>;
     /// Gives back the memory that [`Device::prepare`] took, until it is called again.
     fn release(&mut self) {}
-    /// Makes the code for matrices of `types` ready, so that no time of the first pass goes into it.
-    fn load_kernels(&self, _types: &[TensorType]) -> Result<()> {
+    /// Makes the code for a model of these sizes with matrices of `types` ready, so that no time of the first pass goes into it.
+    fn load_kernels(&self, _dims: &Dims, _types: &[TensorType]) -> Result<()> {
         Ok(())
     }
     /// Bytes that computing takes beside activations, for passes of up to `tokens` tokens and `wanted` rows of logits.

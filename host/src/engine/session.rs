@@ -301,7 +301,7 @@ fn place<D: Device>(
 ) -> Result<(State<D>, Streamed<D>), DeviceError> {
     let Placement { max_batch, max_wanted, .. } = *placement;
     let (dims, layers) = (&model.config.dims, model.config.layers);
-    dev.load_kernels(&placement.types)?;
+    dev.load_kernels(dims, &placement.types)?;
     dev.prepare(dims, max_batch)?;
     let state = State::new(dev, dims, layers, max_batch, max_wanted)?;
     let streams = Streams::of(&placement.inputs, &placement.plan);

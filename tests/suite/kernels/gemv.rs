@@ -674,12 +674,12 @@ fn no_two_products_that_are_apart_fit_on_a_multiprocessor() {
 
 /// Bytes of shared memory that a block of attention of heads of up to 128 has on such a GPU, from its PTX.
 fn attention_bytes() -> u32 {
-    let ptx = ntransformer::ptx::module("attention", (9, 0)).unwrap();
-    let bytes = |name: &str| {
+    let bytes = |module: &str, name: &str| {
+        let ptx = ntransformer::ptx::module(module, (9, 0)).unwrap();
         let line = ptx.lines().find(|line| line.starts_with(".shared") && line.contains(name)).expect("an array");
         line.split(['[', ']']).nth(1).unwrap().parse::<u32>().unwrap()
     };
-    bytes(" DECODE_64[").max(bytes(" DECODE_128["))
+    bytes("attention_64", " DECODE_64[").max(bytes("attention_128", " DECODE_128["))
 }
 
 #[test]

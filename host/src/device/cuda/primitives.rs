@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use cuda_std::kernel::Kernel;
 use gpu::{
+    attention::{self, Decode, DecodeVisitor},
     gemv::{self, WeightKernels, WeightVisitor},
     ops,
 };
@@ -77,8 +78,16 @@ impl<D: Driver> WeightVisitor for Embed<'_, D> {
     }
 }
 
-/// The module of a tensor type's kernels.
+/// The module of a tensor type's kernels, or of attention for a size of head.
 struct Module;
+
+impl DecodeVisitor for Module {
+    type Out = &'static str;
+
+    fn visit<K: Kernel<Args = (Decode,)>>(self) -> &'static str {
+        K::MODULE
+    }
+}
 
 impl WeightVisitor for Module {
     type Out = &'static str;
@@ -104,10 +113,10 @@ impl<D: Driver> Device for CudaDevice<D> {
         (self.pass, self.scratch) = (None, None);
     }
 
-    fn load_kernels(&self, types: &[TensorType]) -> Result<()> {
+    fn load_kernels(&self, dims: &Dims, types: &[TensorType]) -> Result<()> {
         let mut modules: Vec<_> = types.iter().map(|&ty| gemv::visit(ty, Module)).collect();
         modules.push(<ops::rms_norm as Kernel>::MODULE);
-        modules.push(<gpu::attention::attention_decode_64 as Kernel>::MODULE);
+        modules.push(attention::visit_decode(dims.head_dim as u32, Module));
         self.driver.load_modules(&modules)
     }
 
