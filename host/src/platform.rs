@@ -25,8 +25,14 @@ pub fn memory() -> Result<MemoryInfo, procfs::ProcError> {
 }
 
 /// RAM that is left to everybody else, of `total` bytes.
-pub fn reserve(total: u64) -> u64 {
+fn reserve(total: u64) -> u64 {
     (total / 100 * 15).max(4 << 30)
+}
+
+/// RAM that this program may still page-lock: what is free, but for what is left to everybody else. All there is where the operating
+/// system does not say; the allocation will.
+pub fn spare_memory() -> u64 {
+    memory().map_or(u64::MAX, |memory| memory.free.saturating_sub(reserve(memory.total)))
 }
 
 /// `len` zeros, or an error that says what they were for: an allocation that fails by itself would end the process.

@@ -93,11 +93,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<u8> {
     } else if !sampling.is_greedy() {
         args.model.say(&format!("seed: {}", sampling.seed));
     }
-    interrupt::set_idle(true);
     let options = GenerateOptions { max_new: args.n_predict, sampling, grammar, stop: Vec::new() };
     let mut talk = Talk { args, engine, options };
-    let terminal = io::stdin().is_terminal();
-    let result = if terminal { talk.with_user(&mut chat, first) } else { talk.with_lines(&mut chat, first) };
+    let result = match (interrupt::idle(), io::stdin().is_terminal()) {
+        (true, _) => Ok(interrupt::EXIT_CODE),
+        (false, true) => talk.with_user(&mut chat, first),
+        (false, false) => talk.with_lines(&mut chat, first),
+    };
     let traced = args.model.write_trace(trace, talk.engine.runner());
     let code = result?;
     traced?;
@@ -174,7 +176,7 @@ impl Talk<'_> {
         let args = self.args;
         let mut output = Output::default();
         let bar = args.model.counter("prompt: {pos} tokens", 0)?;
-        interrupt::set_idle(false);
+        interrupt::computing();
         let answer = chat.say(&mut self.engine, message, &self.options, |event| {
             match event {
                 Event::Prompt(done) => bar.set_position(done as u64),
@@ -187,7 +189,7 @@ impl Talk<'_> {
             let go_on = output.error.is_none() && !interrupt::requested();
             if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        interrupt::set_idle(true);
+        let interrupted = interrupt::idle();
         bar.finish_and_clear();
         output.finish(answer.is_ok())?;
         let answer = answer?;
@@ -215,7 +217,7 @@ impl Talk<'_> {
                 generated.decode.rate()
             ));
         }
-        Ok(generated.stop)
+        Ok(if interrupted { Stop::Interrupted } else { generated.stop })
     }
 
     fn obey(&self, chat: &mut Chat, command: Command) -> anyhow::Result<()> {

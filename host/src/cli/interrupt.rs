@@ -16,7 +16,7 @@ static IDLE: AtomicBool = AtomicBool::new(false);
 /// Installs the handler. Without one (no signals on this system), Ctrl-C ends the process at once, which is the default.
 pub fn install() {
     let handler = || {
-        if IDLE.load(Ordering::Relaxed) || INTERRUPTED.swap(true, Ordering::Relaxed) {
+        if IDLE.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
             exit(EXIT_CODE);
         }
     };
@@ -42,8 +42,14 @@ pub fn requested() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Says whether something is being computed; a Ctrl-C before counts no more.
-pub fn set_idle(idle: bool) {
-    INTERRUPTED.store(false, Ordering::Relaxed);
-    IDLE.store(idle, Ordering::Relaxed);
+/// Something is computed from now on: a Ctrl-C ends that.
+pub fn computing() {
+    IDLE.store(false, Ordering::SeqCst);
+}
+
+/// Nothing is computed from now on: a Ctrl-C ends the process. Whether there was one until now, which counts no more.
+pub fn idle() -> bool {
+    // In this order, so that none is lost.
+    IDLE.store(true, Ordering::SeqCst);
+    INTERRUPTED.swap(false, Ordering::SeqCst)
 }

@@ -86,7 +86,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
     let usable = vram.free.saturating_sub(dev.headroom());
     // Where the operating system does not say how much RAM there is, the allocation will.
     let ram = platform::memory().ok();
-    let usable_ram = ram.map_or(u64::MAX, |ram| ram.free.saturating_sub(platform::reserve(ram.total)));
+    let usable_ram = platform::spare_memory();
     let within = |budget: Option<super::Budget>, total: u64, usable: u64| {
         budget.map_or(usable, |budget| budget.of(total).min(usable))
     };

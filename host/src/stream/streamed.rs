@@ -24,10 +24,11 @@ use crate::{
     device::{Device, DeviceError, Head, HostMemory, Layer, Weight},
     model::{Compute, ComputeHead, Flowed, Layers, Model, Trace},
     pack::{Image, Placed, TensorId, TensorPart},
+    platform,
 };
 
 /// Which matrices flow through the ring, and how large it is. By default none: all weights are on the device.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Streams {
     /// The matrices that are not on the device.
     pub elsewhere: HashMap<TensorId, Tier>,
@@ -35,6 +36,14 @@ pub struct Streams {
     pub ring_bytes: u64,
     /// Page-locked RAM for what is read from disk.
     pub staging_bytes: u64,
+    /// Tells how much RAM may be page-locked, before each part is.
+    pub spare_memory: fn() -> u64,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Streams { elsewhere: HashMap::new(), ring_bytes: 0, staging_bytes: 0, spare_memory: platform::spare_memory }
+    }
 }
 
 impl Streams {
@@ -42,7 +51,7 @@ impl Streams {
     pub fn of(inputs: &Inputs, plan: &Plan) -> Self {
         let tiers = inputs.units.iter().zip(&plan.tiers);
         let elsewhere = tiers.filter(|(_, tier)| tier.is_streamed()).map(|(unit, &tier)| (unit.tensor, tier)).collect();
-        Streams { elsewhere, ring_bytes: plan.ring_bytes, staging_bytes: plan.staging_bytes }
+        Streams { elsewhere, ring_bytes: plan.ring_bytes, staging_bytes: plan.staging_bytes, ..Streams::default() }
     }
 }
 
@@ -128,7 +137,7 @@ impl<D: Device> Streamed<D> {
             }
             let ram = image(|tier| matches!(tier, Some(Tier::Ram { access: Access::Copy, .. })));
             if !ram.tensors().is_empty() {
-                match dev.try_pinned(ram.name(), ram.bytes()) {
+                match spared(&ram, streams).and_then(|()| dev.try_pinned(ram.name(), ram.bytes())) {
                     Ok(HostMemory::Pinned(pinned)) => {
                         pinned_bytes += ram.bytes() as u64;
                         let number = rams.add(pinned, group, &ram);
@@ -299,6 +308,21 @@ pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
     let (file, len) = lengths.max_by_key(|(_, len)| *len).unwrap_or_default();
     let pieces: Vec<Piece> = Piece::cut(file, 0, len.min(MEASURED.0), piece_bytes(u64::MAX)).collect();
     Ok(readahead::sequential_rate(source, &pieces, MEASURED.1, PATIENCE)?.bytes_per_second())
+}
+
+/// That there is RAM for an image which others do not need: they may have taken some since the plan was made.
+fn spared(image: &Image, streams: &Streams) -> Result<(), DeviceError> {
+    let (need, free) = (image.bytes() as u64, (streams.spare_memory)());
+    match need > free {
+        true => Err(DeviceError::OutOfMemory {
+            device: "RAM that may be page-locked".into(),
+            what: image.name().into(),
+            need,
+            free,
+            advice: "close other programs",
+        }),
+        false => Ok(()),
+    }
 }
 
 /// Memory that the device can read over the link.

@@ -52,9 +52,9 @@ impl Pinned {
     pub(super) fn new(gpu: &Rc<Gpu>, what: &str, len: usize) -> Result<Pinned> {
         match Pinned::lock(gpu, what, len)? {
             HostMemory::Pinned(pinned) => Ok(pinned),
-            HostMemory::Pageable { .. } => {
-                Err(out_of_memory(what, len, platform::memory().map_or(0, |memory| memory.free)))
-            }
+            HostMemory::Pageable { why } => Err(DeviceError::Unsupported(format!(
+                "{why}, and copies to the device take some page-locked memory: let this process lock more (ulimit -l, or a container's limit)"
+            ))),
         }
     }
 
