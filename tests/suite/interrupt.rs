@@ -133,6 +133,17 @@ fn in_the_middle_of_a_pass() {
     assert_eq!((&report["stop"], &report["decode"]["tokens"]), (&"interrupted".into(), &0.into()));
 }
 
+/// Kernels that read in RAM are not waited for longer than a layer takes.
+#[test]
+fn in_the_middle_of_a_zero_copy_pass() {
+    let model = model();
+    let args = ["--device", "emulator", "-c", "64", "--streaming", "--ram-access", "zero-copy", "-m", &model];
+    let more = ["--vram-budget", "7MiB", "-t", "0", "-p", "Once upon a time, there was a little girl"];
+    let (text, log) = Running::start(&[&args[..], &more].concat()).until("streaming: ").interrupt();
+    assert_eq!(text.trim(), "", "{log}");
+    assert!(log.contains("are read in RAM (zero-copy)") && log.contains("\nprompt: 0 tokens"), "{log}");
+}
+
 /// Tables have the rows that were whole, and are whole themselves.
 #[test]
 fn in_a_benchmark() {

@@ -3,15 +3,23 @@
 use std::{cell::RefCell, sync::Arc};
 
 use ntransformer::{
-    device::cuda::{
-        CudaDevice,
-        driver::Driver,
-        emulator::{EmulatorDriver, Machine},
+    device::{
+        Device,
+        cpu::CpuDevice,
+        cuda::{
+            CudaDevice,
+            driver::Driver,
+            emulator::{EmulatorDriver, Machine},
+        },
     },
     engine::{DeviceChoice, EngineError, LoadOptions, Runner, Session},
     gguf::Gguf,
-    model::Model,
-    stream::plan::{Access, RamAccess},
+    model::{Layers, Model},
+    stream::{
+        Reading, Streamed, Streams,
+        plan::{Access, RamAccess, Tier},
+        ring,
+    },
 };
 
 use super::{models, placement::Small};
@@ -154,6 +162,37 @@ fn ram_that_is_gone_is_made_up_for_by_the_disk() {
     it.machine.leave_vram(it.least);
     let error = it.load(true, |machine, _| machine.leave_ram(0)).err().expect("it loaded").to_string();
     assert!(error.contains("page-locked host memory: not enough memory for the buffers for reads"), "{error}");
+}
+
+/// RAM that is free, but that others need: its matrices come from disk.
+#[test]
+fn ram_that_others_need_is_left_to_them() {
+    let small = Small::of("Q8_0");
+    let gguf = Arc::new(Gguf::open(&small.path).unwrap());
+    let model = Model::new(gguf, None, 64).unwrap();
+    let mut dev = CpuDevice::new();
+    dev.prepare(&model.config.dims, 1).unwrap();
+    let mut streams = Streams { staging_bytes: 16 << 20, ..Streams::default() };
+    let mut groups = Vec::new();
+    for layer in 0..model.config.layers {
+        let matrices = model.layer_tensors(layer).into_iter().filter(|id| model.gguf.tensors()[id.0].rows() > 1);
+        let matrices: Vec<_> = matrices.collect();
+        groups.push(matrices.iter().map(|id| model.gguf.tensors()[id.0].bytes).collect());
+        let ram = Tier::Ram { device: 0, access: Access::Copy };
+        streams.elsewhere.extend(matrices.into_iter().map(|id| (id, ram)));
+    }
+    streams.ring_bytes = ring::least(&groups);
+    let load = |spare_memory| {
+        let streams = Streams { spare_memory, ..streams.clone() };
+        let layers = Streamed::load(&dev, &model, &streams, &Reading::default(), &mut |_| ()).unwrap();
+        (layers.read_bytes(), Layers::<CpuDevice>::streamed_bytes(&layers), layers.missing().map(str::to_owned))
+    };
+    let (read, streamed, missing) = load(|| u64::MAX);
+    assert!(read == 0 && streamed > 0 && missing.is_none(), "{read} of {streamed} bytes: {missing:?}");
+    let (read, streamed, missing) = load(|| 1000);
+    assert_eq!(read, streamed);
+    let expected = "RAM that may be page-locked: not enough memory for layer 0: it needs";
+    assert!(missing.as_ref().is_some_and(|why| why.starts_with(expected)), "{missing:?}");
 }
 
 /// RAM that is there and is not page-locked: the page cache may have it, and reads go by way of that.
