@@ -299,6 +299,9 @@ static void a_model_is_streamed(const char *expected) {
     CHECK(nt_options_set_vram_budget(options, 7 << 20) == NT_STATUS_OK);
     CHECK(nt_options_set_n_buffers(options, 1) == NT_STATUS_OK);
     CHECK(nt_options_set_disk_reads(options, "page-cache") == NT_STATUS_OK);
+    /* What is streamed comes from RAM: the drive, which is none that there is, is not looked for. */
+    CHECK(nt_options_set_nvme(options, "ffff:ff:1f.7") == NT_STATUS_OK);
+    CHECK(nt_options_set_nvme_lba(options, 8) == NT_STATUS_OK);
     CHECK(nt_options_set_ram_access(options, "copy") == NT_STATUS_OK);
     /* The demo model is in no file: without RAM it cannot be streamed. */
     CHECK(nt_options_set_ram_budget(options, 0) == NT_STATUS_OK);
