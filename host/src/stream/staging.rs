@@ -86,7 +86,9 @@ impl<D: Transfer> Staging<D> {
         let lent = starts.iter().map(|&start| {
             // SAFETY: page-locked memory does not move. The buffers are apart, and their bytes are read by copies only, between `take`
             // and `give_back`.
-            unsafe { memory.lend(0, |memory| &mut memory.as_mut()[start..start + room]) }
+            let lent = unsafe { memory.lend(0, |memory| &mut memory.as_mut()[start..start + room]) };
+            // SAFETY: the device says so.
+            if dev.locks_pages() { unsafe { lent.page_locked() } } else { lent }
         });
         let lent = lent.collect();
         let ahead = ReadAhead::start(source, pieces, lent, options)?;

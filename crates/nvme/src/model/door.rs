@@ -41,6 +41,8 @@ pub struct ModelDoor {
     runs: AtomicU64,
     bus_master: AtomicBool,
     taken: AtomicBool,
+    removed: AtomicBool,
+    holds: AtomicBool,
 }
 
 impl ModelDoor {
@@ -67,6 +69,8 @@ impl ModelDoor {
             runs: AtomicU64::new(1),
             bus_master: AtomicBool::new(false),
             taken: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            holds: AtomicBool::new(true),
         })
     }
 
@@ -90,9 +94,19 @@ impl ModelDoor {
         self.bus_master.load(Ordering::SeqCst)
     }
 
+    /// From now on, the device is gone: its registers read as ones.
+    pub fn remove(&self) {
+        self.removed.store(true, Ordering::SeqCst);
+    }
+
     /// From now on, a driver of the kernel has the device.
     pub fn take(&self) {
         self.taken.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, memory is held in its place by nobody, as without an IOMMU.
+    pub fn without_iommu(&self) {
+        self.holds.store(false, Ordering::SeqCst);
     }
 
     /// Memory of `len` bytes at least, of which runs of `run` bytes, a multiple of 4 KiB, are contiguous on the bus.
@@ -141,18 +155,22 @@ impl Registers for ModelDoor {
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        self.words.load(offset)
+        if self.removed.load(Ordering::SeqCst) { u32::MAX } else { self.words.load(offset) }
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        self.words.store(offset, value);
+        if !self.removed.load(Ordering::SeqCst) {
+            self.words.store(offset, value);
+        }
     }
 
     fn pause(&self) {
         match &self.player {
             Player::Pauses(ticks) => {
                 ticks.fetch_add(1, Ordering::Relaxed);
-                self.model().step();
+                if !self.removed.load(Ordering::SeqCst) {
+                    self.model().step();
+                }
             }
             Player::Thread => std::thread::yield_now(),
         }
@@ -187,6 +205,10 @@ impl Door for ModelDoor {
     unsafe fn map(&self, ptr: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<BusMemory, Error> {
         // SAFETY: the caller promises what is asked for here.
         unsafe { self.map_runs(ptr, len, RUN, owner) }
+    }
+
+    fn holds(&self) -> bool {
+        self.holds.load(Ordering::SeqCst)
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {
