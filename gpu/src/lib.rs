@@ -33,6 +33,8 @@ mod gated;
 pub mod gemv;
 #[cfg(any(feature = "attention", feature = "ops"))]
 mod math;
+#[cfg(feature = "nvme")]
+pub mod nvme;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

@@ -3,6 +3,7 @@
 //! A `CustDriver` and its handles stay on the thread that opened it (they are not `Send`), and each call first makes the
 //! GPU's context the thread's current one, so several GPUs can be open at once.
 
+mod beside;
 mod event;
 mod gpu;
 mod graph;
@@ -22,7 +23,7 @@ use std::{
 use cuda_dlopen::{Code, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
 
-pub use self::{event::Event, graph::Graph, memory::Mem, pinned::Pinned};
+pub use self::{beside::CustBeside, event::Event, graph::Graph, memory::Mem, pinned::Pinned};
 use self::{
     event::Timers,
     gpu::Gpu,
@@ -152,6 +153,7 @@ impl Driver for CustDriver {
     type Pinned = Pinned;
     type Event = Event;
     type Graph = Graph;
+    type Beside = CustBeside;
 
     fn name(&self) -> &str {
         &self.gpu.name
@@ -273,6 +275,11 @@ impl Driver for CustDriver {
             }
         }
         Event::record(&self.gpu, &self.gpu.copy, true)
+    }
+
+    fn beside(&self, module: &'static str) -> Result<CustBeside> {
+        self.gpu.capturing.refuse("an allocation")?;
+        CustBeside::new(&self.gpu, module, self.modules.ptx(module, None)?)
     }
 
     fn limit_link(&self, bytes_per_second: Option<f64>) {

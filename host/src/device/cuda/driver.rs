@@ -9,6 +9,7 @@ pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
 use gpu::gemv::{Room, Share};
 
+use super::beside::Beside;
 use crate::device::{DeviceError, HostMemory, MemoryInfo, ReadAt};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -71,6 +72,8 @@ pub trait Driver: Sized + 'static {
     type Event: Clone + 'static;
     /// What [`Driver::capture`] recorded.
     type Graph: 'static;
+    /// A queue for kernels beside all others.
+    type Beside: Beside;
 
     /// The device's name for messages, e.g. `cuda:0 NVIDIA H200`.
     fn name(&self) -> &str;
@@ -126,6 +129,8 @@ pub trait Driver: Sized + 'static {
         offset: usize,
         after: Option<&Self::Event>,
     ) -> Result<Self::Event>;
+    /// A queue beside those of this driver, for `module`'s kernels. It may outlive the driver.
+    fn beside(&self, module: &'static str) -> Result<Self::Beside>;
     /// As [`crate::device::Transfer::limit_link`].
     fn limit_link(&self, bytes_per_second: Option<f64>);
 

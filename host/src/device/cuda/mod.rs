@@ -1,10 +1,12 @@
 //! The CUDA device: launches the kernels of `gpu/` through a [`Driver`], the real one or the emulator.
 
 pub mod bandwidth;
+pub mod beside;
 pub mod cust;
 pub mod driver;
 pub mod emulator;
 mod fused;
+pub mod nvme;
 mod pass;
 mod primitives;
 mod products;

@@ -116,6 +116,13 @@ impl Gpu {
         CurrentContext::set_current(&self.context).map_err(|e| self.error("cuCtxSetCurrent", code(e)))
     }
 
+    /// The context once more, to be kept by who may outlive this.
+    pub fn keep_context(&self) -> Result<Context> {
+        // The driver counts who retains it.
+        let again = Device::get_device(self.index as u32).and_then(Context::new);
+        again.map_err(|e| self.error("cuDevicePrimaryCtxRetain", code(e)))
+    }
+
     /// The context, for another thread.
     pub fn context(&self) -> SharedContext {
         SharedContext(self.context.as_raw())
