@@ -10,6 +10,7 @@ mod commands;
 mod completions;
 mod cpu;
 mod disk;
+mod drive;
 mod engine;
 mod faults;
 mod generate;

@@ -41,7 +41,7 @@ impl BusMemory {
     ///
     /// # Safety
     /// As long as `owner` is not dropped, the device may write these addresses: they are this memory's and nobody else's, they stay so,
-    /// and no Rust reference to the memory exists.
+    /// and no Rust reference to the memory is used while the device may write it.
     ///
     /// # Errors
     /// If there are no bytes, or addresses beyond 64 bits.

@@ -87,7 +87,9 @@ impl<D: Transfer> Staging<D> {
         let mut buffers = Lent::new(buffers);
         let lent = (0..buffers.len()).map(|index| {
             // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
-            unsafe { buffers.lend(index, |(buffer, start)| &mut buffer.as_mut()[*start..*start + room]) }
+            let lent = unsafe { buffers.lend(index, |(buffer, start)| &mut buffer.as_mut()[*start..*start + room]) };
+            // SAFETY: the device says so.
+            if dev.locks_pages() { unsafe { lent.page_locked() } } else { lent }
         });
         let lent = lent.collect();
         let ahead = ReadAhead::start(source, pieces, lent, options)?;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use readahead::Piece;
+use readahead::{OpenError, Piece};
 
 use super::{
     flow::{Flow, Origin},
@@ -289,11 +289,18 @@ const MEASURED: (u64, Duration) = (256 << 20, Duration::from_millis(60));
 /// How much longer the measurement may take before the drive counts as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bytes a second that `reads` gets of the model's largest file.
+/// Bytes a second that `reads` gets of the model's largest file. None where that cannot be measured.
 ///
 /// # Errors
-/// A model that is in no file, or that cannot be read.
-pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
+/// A drive that cannot be read, or holds something else: whoever names a drive wants to know.
+pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<Option<f64>, DeviceError> {
+    match measure(model, reads) {
+        Err(e) if matches!(e, DeviceError::Open(OpenError::Device(_))) || reads.drive().is_some() => Err(e),
+        result => Ok(result.ok()),
+    }
+}
+
+fn measure(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
     let source = reads.ahead(inputs(model)?, false)?;
     let lengths = model.gguf.parts().iter().map(|part| part.bytes().len() as u64).enumerate();
     let (file, len) = lengths.max_by_key(|(_, len)| *len).unwrap_or_default();

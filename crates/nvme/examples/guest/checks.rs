@@ -349,6 +349,10 @@ impl Door for Mortal {
         unsafe { self.door.map(ptr, len, owner) }
     }
 
+    fn holds(&self) -> bool {
+        self.door.holds()
+    }
+
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {
         match self.is_dead() {
             true => Err(Error::Gone { device: self.name().to_owned() }),

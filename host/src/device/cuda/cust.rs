@@ -198,6 +198,11 @@ impl Driver for CustDriver {
         Pinned::lock(&self.gpu, what, bytes)
     }
 
+    /// Memory that is registered with the driver is pinned by it, as for any device that it maps the memory for.
+    fn locks_pages(&self) -> bool {
+        true
+    }
+
     fn zero_copy(&self, src: Pinned) -> Result<Mem> {
         self.gpu.capturing.refuse("an allocation")?;
         Mem::zero_copy(src)

@@ -109,6 +109,10 @@ pub trait Driver: Sized + 'static {
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
         self.pinned(what, bytes).map(HostMemory::Pinned)
     }
+    /// As [`crate::device::Transfer::locks_pages`].
+    fn locks_pages(&self) -> bool {
+        false
+    }
     /// `src` as memory that kernels read over the link, where it is: it has a device address, and takes no device memory.
     fn zero_copy(&self, src: Self::Pinned) -> Result<Self::Mem>;
 

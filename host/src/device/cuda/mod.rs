@@ -183,6 +183,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.try_pinned(what, bytes)
     }
 
+    fn locks_pages(&self) -> bool {
+        self.driver.locks_pages()
+    }
+
     fn zero_copy(&self, src: D::Pinned) -> Result<CudaBuf<D>> {
         let bytes = src.as_ref().len();
         in_range("zero-copy", 0, bytes.next_multiple_of(COPIED), bytes)?;
