@@ -3,11 +3,12 @@
 //! - [`NvmeOptions`]: which drive, and where on it; from flags, variables, or by itself.
 //! - [`OnDrive`]: where the model's files are on it, checked against the files themselves. Whoever submits reads asks it for their blocks.
 //! - [`Landing`]: the buffers that reads go into, as the drive sees them.
-//! - [`DriveSource`]: the source whose commands the CPU submits.
+//! - [`DriveSource`]: the source whose commands the CPU submits. [`GpuSource`]: the one whose commands a GPU's kernel submits.
 //!
 //! docs/nvme.md has the picture.
 
 mod error;
+mod gpu;
 mod landing;
 mod on_drive;
 mod options;
@@ -25,6 +26,7 @@ use readahead::{Input, OpenError, Source};
 use super::reads::{DiskReads, Reads};
 
 pub use error::NvmeError;
+pub use gpu::{Counts, GpuSource};
 pub use landing::{Landing, Place};
 pub use on_drive::{Blocks, OnDrive};
 pub use options::{DriveChoice, NvmeOptions};

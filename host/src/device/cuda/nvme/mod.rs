@@ -320,24 +320,35 @@ impl<B: Beside> GpuQueue<B> {
     /// The controller does not come back. What was outstanding may still be written.
     pub fn renew(&mut self, controller: &mut Controller) -> Result<bool> {
         assert!(!self.running, "a list is running");
-        let mut lend = |controller: &mut Controller| -> Result<()> {
-            self.lent = controller.lend(self.lent.depth(), self.lent.memory().clone())?;
-            Ok(())
-        };
+        let (depth, memory) = (self.lent.depth(), self.lent.memory().clone());
         // If that is refused, it is lent still, and a reset empties it.
         let taken = controller.take_back(&self.lent).is_ok();
-        let reset = !taken || lend(controller).is_err();
+        let mut again = if taken { controller.lend(depth, memory.clone()).ok() } else { None };
+        let reset = again.is_none();
         if reset {
             controller.restart()?;
             if taken {
-                lend(controller)?;
+                again = Some(controller.lend(depth, memory)?);
             }
+        }
+        if let Some(lent) = again {
+            self.lent = lent;
         }
         self.queue.id = self.lent.id().into();
         let [tail, head] = rings(&self.settings, &self.control, &self.lent);
         (self.queue.tail, self.queue.head) = (tail as *mut u32, head as *mut u32);
         self.begin(controller)?;
         Ok(reset)
+    }
+
+    /// Gives the queue pair back to its controller. No list may be running.
+    ///
+    /// # Errors
+    /// If the controller refuses. The queues' memory is its own still.
+    pub fn give_back(&mut self, controller: &mut Controller) -> Result<()> {
+        assert!(!self.running, "a list is running");
+        self.mailbox = None;
+        Ok(controller.take_back(&self.lent)?)
     }
 
     /// Forgets all memory that the drive may still write, so that it is never freed.
