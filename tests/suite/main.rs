@@ -22,6 +22,7 @@ mod link;
 mod models;
 mod mutations;
 mod nvme;
+mod nvme_gpu;
 mod placement;
 mod plan;
 mod pressure;

@@ -133,9 +133,14 @@ impl Driver for Recorder {
     type Pinned = <EmulatorDriver as Driver>::Pinned;
     type Event = <EmulatorDriver as Driver>::Event;
     type Graph = Recorded;
+    type Beside = <EmulatorDriver as Driver>::Beside;
 
     fn name(&self) -> &str {
         "recorder"
+    }
+
+    fn beside(&self, module: &'static str) -> Result<Self::Beside> {
+        self.emulator.beside(module)
     }
 
     fn properties(&self) -> &Properties {

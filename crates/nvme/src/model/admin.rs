@@ -50,6 +50,8 @@ impl Model {
     fn create_completions(&mut self, id: u16, depth: u32, flags: u32, base: BusAddr) -> Status {
         match self.check(id, depth, flags, base, self.completions.contains_key(&id)) {
             Status::SUCCESS => {
+                // A new queue's doorbell is 0, whatever was written there before.
+                self.words.store(self.cap().completion_doorbell(id), 0);
                 self.completions.insert(id, CompletionQueue { base, depth, tail: 0, phase: true });
                 Status::SUCCESS
             }
@@ -64,6 +66,7 @@ impl Model {
         }
         match self.check(id, depth, flags, base, self.submissions.contains_key(&id)) {
             Status::SUCCESS => {
+                self.words.store(self.cap().submission_doorbell(id), 0);
                 self.submissions.insert(id, SubmissionQueue { base, depth, head: 0, completions });
                 Status::SUCCESS
             }

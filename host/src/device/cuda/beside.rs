@@ -102,6 +102,13 @@ impl SharedMem {
         unsafe { self.ptr.add(at).cast::<T>().as_ptr().copy_from_nonoverlapping(values.as_ptr(), values.len()) }
     }
 
+    /// Copies the bytes from `at` on, which nobody writes meanwhile. Panics where there are none.
+    pub fn read(&self, at: usize, out: &mut [u8]) {
+        assert!(at <= self.len && out.len() <= self.len - at, "{at} + {} of {}", out.len(), self.len);
+        // SAFETY: inside the memory; `out` is a Rust reference and none of it.
+        unsafe { self.ptr.add(at).as_ptr().copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) }
+    }
+
     fn word(&self, at: usize) -> &AtomicU32 {
         assert!(at.is_multiple_of(4) && at < self.len && self.len - at >= 4, "word at {at} of {} bytes", self.len);
         // SAFETY: inside, aligned (the memory is to a page), initialised, and kept by the owner.

@@ -11,6 +11,9 @@ pub enum NvmeError {
     /// The driver's.
     #[error(transparent)]
     Drive(#[from] nvme::Error),
+    /// The queue pair that a GPU's kernel is to drive.
+    #[error(transparent)]
+    Gpu(crate::device::cuda::nvme::QueueError),
     /// There is no drive to be found.
     #[error(
         "no NVMe drive is taken from the kernel{seen}; `ntransformer nvme list` shows drives, `nvme bind BDF` takes one"

@@ -118,7 +118,7 @@ impl<B: Beside> GpuSource<B> {
     ///
     /// # Errors
     /// If there is no queue pair, or no memory for one.
-    pub(super) fn new(mut opened: Opened, parked: Parked, gpu: B, settings: Settings) -> Result<Self, QueueError> {
+    pub fn new(mut opened: Opened, parked: Parked, gpu: B, settings: Settings) -> Result<Self, QueueError> {
         let namespace = opened.drive.namespace();
         let queue = GpuQueue::new(gpu, opened.drive.controller_mut(), namespace, settings)?;
         let landing = Landing::new(opened.drive.controller().door().clone());

@@ -24,6 +24,10 @@ use nvme::{Controller, Door, Drive, System};
 use readahead::{Input, OpenError, Source};
 
 use super::reads::{DiskReads, Reads};
+use crate::device::{
+    DeviceError,
+    cuda::{beside::Beside, nvme::Settings},
+};
 
 pub use error::NvmeError;
 pub use gpu::{Counts, GpuSource};
@@ -48,7 +52,10 @@ pub struct Opened {
 }
 
 /// A drive between two sources that read from it.
-pub(super) type Parked = Arc<Mutex<Option<Opened>>>;
+pub type Parked = Arc<Mutex<Option<Opened>>>;
+
+/// Makes a source of what was opened, where it is not the CPU that submits.
+type Make = Box<dyn Fn(Opened, Parked) -> Result<Box<dyn Source>, NvmeError>>;
 
 /// Makes the way to a drive.
 type Find = Box<dyn Fn() -> Result<Arc<dyn Door>, NvmeError>>;
@@ -62,6 +69,7 @@ pub struct NvmeReads {
     /// The drive while nothing reads from it: to reset a controller takes some drives a second.
     parked: Parked,
     device: OnceCell<String>,
+    make: Option<Make>,
 }
 
 impl NvmeReads {
@@ -78,7 +86,23 @@ impl NvmeReads {
 
     /// The same by a way that is made by `find`, driven as `options` say.
     pub fn through(find: Find, lba: u64, files: DiskReads, options: nvme::Options) -> Self {
-        NvmeReads { find, lba, files, options, parked: Parked::default(), device: OnceCell::new() }
+        NvmeReads { find, lba, files, options, parked: Parked::default(), device: OnceCell::new(), make: None }
+    }
+
+    /// The same with commands that a kernel submits, of the GPU that `beside` opens a queue of. Its patience is what a command may take.
+    pub fn by_gpu<B: Beside>(
+        mut self,
+        beside: impl Fn() -> Result<B, DeviceError> + 'static,
+        settings: Settings,
+    ) -> Self {
+        self.options.spare = self.options.spare.max(1);
+        let settings = Settings { patience: self.options.timeout, ..settings };
+        let make = move |opened, parked| -> Result<Box<dyn Source>, NvmeError> {
+            let gpu = beside().map_err(|e| NvmeError::Gpu(e.into()))?;
+            Ok(Box::new(GpuSource::new(opened, parked, gpu, settings).map_err(NvmeError::Gpu)?))
+        };
+        self.make = Some(Box::new(make));
+        self
     }
 
     /// The drive, from where it is parked or else from the kernel, with the model checked.
@@ -96,7 +120,10 @@ impl NvmeReads {
 impl Reads for NvmeReads {
     fn ahead(&self, files: Vec<Input>, _cached: bool) -> Result<Box<dyn Source>, OpenError> {
         let opened = self.open(&files).map_err(|e| OpenError::Device(Box::new(e)))?;
-        Ok(Box::new(DriveSource::new(opened, self.parked.clone())))
+        match &self.make {
+            None => Ok(Box::new(DriveSource::new(opened, self.parked.clone()))),
+            Some(make) => make(opened, self.parked.clone()).map_err(|e| OpenError::Device(Box::new(e))),
+        }
     }
 
     fn once(&self, files: Vec<Input>, cached: bool) -> Result<Box<dyn Source>, OpenError> {

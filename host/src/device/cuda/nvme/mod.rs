@@ -204,8 +204,6 @@ impl<B: Beside> GpuQueue<B> {
 
     /// Both rings as they are when a controller has just created them.
     fn begin(&mut self, controller: &Controller) -> Result<()> {
-        // The old thread ends before the words become other ones' zeros.
-        self.mailbox = None;
         let state = kernel::State { tail: 0, head: 0, phase: 1, generations: [0; kernel::MAX_DEPTH as usize] };
         // Identifiers go on: a completion of before the controller forgot its command is not one of now.
         let generations = |slot: usize| self.control.load(STATE + 12 + 4 * slot);
@@ -320,6 +318,8 @@ impl<B: Beside> GpuQueue<B> {
     /// The controller does not come back. What was outstanding may still be written.
     pub fn renew(&mut self, controller: &mut Controller) -> Result<bool> {
         assert!(!self.running, "a list is running");
+        // What the old queues' doorbells were told is not told to the new ones'.
+        self.mailbox = None;
         let (depth, memory) = (self.lent.depth(), self.lent.memory().clone());
         // If that is refused, it is lent still, and a reset empties it.
         let taken = controller.take_back(&self.lent).is_ok();
