@@ -26,9 +26,10 @@ const MIB: usize = 1 << 20;
 struct OnPlayed {
     folder: tempfile::TempDir,
     bytes: Vec<u8>,
+    /// Dropped before the controller is not played any more.
+    parked: Parked,
     played: Played,
     vram: Arc<VramBus>,
-    parked: Parked,
     timeout: Duration,
 }
 
