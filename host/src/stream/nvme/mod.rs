@@ -29,6 +29,7 @@ use crate::device::{
     cuda::{beside::Beside, nvme::Settings},
 };
 
+pub use ::nvme::PciAddress;
 pub use error::NvmeError;
 pub use gpu::{Counts, GpuSource};
 pub use landing::{Landing, Place};

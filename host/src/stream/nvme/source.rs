@@ -68,6 +68,12 @@ impl DriveSource {
     }
 }
 
+/// How many commands are in flight at most: one entry of a queue stays empty.
+fn commands(drive: &Drive) -> usize {
+    let (queues, entries) = drive.controller().queues();
+    queues * (entries as usize - 1)
+}
+
 fn failed(error: nvme::Error) -> SourceError {
     SourceError::Device(Box::new(error))
 }
@@ -116,8 +122,7 @@ impl Source for DriveSource {
     }
 
     fn depth(&self) -> usize {
-        let (queues, entries) = self.opened().drive.controller().queues();
-        let depth = queues * (entries as usize - 1);
+        let depth = commands(&self.opened().drive);
         self.landing.depth().map_or(depth, |most| depth.min(most))
     }
 
@@ -139,9 +144,9 @@ impl Source for DriveSource {
         let controller = drive.controller();
         let (name, way, landing) = (controller.name(), controller.door().describe(), self.landing.describe());
         let most = bytesize::ByteSize(controller.max_transfer() as u64);
-        let depth = self.depth();
+        let commands = commands(drive);
         format!(
-            "our driver from the drive {name} ({way}): {}; up to {depth} reads at once, in commands of {most}, {landing}",
+            "our driver from the drive {name} ({way}): {}; in commands of {most}, up to {commands} at once, {landing}",
             image.describe()
         )
     }
