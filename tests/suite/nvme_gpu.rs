@@ -6,6 +6,7 @@
 mod faults;
 mod figures;
 mod lists;
+mod model;
 mod source;
 mod vram;
 
@@ -83,6 +84,7 @@ cases! {
     source::dropped_while_it_reads,
     source::reads_into_the_gpus_memory,
     figures::figures,
+    model::tokens_of_a_model_on_a_drive,
 }
 
 /// What a byte holds that nobody has written.

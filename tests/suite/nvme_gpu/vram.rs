@@ -15,9 +15,15 @@ pub type Write = Box<dyn Fn(u64, &[u8]) + Send + Sync>;
 /// A driver whose memory somebody else writes, from another thread.
 pub trait Vram: Driver {
     fn writer(&self) -> Write;
+    /// A driver of the same kind.
+    fn again() -> Self;
 }
 
 impl Vram for EmulatorDriver {
+    fn again() -> Self {
+        EmulatorDriver::new(7)
+    }
+
     fn writer(&self) -> Write {
         Box::new(|address, bytes| {
             let ptr = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
@@ -28,6 +34,10 @@ impl Vram for EmulatorDriver {
 }
 
 impl Vram for CustDriver {
+    fn again() -> Self {
+        CustDriver::open(0, |line| eprintln!("{line}")).unwrap()
+    }
+
     fn writer(&self) -> Write {
         // Makes the context this thread's.
         self.memory().unwrap();
