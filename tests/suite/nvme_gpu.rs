@@ -29,7 +29,7 @@ use ntransformer::device::cuda::{
     cust::CustDriver,
     driver::Driver,
     emulator::EmulatorDriver,
-    nvme::{Doorbells, GpuQueue, Pages, Progress, Read, Settings},
+    nvme::{Doorbells, GpuQueue, MODULE, Pages, Progress, Read, Settings},
 };
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
 
@@ -179,7 +179,7 @@ impl Default for Kind {
 
 /// A drive of noise, and a kernel that has a queue of it. Dropped in this order.
 struct Rig<D: Driver> {
-    queue: GpuQueue<D::Beside>,
+    queue: GpuQueue,
     controller: Controller,
     namespace: Namespace,
     played: Played,
@@ -194,7 +194,7 @@ impl<D: Driver> Rig<D> {
     }
 
     fn with_media(driver: &D, kind: &Kind, media: Arc<Media>) -> Self {
-        let beside = driver.beside("nvme").unwrap();
+        let beside = driver.beside(MODULE).unwrap();
         let mut settings = kind.settings;
         let words = beside.shared("registers", ModelDoor::registers(&kind.traits)).unwrap();
         if kind.mapped {
@@ -219,7 +219,8 @@ impl<D: Driver> Rig<D> {
         };
         let mut controller = Controller::open(door, options).unwrap();
         let namespace = controller.namespace(1).unwrap();
-        let queue = GpuQueue::new(driver.beside("nvme").unwrap(), &mut controller, namespace, settings).unwrap();
+        let queue =
+            GpuQueue::new(Box::new(driver.beside(MODULE).unwrap()), &mut controller, namespace, settings).unwrap();
         Rig { queue, controller, namespace, played, media, vram: vram.expect("made by the door"), beside }
     }
 

@@ -69,6 +69,10 @@ pub trait Transfer: Sized {
     fn headroom(&self) -> u64 {
         0
     }
+    /// Opens the kernel by which it reads a drive by itself, if it can do that.
+    fn read_kernels(&self) -> Option<cuda::nvme::ReadKernels> {
+        None
+    }
     /// Its number among the devices of its kind.
     fn index(&self) -> usize {
         0

@@ -9,9 +9,9 @@ use ::nvme::{
 use memmap2::{Mmap, MmapOptions};
 use ntransformer::{
     device::{
-        Device, DeviceError,
+        Device, Transfer,
         cpu::CpuDevice,
-        cuda::{CudaDevice, beside::Beside, nvme::Settings},
+        cuda::{CudaDevice, nvme::Settings},
     },
     engine::{Budget, LoadOptions, Runner, Session},
     gguf::Gguf,
@@ -78,8 +78,9 @@ fn stream<D: Vram, V: Device + 'static>(path: &Path, open: impl Fn() -> V, block
     let played = Played::new(ModelDoor::threaded(Traits::default(), vec![media]));
     let door = played.door.clone();
     let reads = NvmeReads::through(Box::new(move || Ok(door.clone())), 0, DiskReads::Auto, Options::default());
-    let beside = || -> Result<D::Beside, DeviceError> { D::again().beside("nvme") };
-    let reads = reads.by_gpu(beside, Settings::default());
+    let kernels = CudaDevice::new(D::again()).read_kernels().expect("a GPU");
+    let gpu = kernels().unwrap().name().to_owned();
+    let reads = reads.by_gpu(kernels, Settings::default());
     let mut streamed = load(open(), &gguf, Some((budget, &reads)));
     let memory = streamed.memory();
     assert!(memory.disk_per_pass > 0 && memory.disk_per_pass == memory.streamed_per_pass, "not all is on the drive");
@@ -87,11 +88,9 @@ fn stream<D: Vram, V: Device + 'static>(path: &Path, open: impl Fn() -> V, block
     assert_eq!(found, expected);
     let (name, bytes) = (streamed.device().to_owned(), memory.disk_per_pass as f64);
     let mean = seconds[1..].iter().sum::<f64>() / (TOKENS - 1) as f64;
-    let beside = D::again().beside("nvme").unwrap();
     eprintln!(
-        "{name}, {} on a played drive, read by a kernel of {}: {mean:.3} s a token, {:.2} GB each, {:.2} GB/s",
+        "{name}, {} on a played drive, read by a kernel of {gpu}: {mean:.3} s a token, {:.2} GB each, {:.2} GB/s",
         path.display(),
-        beside.name(),
         bytes / 1e9,
         bytes / mean / 1e9
     );

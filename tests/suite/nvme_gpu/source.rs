@@ -13,7 +13,11 @@ use ::nvme::{
     model::{Choose, Fault, Media, ModelDoor, Traits, Words},
 };
 use ntransformer::{
-    device::cuda::{beside::Beside, driver::Driver, nvme::Settings},
+    device::cuda::{
+        beside::Beside,
+        driver::Driver,
+        nvme::{MODULE, Settings},
+    },
     stream::nvme::{GpuSource, OnDrive, Opened, Parked},
 };
 use readahead::{Completion, Dst, HostBuf, Input, Piece, ReadAhead, ReadError, Source};
@@ -42,7 +46,7 @@ impl OnPlayed {
         let mut all = vec![0xee; (3 * block + bytes.len() + MIB).next_multiple_of(block)];
         all[3 * block..][..bytes.len()].copy_from_slice(&bytes);
         let traits = Traits { mdts, shuffle: Some(5), ..Traits::default() };
-        let words = driver.beside("nvme").unwrap().shared("registers", ModelDoor::registers(&traits)).unwrap();
+        let words = driver.beside(MODULE).unwrap().shared("registers", ModelDoor::registers(&traits)).unwrap();
         let len = ModelDoor::registers(&traits);
         // SAFETY: zeros, which the owner keeps, and which are accessed as whole words.
         let words = unsafe { Words::from_raw(words.as_ptr().cast(), len, Box::new(words.owner())) };
@@ -60,7 +64,7 @@ impl OnPlayed {
         self.folder.path().join("model.gguf")
     }
 
-    fn source<D: Driver>(&self, driver: &D) -> GpuSource<D::Beside> {
+    fn source<D: Driver>(&self, driver: &D) -> GpuSource {
         // The admin queue's timeouts are another matter than the kernel's.
         let options = Options { spare: 1, timeout: Duration::from_secs(5), ..Options::default() };
         let controller = Controller::open(self.played.door.clone(), options).unwrap();
@@ -68,8 +72,8 @@ impl OnPlayed {
         let input = Input { path: self.path(), file: File::open(self.path()).unwrap() };
         let image = Arc::new(OnDrive::find(&mut drive, 3, &[input]).unwrap());
         let settings = Settings { patience: self.timeout, ..Settings::default() };
-        let beside = driver.beside("nvme").unwrap();
-        GpuSource::new(Opened { drive, image }, self.parked.clone(), beside, settings).unwrap()
+        let gpu = Box::new(driver.beside(MODULE).unwrap());
+        GpuSource::new(Opened { drive, image }, self.parked.clone(), gpu, settings).unwrap()
     }
 
     fn pieces(&self, max: usize) -> Vec<Piece> {

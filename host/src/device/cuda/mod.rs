@@ -166,6 +166,11 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.index()
     }
 
+    fn read_kernels(&self) -> Option<nvme::ReadKernels> {
+        let driver = self.driver.clone();
+        Some(Box::new(move || Ok(Box::new(driver.beside(nvme::MODULE)?))))
+    }
+
     fn pci_address(&self) -> Option<String> {
         self.driver.pci_address()
     }

@@ -18,10 +18,7 @@ use super::{
     OnDrive, Opened, Parked,
     landing::{Landing, PAGE, Place},
 };
-use crate::device::cuda::{
-    beside::Beside,
-    nvme::{GpuQueue, Pages, Progress, QueueError, Read, Settings, Stop},
-};
+use crate::device::cuda::nvme::{GpuQueue, Pages, Progress, QueueError, Read, ReadKernel, Settings, Stop};
 
 /// Reads in flight at most. A list is started when the one before has ended, so that one is read into some buffers while others are used.
 const DEPTH: usize = 64;
@@ -94,11 +91,11 @@ pub struct Counts {
     pub resets: u64,
 }
 
-/// Reads a model's files from a drive, by a kernel of `B`'s GPU.
+/// Reads a model's files from a drive, by a kernel of a GPU.
 ///
 /// When it is dropped, commands in flight are waited for, and if they do not end, the queues are taken back from the drive.
-pub struct GpuSource<B: Beside> {
-    queue: GpuQueue<B>,
+pub struct GpuSource {
+    queue: GpuQueue,
     opened: Option<Opened>,
     parked: Parked,
     landing: Landing,
@@ -113,12 +110,17 @@ pub struct GpuSource<B: Beside> {
     counts: Counts,
 }
 
-impl<B: Beside> GpuSource<B> {
+impl GpuSource {
     /// Reads what was opened, whose controller has a queue pair to spare, and leaves it in `parked` afterwards.
     ///
     /// # Errors
     /// If there is no queue pair, or no memory for one.
-    pub fn new(mut opened: Opened, parked: Parked, gpu: B, settings: Settings) -> Result<Self, QueueError> {
+    pub fn new(
+        mut opened: Opened,
+        parked: Parked,
+        gpu: Box<dyn ReadKernel>,
+        settings: Settings,
+    ) -> Result<Self, QueueError> {
         let namespace = opened.drive.namespace();
         let queue = GpuQueue::new(gpu, opened.drive.controller_mut(), namespace, settings)?;
         let landing = Landing::new(opened.drive.controller().door().clone());
@@ -311,7 +313,7 @@ fn failed(error: QueueError) -> SourceError {
     SourceError::Device(Box::new(error))
 }
 
-impl<B: Beside> Source for GpuSource<B> {
+impl Source for GpuSource {
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
         let (blocks, depth) = (self.image().blocks(piece)?, self.depth());
         if self.reads.len() >= depth {
@@ -407,7 +409,7 @@ impl<B: Beside> Source for GpuSource<B> {
     }
 }
 
-impl<B: Beside> Drop for GpuSource<B> {
+impl Drop for GpuSource {
     fn drop(&mut self) {
         let quiet = !self.queue.is_running() || self.finish();
         let Some(mut opened) = self.opened.take() else { return };

@@ -24,17 +24,14 @@ use nvme::{Controller, Door, Drive, System};
 use readahead::{Input, OpenError, Source};
 
 use super::reads::{DiskReads, Reads};
-use crate::device::{
-    DeviceError,
-    cuda::{beside::Beside, nvme::Settings},
-};
+use crate::device::cuda::nvme::{ReadKernels, Settings};
 
 pub use ::nvme::PciAddress;
 pub use error::NvmeError;
 pub use gpu::{Counts, GpuSource};
 pub use landing::{Landing, Place};
 pub use on_drive::{Blocks, OnDrive};
-pub use options::{DriveChoice, NvmeOptions};
+pub use options::{DriveChoice, NvmeOptions, Submit};
 pub use source::DriveSource;
 
 /// The namespace that models are on.
@@ -55,9 +52,6 @@ pub struct Opened {
 /// A drive between two sources that read from it.
 pub type Parked = Arc<Mutex<Option<Opened>>>;
 
-/// Makes a source of what was opened, where it is not the CPU that submits.
-type Make = Box<dyn Fn(Opened, Parked) -> Result<Box<dyn Source>, NvmeError>>;
-
 /// Makes the way to a drive.
 type Find = Box<dyn Fn() -> Result<Arc<dyn Door>, NvmeError>>;
 
@@ -70,7 +64,8 @@ pub struct NvmeReads {
     /// The drive while nothing reads from it: to reset a controller takes some drives a second.
     parked: Parked,
     device: OnceCell<String>,
-    make: Option<Make>,
+    /// The kernel that submits commands, where it is not the CPU that does.
+    gpu: Option<(ReadKernels, Settings)>,
 }
 
 impl NvmeReads {
@@ -87,22 +82,13 @@ impl NvmeReads {
 
     /// The same by a way that is made by `find`, driven as `options` say.
     pub fn through(find: Find, lba: u64, files: DiskReads, options: nvme::Options) -> Self {
-        NvmeReads { find, lba, files, options, parked: Parked::default(), device: OnceCell::new(), make: None }
+        NvmeReads { find, lba, files, options, parked: Parked::default(), device: OnceCell::new(), gpu: None }
     }
 
-    /// The same with commands that a kernel submits, of the GPU that `beside` opens a queue of. Its patience is what a command may take.
-    pub fn by_gpu<B: Beside>(
-        mut self,
-        beside: impl Fn() -> Result<B, DeviceError> + 'static,
-        settings: Settings,
-    ) -> Self {
+    /// The same with commands that a kernel submits, of the GPU that `kernels` opens. Its patience is what a command may take.
+    pub fn by_gpu(mut self, kernels: ReadKernels, settings: Settings) -> Self {
         self.options.spare = self.options.spare.max(1);
-        let settings = Settings { patience: self.options.timeout, ..settings };
-        let make = move |opened, parked| -> Result<Box<dyn Source>, NvmeError> {
-            let gpu = beside().map_err(|e| NvmeError::Gpu(e.into()))?;
-            Ok(Box::new(GpuSource::new(opened, parked, gpu, settings).map_err(NvmeError::Gpu)?))
-        };
-        self.make = Some(Box::new(make));
+        self.gpu = Some((kernels, Settings { patience: self.options.timeout, ..settings }));
         self
     }
 
@@ -121,9 +107,13 @@ impl NvmeReads {
 impl Reads for NvmeReads {
     fn ahead(&self, files: Vec<Input>, _cached: bool) -> Result<Box<dyn Source>, OpenError> {
         let opened = self.open(&files).map_err(|e| OpenError::Device(Box::new(e)))?;
-        match &self.make {
-            None => Ok(Box::new(DriveSource::new(opened, self.parked.clone()))),
-            Some(make) => make(opened, self.parked.clone()).map_err(|e| OpenError::Device(Box::new(e))),
+        let Some((kernels, settings)) = &self.gpu else {
+            return Ok(Box::new(DriveSource::new(opened, self.parked.clone())));
+        };
+        let gpu = kernels().map_err(|e| OpenError::Device(Box::new(e)))?;
+        match GpuSource::new(opened, self.parked.clone(), gpu, *settings) {
+            Ok(source) => Ok(Box::new(source)),
+            Err(e) => Err(OpenError::Device(Box::new(e))),
         }
     }
 

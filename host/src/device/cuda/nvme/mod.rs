@@ -9,12 +9,62 @@ mod pages;
 use std::time::Duration;
 
 use ::nvme::{BusMemory, Controller, DmaBuf, LentQueue, Namespace, PrpError, PrpList, SUBMISSION_BYTES, Status};
+use cuda_std::kernel::Kernel;
 use gpu::nvme as kernel;
 
 use self::mailbox::Mailbox;
 pub use self::pages::Pages;
 use super::beside::{Beside, SharedMem};
 use crate::device::DeviceError;
+
+/// A GPU that has a kernel read a drive: what of a [`Beside`] a queue pair needs, of whatever driver.
+pub trait ReadKernel: Send {
+    /// As [`Beside::name`].
+    fn name(&self) -> &str;
+    /// As [`Beside::shared`].
+    ///
+    /// # Errors
+    /// As there.
+    fn shared(&self, what: &str, bytes: usize) -> std::result::Result<SharedMem, DeviceError>;
+    /// Starts the kernel. Dropping this waits for it.
+    ///
+    /// # Safety
+    /// As for [`kernel::read_list`].
+    ///
+    /// # Errors
+    /// Nothing was started.
+    unsafe fn start(&mut self, queue: kernel::Queue, list: kernel::List) -> std::result::Result<(), DeviceError>;
+    /// As [`Beside::is_idle`].
+    ///
+    /// # Errors
+    /// As there.
+    fn is_idle(&mut self) -> std::result::Result<bool, DeviceError>;
+}
+
+/// Opens a [`ReadKernel`] of one GPU, each time another one.
+pub type ReadKernels = Box<dyn Fn() -> std::result::Result<Box<dyn ReadKernel>, DeviceError>>;
+
+/// The module that the kernel is in, for [`Driver::beside`](super::driver::Driver::beside).
+pub const MODULE: &str = <kernel::read_list as Kernel>::MODULE;
+
+impl<B: Beside> ReadKernel for B {
+    fn name(&self) -> &str {
+        Beside::name(self)
+    }
+
+    fn shared(&self, what: &str, bytes: usize) -> std::result::Result<SharedMem, DeviceError> {
+        Beside::shared(self, what, bytes)
+    }
+
+    unsafe fn start(&mut self, queue: kernel::Queue, list: kernel::List) -> std::result::Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch::<kernel::read_list>(kernel::read_list_grid(), (queue, list)) }
+    }
+
+    fn is_idle(&mut self) -> std::result::Result<bool, DeviceError> {
+        Beside::is_idle(self)
+    }
+}
 
 /// What can go wrong with a queue pair as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +160,9 @@ const HEAD: usize = 896;
 const CONTROL_BYTES: usize = 1024;
 
 /// A queue pair in the hands of a kernel.
-pub struct GpuQueue<B: Beside> {
+pub struct GpuQueue {
     // Dropped in this order: the kernel ends, then the thread that copies its doorbells, then the memory of both.
-    gpu: B,
+    gpu: Box<dyn ReadKernel>,
     mailbox: Option<Mailbox>,
     lent: LentQueue,
     lists: DmaBuf,
@@ -129,20 +179,25 @@ pub struct GpuQueue<B: Beside> {
 }
 
 // SAFETY: the addresses in `queue` are those of memory that the other fields keep.
-unsafe impl<B: Beside> Send for GpuQueue<B> {}
+unsafe impl Send for GpuQueue {}
 
-impl<B: Beside> GpuQueue<B> {
+impl GpuQueue {
     /// Has `controller` lend a queue pair for reads of `namespace` ([`::nvme::Options::spare`]).
     ///
     /// # Errors
     /// Those of memory, and of the controller.
-    pub fn new(gpu: B, controller: &mut Controller, namespace: Namespace, settings: Settings) -> Result<Self> {
+    pub fn new(
+        gpu: Box<dyn ReadKernel>,
+        controller: &mut Controller,
+        namespace: Namespace,
+        settings: Settings,
+    ) -> Result<Self> {
         let (page, max_transfer) = (controller.page(), controller.max_transfer());
         let most = controller.cap().max_queue_entries() - 1;
         let slots = settings.depth.clamp(1, kernel::MAX_DEPTH.min(most));
         let settings = Settings { depth: slots, ..settings };
         let list_pages = PrpList::pages_for(max_transfer, page);
-        let dma = |what: &str, bytes: usize| dma(&gpu, controller, what, bytes);
+        let dma = |what: &str, bytes: usize| dma(&*gpu, controller, what, bytes);
         let (lists, lists_shared) = dma("lists of pages", slots as usize * list_pages * page)?;
         let (memory, queues_shared) = dma("a drive's queues", LentQueue::bytes(slots + 1, page))?;
         let addresses = list_addresses(&lists, slots as usize * list_pages, page)?;
@@ -198,8 +253,8 @@ impl<B: Beside> GpuQueue<B> {
     }
 
     /// The GPU's side.
-    pub fn gpu(&self) -> &B {
-        &self.gpu
+    pub fn gpu(&self) -> &dyn ReadKernel {
+        &*self.gpu
     }
 
     /// Both rings as they are when a controller has just created them.
@@ -261,7 +316,7 @@ impl<B: Beside> GpuQueue<B> {
         self.mailbox.iter().for_each(|mailbox| mailbox.set_active(true));
         // SAFETY: the memory is this object's, of the extents that were allocated for so many slots and reads; dropping `gpu`, the first
         // field, waits for the kernel. Reads were checked above, except where their data goes, which is the caller's promise.
-        unsafe { self.gpu.launch::<kernel::read_list>(kernel::read_list_grid(), (self.queue, list)) }?;
+        unsafe { self.gpu.start(self.queue, list) }?;
         (self.running, self.count) = (true, reads.len());
         Ok(())
     }
@@ -366,7 +421,7 @@ fn rings(settings: &Settings, control: &SharedMem, lent: &LentQueue) -> [u64; 2]
 }
 
 /// Memory that a drive and a GPU's kernel both see.
-fn dma<B: Beside>(gpu: &B, controller: &Controller, what: &str, bytes: usize) -> Result<(DmaBuf, SharedMem)> {
+fn dma(gpu: &dyn ReadKernel, controller: &Controller, what: &str, bytes: usize) -> Result<(DmaBuf, SharedMem)> {
     let memory = gpu.shared(what, bytes)?;
     let bus = map(&memory, controller)?;
     // SAFETY: the memory is mapped as long as its owner is there, which `bus` keeps, and begins at a page.

@@ -2,7 +2,7 @@
 
 use ::nvme::{BusAddr, BusMemory, PrpError};
 
-use super::super::beside::{Beside, SharedMem};
+use super::{super::beside::SharedMem, ReadKernel};
 use crate::device::DeviceError;
 
 /// The bus addresses of a memory's pages, in memory that kernels read.
@@ -20,7 +20,7 @@ impl Pages {
     ///
     /// # Errors
     /// The device's, and a page that is none on the bus.
-    pub fn new<B: Beside>(gpu: &B, memory: &BusMemory, page: usize) -> Result<Pages, super::QueueError> {
+    pub fn new(gpu: &dyn ReadKernel, memory: &BusMemory, page: usize) -> Result<Pages, super::QueueError> {
         let addresses = addresses(memory, page)?;
         let what = "the addresses of a buffer's pages";
         let table = gpu.shared(what, addresses.len() * size_of::<u64>())?;
