@@ -439,3 +439,25 @@ unsafe fn submit(queue: &Queue, read: Read, slot: u32, cid: u32, tail: u32) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Identifiers of a slot change with each command, come round late, and are never FFFFh; those of two slots differ.
+    #[test]
+    fn identifiers() {
+        for number in [0, 31, 63] {
+            let mut slot = Slot { read: FREE, generation: 0 };
+            let mut seen = Vec::new();
+            for _ in 0..1023 {
+                slot.take(number, 5);
+                seen.push(slot.cid(number));
+            }
+            assert!(seen.iter().all(|&cid| cid < 0xffff && cid % MAX_DEPTH == number));
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len(), 1023);
+        }
+    }
+}

@@ -72,6 +72,7 @@ cases! {
     faults::statuses,
     faults::completions_of_nothing,
     faults::late_and_twice,
+    faults::late_for_the_next_list,
     faults::missing,
     faults::queues_that_are_not_given_back,
     faults::stop,

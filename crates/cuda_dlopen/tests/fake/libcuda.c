@@ -169,15 +169,27 @@ result cuDeviceGetAttribute(int *value, int attribute, int device) {
     }
 }
 
-result cuDevicePrimaryCtxRetain(void **handle, int device) { BEGIN_ANYWHERE (void)device; *handle = &context; return 0; }
+/* How often the context was retained. */
+static int retained;
+
+result cuDevicePrimaryCtxRetain(void **handle, int device) {
+    BEGIN_ANYWHERE
+    (void)device;
+    retained++;
+    *handle = &context;
+    return 0;
+}
 
 result cuDevicePrimaryCtxRelease_v2(int device) {
     (void)device;
+    if (--retained > 0) return 0;
     if (allocated.count || registered.count || graphs) { fprintf(stderr, "fake driver: memory leaked\n"); abort(); }
     return 0;
 }
 
 result cuCtxSetCurrent(void *handle) { BEGIN_ANYWHERE current = handle; return 0; }
+
+result cuCtxGetStreamPriorityRange(int *least, int *greatest) { BEGIN *least = 0; *greatest = -5; return 0; }
 
 result cuStreamCreateWithPriority(struct queue **q, unsigned flags, int priority) {
     BEGIN (void)flags; (void)priority;

@@ -80,8 +80,8 @@ pub enum Fault {
     Missing,
     /// It completes, and once more so many steps later.
     Duplicate(u32),
-    /// It completes, and before that comes a completion of what was never submitted: of this submission queue, with this head and this
-    /// command identifier.
+    /// It is executed and completes so many steps later, and at once comes a completion that is not the controller's to give: of this
+    /// submission queue, with this head and this command identifier.
     Nonsense {
         /// SQID.
         queue: u16,
@@ -89,6 +89,8 @@ pub enum Fault {
         head: u16,
         /// CID.
         cid: u16,
+        /// Steps until the command's own completion.
+        late: u32,
     },
     /// It completes with this submission queue head.
     Head(u16),
@@ -315,6 +317,12 @@ impl Model {
                 self.fetched.push(fetched);
                 continue;
             }
+            if let Some(Fault::Nonsense { queue, head, cid, late }) = fetched.fault {
+                // Not if the completion queue is full.
+                self.post(fetched.queue, queue, head.into(), cid, 0, Status::SUCCESS);
+                self.fetched.push(Fetched { fault: None, due: late, ..fetched });
+                continue;
+            }
             let (result, status) = fetched.result.unwrap_or_else(|| self.execute(&fetched));
             if let Some(Fault::Duplicate(due)) = fetched.fault {
                 let (queue, command) = (fetched.queue, fetched.command);
@@ -322,15 +330,10 @@ impl Model {
             }
             let (queue, cid) = (fetched.queue, fetched.command.cid());
             let head = self.submissions.get(&queue).map_or(0, |queue| queue.head);
-            let fault = fetched.fault.take();
-            if let Some(Fault::Nonsense { queue: other, head, cid }) = fault {
-                // Not if the completion queue is full.
-                self.post(queue, other, head.into(), cid, 0, Status::SUCCESS);
-            }
-            let head = if let Some(Fault::Head(head)) = fault { head.into() } else { head };
+            let head = if let Some(Fault::Head(head)) = fetched.fault { head.into() } else { head };
             if !self.post(queue, queue, head, cid, result, status) {
                 // The completion queue is full.
-                self.fetched.push(Fetched { result: Some((result, status)), ..fetched });
+                self.fetched.push(Fetched { fault: None, result: Some((result, status)), ..fetched });
             }
         }
         any

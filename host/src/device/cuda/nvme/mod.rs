@@ -412,6 +412,13 @@ impl GpuQueue {
     }
 }
 
+impl Drop for GpuQueue {
+    fn drop(&mut self) {
+        // The kernel is waited for, and need not be for long. Whoever drops this takes the drive off its memory.
+        self.stop(Stop::Leave);
+    }
+}
+
 /// Where the kernel has the tail's and the head's doorbell.
 fn rings(settings: &Settings, control: &SharedMem, lent: &LentQueue) -> [u64; 2] {
     match settings.doorbells {
