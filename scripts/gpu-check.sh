@@ -292,6 +292,7 @@ for part in "${parts[@]}"; do
     sanitizer)
         check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::
         check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::
+        check memcheck-nvme 60 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 --exact nvme_gpu::gpu::lists_of_pages
         check memcheck-token 60 sanitize memcheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         check racecheck-token 60 sanitize racecheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         ;;
