@@ -1,9 +1,10 @@
-//! A source that fails on demand, for tests of those who use sources.
+//! Sources for tests of those who use sources: one that fails on demand, and one that writes a device's memory by itself.
 
-use crate::{Completion, Dst, HostBuf, Piece, Source, SourceError};
+use crate::{Completion, DeviceMemory, Dst, HostBuf, Piece, Source, SourceError};
 use std::{
     collections::HashMap,
     io,
+    ptr::NonNull,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -158,6 +159,10 @@ impl<S: Source> Source for Faulty<S> {
         self.inner.depth()
     }
 
+    fn is_queued(&self, id: u64) -> bool {
+        self.inner.is_queued(id)
+    }
+
     fn block(&self) -> usize {
         self.inner.block()
     }
@@ -172,5 +177,103 @@ impl<S: Source> Source for Faulty<S> {
 
     fn describe(&self) -> String {
         format!("{}, with faults", self.inner.describe())
+    }
+}
+
+/// A source that writes the memory of a device by itself, where a device's addresses are the CPU's: what another source reads lands
+/// there, whole blocks of it. From when a read begins until it ends there is garbage in its place, and behind one that failed whatever it
+/// brought: who needs what was there before, or uses it too early, sees that.
+pub struct WritesDevice<S> {
+    inner: S,
+    /// Device memory that was told of.
+    memory: Option<(u64, usize)>,
+    reads: HashMap<u64, (HostBuf, u64, usize)>,
+}
+
+impl<S: Source> WritesDevice<S> {
+    /// A source that reads as `inner` does.
+    ///
+    /// # Safety
+    /// Whoever calls [`Source::submit`] promises of the bytes at a device address what [`HostBuf::new`] asks for.
+    pub unsafe fn new(inner: S) -> Self {
+        Self { inner, memory: None, reads: HashMap::new() }
+    }
+
+    /// Puts what a read brought, or garbage, into its place.
+    fn land(buffer: &mut HostBuf, address: u64, len: usize) {
+        let place = NonNull::new(address as *mut u8).expect("a device's memory is not at 0");
+        // SAFETY: `new`'s caller vouches for what `submit` was given. The buffer is memory of its own.
+        unsafe { place.copy_from_nonoverlapping(NonNull::from(&mut buffer.bytes()[..len]).cast(), len) }
+    }
+}
+
+impl<S: Source> Source for WritesDevice<S> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        let Dst::Vram { address, len } = dst else { return self.inner.submit(id, piece, dst) };
+        let (_, need) = piece.blocks(self.inner.block());
+        let inside = |&(start, all): &(u64, usize)| address >= start && address + len as u64 <= start + all as u64;
+        if len < need || !self.memory.as_ref().is_some_and(inside) {
+            return Err(SourceError::Small { len, need, block: self.inner.block() });
+        }
+        let mut buffer = HostBuf::allocate(self.inner.room(piece.len), self.inner.block());
+        buffer.bytes().fill(GARBAGE);
+        self.inner.submit(id, piece, Dst::Host(buffer.share()))?;
+        let mut garbage = HostBuf::allocate(len, 1);
+        garbage.bytes().fill(GARBAGE);
+        Self::land(&mut garbage, address, len);
+        self.reads.insert(id, (buffer, address, len));
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        let before = done.len();
+        let result = self.inner.wait(timeout, done);
+        for completion in &done[before..] {
+            if let Some((mut buffer, address, len)) = self.reads.remove(&completion.id) {
+                let len = len.min(buffer.len());
+                Self::land(&mut buffer, address, len);
+            }
+        }
+        result
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn is_queued(&self, id: u64) -> bool {
+        self.inner.is_queued(id)
+    }
+
+    fn block(&self) -> usize {
+        self.inner.block()
+    }
+
+    fn prepare(&mut self, buffers: &[HostBuf]) {
+        self.inner.prepare(buffers);
+    }
+
+    fn lands_in_device(&self) -> bool {
+        true
+    }
+
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory) -> Result<(), String> {
+        self.memory = Some((memory.address(), memory.len()));
+        Ok(())
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.inner.name(file)
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, written by the source", self.inner.describe())
+    }
+}
+
+impl<S> Drop for WritesDevice<S> {
+    fn drop(&mut self) {
+        // What the inner source has in flight goes into buffers of this one, and not further.
+        self.reads.clear();
     }
 }
