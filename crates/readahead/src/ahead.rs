@@ -192,6 +192,28 @@ impl ReadAhead {
         }
     }
 
+    /// As [`take`](Self::take), but waits for `patience` at most, or a tenth of a second if that is less: none if it is not there by then.
+    ///
+    /// # Errors
+    /// As there, and [`ReadError::Cancelled`].
+    pub fn take_within(
+        &self,
+        cancel: &AtomicBool,
+        piece: usize,
+        patience: Duration,
+    ) -> Result<Option<Filled>, ReadError> {
+        let mut protocol = self.shared.lock();
+        let mut filled = protocol.take(piece, now())?;
+        if filled.is_none() && cancel.load(Ordering::Relaxed) {
+            return Err(ReadError::Cancelled);
+        }
+        if filled.is_none() && !patience.is_zero() {
+            protocol = self.wait_for(protocol, patience.min(LOOK));
+            filled = protocol.take(piece, now())?;
+        }
+        Ok(filled)
+    }
+
     /// Takes the next piece, which has to be `piece`, if it is there.
     ///
     /// # Errors
@@ -251,7 +273,11 @@ impl ReadAhead {
     }
 
     fn wait<'a>(&self, protocol: MutexGuard<'a, Protocol>) -> MutexGuard<'a, Protocol> {
-        self.shared.to_consumer.wait_timeout(protocol, LOOK).unwrap_or_else(PoisonError::into_inner).0
+        self.wait_for(protocol, LOOK)
+    }
+
+    fn wait_for<'a>(&self, protocol: MutexGuard<'a, Protocol>, time: Duration) -> MutexGuard<'a, Protocol> {
+        self.shared.to_consumer.wait_timeout(protocol, time).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 

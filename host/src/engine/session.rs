@@ -248,7 +248,8 @@ impl<D: Device + 'static> Session<D> {
             );
         }
         if let Some(how) = layers.reads_by() {
-            (options.announce)(&format!("what is on disk is read by {how}"));
+            let way = layers.lands().map_or(String::new(), |way| format!("; it goes {way}"));
+            (options.announce)(&format!("what is on disk is read by {how}{way}"));
         }
         let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
         let always: u64 = placement.always.iter().map(|(_, bytes)| bytes).sum();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use readahead::Piece;
+use readahead::{Piece, Place, Source};
 
 use super::{
     flow::{Flow, Origin},
@@ -17,13 +17,13 @@ use super::{
     place::{Progress, place, view},
     plan::{Access, Inputs, Plan, STAGING, Tier},
     reads::{Reading, Reads},
-    ring,
+    ring::{self, Layout},
     staging::{Staging, piece_bytes},
 };
 use crate::{
     device::{Device, DeviceError, Head, HostMemory, Layer, Weight},
     model::{Compute, ComputeHead, Flowed, Layers, Model, Trace},
-    pack::{Image, Placed, TensorId, TensorPart},
+    pack::{Image, Placed, TENSOR_ALIGN, TensorId, TensorPart},
 };
 
 /// Which matrices flow through the ring, and how large it is. By default none: all weights are on the device.
@@ -63,14 +63,60 @@ pub struct Streamed<D: Device> {
     pinned_bytes: u64,
     pageable: Option<String>,
     missing: Option<String>,
+    way: Option<String>,
     cancel: Arc<AtomicBool>,
 }
 
-/// A group's matrices that flow: their bytes by segment, and where they come from.
+/// A group's matrices that flow: the bytes of their places by segment, and where they come from.
 struct Group {
     placed: Vec<Placed>,
     segments: Vec<Vec<u64>>,
     origins: Vec<Origin>,
+}
+
+impl Group {
+    /// Makes the places of matrices in files as large as the whole blocks of `block` bytes that they lie in, so that a source can read
+    /// these there. Matrices still begin where kernels want them to.
+    fn make_room(&mut self, pieces: &[Piece], block: usize) {
+        for (segments, origin) in self.segments.iter_mut().zip(&mut self.origins) {
+            let Origin::Staged(first, lead) = origin else { continue };
+            let (head, tail) = (pieces[*first], pieces[*first + segments.len() - 1]);
+            *lead = head.blocks(block).0.next_multiple_of(TENSOR_ALIGN);
+            let (begin, whole) = tail.blocks(block);
+            *segments.last_mut().expect("a matrix has bytes") += (whole - begin - tail.len) as u64;
+            segments[0] += *lead as u64;
+        }
+    }
+}
+
+/// Makes `ring` ready for `source` to write into, and finds the places of `pieces` in it. None if the source or the device does not do
+/// that at all, an error if it cannot be done here, and why.
+fn land<D: Device>(
+    dev: &D,
+    ring: &D::Buf,
+    source: &mut dyn Source,
+    layout: &Layout,
+    groups: &[Group],
+    pieces: &[Piece],
+) -> Option<Result<Vec<Place>, String>> {
+    if !source.lands_in_device() {
+        return None;
+    }
+    let memory = match dev.device_memory(ring) {
+        Ok(memory) => memory,
+        Err(e) => return Some(Err(e.to_string())),
+    };
+    let mut places = vec![Place { address: 0, len: 0, begin: 0 }; pieces.len()];
+    let mut piece = 0;
+    for segment in &layout.segments {
+        let Origin::Staged(first, lead) = groups[segment.group].origins[segment.unit] else { continue };
+        let begins = segment.range.start == 0;
+        piece = if begins { first } else { piece + 1 };
+        let (begin, len) = pieces[piece].blocks(source.block());
+        let address = memory.address() + segment.offset + if begins { (lead - begin) as u64 } else { 0 };
+        places[piece] = Place { address, len, begin };
+    }
+    Some(source.prepare_device(&*memory).map(|()| places))
 }
 
 impl<D: Device> Streamed<D> {
@@ -92,7 +138,7 @@ impl<D: Device> Streamed<D> {
         let (mut device_bytes, mut pinned_bytes) = (0, 0);
         let (mut residents, mut pieces, mut rams, mut mapped) =
             (Vec::new(), Vec::new(), Rams::default(), Rams::default());
-        let (mut pageable, mut missing) = (None, None);
+        let (mut pageable, mut missing, mut way) = (None, None, None);
         let staging_bytes = streams.staging_bytes.max(STAGING.0);
         for group in 0..=count {
             reading.wanted()?;
@@ -154,7 +200,7 @@ impl<D: Device> Streamed<D> {
                 let (file, range) = in_file(model, &placed);
                 let (start, longest) = (range.start as u64, piece_bytes(staging_bytes));
                 let cut: Vec<Piece> = Piece::cut(file, start, range.len() as u64, longest).collect();
-                moved.origins.push(Origin::Staged(pieces.len()));
+                moved.origins.push(Origin::Staged(pieces.len(), 0));
                 moved.segments.push(cut.iter().map(|piece| piece.len as u64).collect());
                 moved.placed.push(placed);
                 progress(range.len() as u64);
@@ -170,23 +216,50 @@ impl<D: Device> Streamed<D> {
         let flowing_memory = if groups.is_empty() {
             None
         } else {
+            let source = match pieces.is_empty() {
+                true => None,
+                false => Some(reading.reads.ahead(inputs(model)?, pageable.is_some())?),
+            };
+            let mut ring_bytes = streams.ring_bytes;
+            if let Some(source) = source.as_ref().filter(|source| source.lands_in_device()) {
+                groups.iter_mut().for_each(|group| group.make_room(&pieces, source.block()));
+                let units = |group: &Group| group.segments.iter().map(|unit| unit.iter().sum()).collect();
+                ring_bytes = ring_bytes.max(ring::least(&groups.iter().map(units).collect::<Vec<Vec<u64>>>()));
+            }
             let units: Vec<Vec<_>> = groups.iter().map(|group| group.segments.clone()).collect();
-            let layout = ring::lay(&units, streams.ring_bytes).ok_or_else(|| {
-                DeviceError::Unsupported(format!("a ring of {} bytes is too small for this model", streams.ring_bytes))
+            let layout = ring::lay(&units, ring_bytes).ok_or_else(|| {
+                DeviceError::Unsupported(format!("a ring of {ring_bytes} bytes is too small for this model"))
             })?;
-            let buf = dev.alloc("the streaming ring", streams.ring_bytes as usize)?;
-            device_bytes += streams.ring_bytes;
+            let buf = dev.alloc("the streaming ring", ring_bytes as usize)?;
+            device_bytes += ring_bytes;
             for (group, offsets) in groups.iter().zip(&layout.offsets) {
-                for (placed, &offset) in group.placed.iter().zip(offsets) {
-                    tensors.insert(placed.id, view(placed, buf.clone(), offset as usize));
+                for ((placed, origin), &offset) in group.placed.iter().zip(&group.origins).zip(offsets) {
+                    let lead = if let Origin::Staged(_, lead) = origin { *lead } else { 0 };
+                    tensors.insert(placed.id, view(placed, buf.clone(), offset as usize + lead));
                 }
             }
-            let staging = match pieces.is_empty() {
-                true => None,
-                false => {
-                    let source = reading.reads.ahead(inputs(model)?, pageable.is_some())?;
+            let staging = match source {
+                None => None,
+                Some(mut source) => {
                     let options = reading.reads.options();
-                    Some(Staging::start(dev, source, pieces, staging_bytes, options, reading.cancel.clone())?)
+                    let cancel = reading.cancel.clone();
+                    match land(dev, &buf, &mut *source, &layout, &groups, &pieces) {
+                        Some(Ok(places)) => {
+                            way = Some("straight into the device's memory".into());
+                            // SAFETY: nobody uses the ring but the flow, which permits a piece when its place is free.
+                            let staging = unsafe {
+                                Staging::in_place(buf.clone(), source, pieces.clone(), places, options, cancel)
+                            };
+                            Some(staging?)
+                        }
+                        landing => {
+                            way = landing.map(|refused| {
+                                let why = refused.err().unwrap_or_default();
+                                format!("by way of page-locked RAM, since the device's memory is out of reach: {why}")
+                            });
+                            Some(Staging::start(dev, source, pieces.clone(), staging_bytes, options, cancel)?)
+                        }
+                    }
                 }
             };
             pinned_bytes += staging.as_ref().map_or(0, Staging::bytes);
@@ -200,7 +273,7 @@ impl<D: Device> Streamed<D> {
         let rams = rams.filled(model, reading, progress)?;
         let flow = match flowing_memory {
             None => None,
-            Some((buf, layout, groups, staging)) => Some(Flow::new(dev, buf, layout, groups, rams, staging)?),
+            Some((buf, layout, groups, staging)) => Some(Flow::new(dev, buf, layout, groups, rams, &pieces, staging)?),
         };
         let bytes_in = |of: fn(Tier) -> bool| -> u64 {
             let elsewhere = streams.elsewhere.iter().filter(|(_, tier)| of(**tier));
@@ -226,6 +299,7 @@ impl<D: Device> Streamed<D> {
             pinned_bytes,
             pageable,
             missing,
+            way,
             cancel: reading.cancel.clone(),
         })
     }
@@ -243,6 +317,11 @@ impl<D: Device> Streamed<D> {
     /// How what is on disk is read, if anything is.
     pub fn reads_by(&self) -> Option<&str> {
         self.flow.as_ref().and_then(Flow::reads_by)
+    }
+
+    /// Which way it takes from there, where the source might be able to write the device's memory by itself; and if it cannot, why not.
+    pub fn lands(&self) -> Option<&str> {
+        self.way.as_deref()
     }
 
     /// Bytes of the streamed ones that every pass reads from the model's files.

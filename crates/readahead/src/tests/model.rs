@@ -12,11 +12,11 @@
 //! - one read more than the source's depth: the source sees it.
 //!
 //! And for places in the device's memory:
-//! - reads begin although void ones are in flight, or before they are permitted: overlapping reads, wrong data;
+//! - reads begin before they are permitted: overlapping reads, wrong data;
 //! - `drained` does not wait, or `seek` leaves pieces permitted: what the consumer puts there is overwritten;
 //! - `permit` without its notification: deadlock.
 //!
-//! What no interleaving shows (retries, how long a stall is) is in `tests/protocol.rs`.
+//! What no interleaving shows (retries, how long a stall is, that nothing begins while void reads write to places) is in `tests/protocol.rs`.
 
 mod sync {
     pub(crate) use shuttle::{

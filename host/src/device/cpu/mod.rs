@@ -17,6 +17,7 @@ use half::f16;
 use memory::Bytes;
 pub use memory::{CpuBuf, Memory};
 use rayon::prelude::*;
+use readahead::DeviceMemory;
 
 use super::{
     Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, ReadAt, Result, Rotation,
@@ -154,6 +155,10 @@ impl Transfer for CpuDevice {
 
     fn limit_link(&mut self, bytes_per_second: Option<f64>) {
         self.link_limit = bytes_per_second;
+    }
+
+    fn device_memory<'a>(&'a self, buf: &'a CpuBuf) -> Result<Box<dyn DeviceMemory + 'a>> {
+        Ok(Box::new(buf.owned()?.as_ref()))
     }
 
     /// All that was asked to be computed has been, by the caller's own thread.

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     ops::Range,
+    os::fd::OwnedFd,
 };
 
 pub use cuda_std::kernel::Grid;
@@ -128,6 +129,15 @@ pub trait Driver: Sized + 'static {
     ) -> Result<Self::Event>;
     /// As [`crate::device::Transfer::limit_link`].
     fn limit_link(&self, bytes_per_second: Option<f64>);
+
+    /// A dma-buf of an allocation, for who may write it from elsewhere.
+    fn dma_buf(&self, _mem: &Self::Mem) -> Result<OwnedFd> {
+        Err(DeviceError::Unsupported(format!("{} has no dma-bufs", self.name())))
+    }
+    /// As [`crate::device::Transfer::acquire`].
+    fn acquire(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Loads modules ([`Kernel::MODULE`]), all at once; otherwise, each is loaded when a kernel in it is first launched.
     fn load_modules(&self, modules: &[&'static str]) -> Result<()>;
