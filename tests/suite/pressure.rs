@@ -11,7 +11,10 @@ use ntransformer::{
     engine::{DeviceChoice, EngineError, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::Model,
-    stream::plan::{Access, RamAccess},
+    stream::{
+        DiskReads,
+        plan::{Access, RamAccess},
+    },
 };
 
 use super::{models, placement::Small};
@@ -45,9 +48,8 @@ impl Setup {
         let expected = models::logits_of_passes(&mut *resident, PASSES);
         let plan = |options: &LoadOptions| {
             let mut dev = CudaDevice::new(EmulatorDriver::new(0));
-            ntransformer::engine::plan_for(&mut dev, &Model::new(gguf.clone(), None, 64).unwrap(), options)
-                .unwrap()
-                .plan
+            let model = Model::new(gguf.clone(), None, 64).unwrap();
+            ntransformer::engine::plan_for(&mut dev, &model, options, &DiskReads::Auto).unwrap().plan
         };
         let plan = plan(&LoadOptions { wanted: 64, ram_access: COPY, ..Default::default() });
         let headroom = EmulatorDriver::new(0).headroom();

@@ -46,14 +46,14 @@ fn part(gguf: &Gguf, stated: &Stated, range: std::ops::Range<usize>) -> Vec<u8> 
 }
 
 /// A folder with a model in parts.
-struct Parts {
+pub struct Parts {
     folder: tempfile::TempDir,
     count: u16,
 }
 
 impl Parts {
     /// Cuts the tensors of `gguf` at `cuts`, ascending.
-    fn new(gguf: &Gguf, cuts: &[usize]) -> Self {
+    pub fn new(gguf: &Gguf, cuts: &[usize]) -> Self {
         let all = gguf.tensors().len();
         let parts = Parts { folder: tempfile::tempdir().unwrap(), count: cuts.len() as u16 + 1 };
         let (starts, ends) = ([&[0], cuts].concat(), [cuts, &[all]].concat());
@@ -65,7 +65,7 @@ impl Parts {
     }
 
     /// Of part `number`, from 1.
-    fn path(&self, number: u16) -> PathBuf {
+    pub fn path(&self, number: u16) -> PathBuf {
         self.folder.path().join(format!("model-{number:05}-of-{:05}.gguf", self.count))
     }
 

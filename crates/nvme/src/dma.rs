@@ -41,7 +41,7 @@ impl BusMemory {
     ///
     /// # Safety
     /// As long as `owner` is not dropped, the device may write these addresses: they are this memory's and nobody else's, they stay so,
-    /// and no Rust reference to the memory exists.
+    /// and no Rust reference to the memory is used while the device may write it.
     ///
     /// # Errors
     /// If there are no bytes, or addresses beyond 64 bits.
@@ -63,6 +63,17 @@ impl BusMemory {
             return Err(Error::BusRange { bus: 0, len: 0 });
         }
         Ok(BusMemory { extents: merged, len, _owner: owner })
+    }
+
+    /// Memories one behind the other, as one.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn joined(parts: Vec<BusMemory>) -> Result<Self, Error> {
+        let extents: Vec<_> =
+            parts.iter().flat_map(|part| &part.extents).map(|extent| (extent.bus, extent.len)).collect();
+        // SAFETY: the parts are the owner, and what was promised of each is what is promised of all.
+        unsafe { BusMemory::new(extents, Box::new(parts)) }
     }
 
     /// How many bytes.

@@ -38,12 +38,17 @@ pub trait Door: Registers {
     /// Makes memory that is there reachable: `len` bytes at `ptr`, whole pages of 4 KiB.
     ///
     /// # Safety
-    /// As long as `owner` is not dropped, the memory is mapped, stays in its place (without an IOMMU: huge pages, or memory that a
-    /// device's driver has page-locked), and no Rust reference to it exists.
+    /// As long as `owner` is not dropped, the memory is mapped, stays in its place (unless this door [`holds`](Self::holds) it: huge
+    /// pages, or memory that a device's driver has page-locked), and no Rust reference to it is used while the device may write it.
     ///
     /// # Errors
     /// If the system refuses, and what to do.
     unsafe fn map(&self, ptr: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<BusMemory, Error>;
+
+    /// Whether [`map`](Self::map) keeps memory in its place by itself, whatever memory it is, as an IOMMU's driver does.
+    fn holds(&self) -> bool {
+        false
+    }
 
     /// Lets the device use the bus by itself, or keeps it from that. When it is off, the device writes no memory.
     ///

@@ -175,6 +175,10 @@ impl Door for VfioDoor {
         }
     }
 
+    fn holds(&self) -> bool {
+        matches!(self.memory, Memory::Iommu(_))
+    }
+
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {
         set_bus_master(&self.device, self.config, on).map_err(|cause| config_error(&self.name, cause))
     }

@@ -42,6 +42,9 @@ pub enum OpenError {
         /// The system's words.
         cause: io::Error,
     },
+    /// A source of another kind cannot be opened, in its own words.
+    #[error("{0}")]
+    Device(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Why one read failed. It does not say which: [`ReadError`] does.
@@ -123,6 +126,9 @@ pub enum SourceError {
         /// Reads in flight at most.
         depth: usize,
     },
+    /// What reads by itself has failed, in its own words. It has tried again as often as that makes sense.
+    #[error("{0}")]
+    Device(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A source's thread is gone.
     #[error("the threads that read have ended")]
     Ended,

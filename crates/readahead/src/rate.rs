@@ -44,6 +44,9 @@ pub fn sequential_rate(
     let mut free: Vec<_> = (0..depth).map(|_| HostBuf::allocate(source.room(longest), block.max(4096))).collect();
     // Touched, so that the first reads don't wait for memory.
     free.iter_mut().for_each(|buffer| buffer.bytes().fill(1));
+    source.prepare(&free);
+    // A source that has to bring its own memory may have less of that.
+    free.truncate(source.depth());
     let mut in_flight: Vec<(u64, HostBuf)> = Vec::new();
     let (mut next, mut bytes, mut done) = (0, 0, Vec::new());
     let mut failed = None;

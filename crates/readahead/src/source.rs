@@ -41,6 +41,7 @@ pub struct HostBuf {
     ptr: NonNull<u8>,
     len: usize,
     owner: Option<Arc<dyn Any + Send + Sync>>,
+    page_locked: bool,
 }
 
 // SAFETY: `new` has its caller promise that nobody else uses the memory, from whatever thread; the owner is Send and Sync.
@@ -59,7 +60,7 @@ impl HostBuf {
     /// initialised, and neither read nor written by anybody else. A read is gone with its completion, or when its source was dropped.
     /// What a [`ReadAhead`](crate::ReadAhead) was given may be read by the consumer between taking it and giving it back.
     pub unsafe fn new(ptr: NonNull<u8>, len: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
-        Self { ptr, len, owner }
+        Self { ptr, len, owner, page_locked: false }
     }
 
     /// Memory of its own, `len` bytes (one at least) of zeros at a multiple of `align`, a power of two. It is there as long as this
@@ -69,6 +70,26 @@ impl HostBuf {
         let (ptr, len) = (memory.ptr(), memory.len());
         // SAFETY: a new allocation, whose owner goes with it.
         unsafe { Self::new(ptr, len, Some(memory)) }
+    }
+
+    /// The same, whose pages stay where they are in physical memory: a device that writes there by physical addresses can be told of
+    /// it.
+    ///
+    /// # Safety
+    /// The pages do not move and are not given to anybody else as long as the memory is lent ([`HostBuf::new`]): a device's driver has
+    /// page-locked them, or they are huge pages. (mlock(2) is not enough: Linux moves such pages.)
+    pub unsafe fn page_locked(self) -> Self {
+        Self { page_locked: true, ..self }
+    }
+
+    /// Whether the pages stay where they are in physical memory.
+    pub fn is_page_locked(&self) -> bool {
+        self.page_locked
+    }
+
+    /// What keeps the memory, if somebody does: who has a clone may go on using it when this value is gone.
+    pub fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.owner.clone()
     }
 
     /// The first byte.
@@ -98,18 +119,18 @@ impl HostBuf {
 
     /// The same memory once more. Who calls this sees to it that one of the two at most is in use.
     pub(crate) fn share(&self) -> Self {
-        Self { ptr: self.ptr, len: self.len, owner: self.owner.clone() }
+        Self { owner: self.owner.clone(), ..*self }
     }
 
     /// A part of it. Panics where there is none.
     pub(crate) fn part(&self, start: usize, len: usize) -> Self {
         assert!(start <= self.len && len <= self.len - start, "{start} + {len} of {} bytes", self.len);
         // SAFETY: `start` is inside the allocation, or one past its end.
-        Self { ptr: unsafe { self.ptr.add(start) }, len, owner: self.owner.clone() }
+        Self { ptr: unsafe { self.ptr.add(start) }, len, owner: self.owner.clone(), ..*self }
     }
 
-    /// The bytes. Only the one read in flight that holds this value calls it.
-    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+    /// The bytes, for the source that has the one read in flight that holds this value.
+    pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: `new`'s caller promised allocated, initialised bytes that nobody else uses while a read has them; `share` and
         // `part` are called so that reads in flight do not overlap.
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
@@ -239,14 +260,14 @@ pub trait Source: Send {
         false
     }
 
-    /// Makes device memory ready to be read into ([`Dst::Vram`]). It stays until the source is dropped, and what it holds may be
-    /// overwritten now. Behind a completion, what came can be seen by whatever the device is asked to compute from then on, once the
+    /// Makes device memory ready to be read into ([`Dst::Vram`]). It stays until the source is dropped and nobody has a share of `owner`,
+    /// and what it holds may be overwritten now. Behind a completion, what came can be seen by whatever the device is asked to compute from then on, once the
     /// device has been told to look ([`DeviceMemory`]'s owner does that).
     ///
     /// # Errors
     /// Why it cannot, in words. The source reads into host memory as before.
-    fn prepare_device(&mut self, memory: &dyn DeviceMemory) -> Result<(), String> {
-        let _ = memory;
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        let _ = (memory, owner);
         Err("it reads into host memory only".to_owned())
     }
 
@@ -286,8 +307,8 @@ impl<S: Source + ?Sized> Source for Box<S> {
         (**self).lands_in_device()
     }
 
-    fn prepare_device(&mut self, memory: &dyn DeviceMemory) -> Result<(), String> {
-        (**self).prepare_device(memory)
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        (**self).prepare_device(memory, owner)
     }
 
     fn name(&self, file: usize) -> String {

@@ -3,6 +3,7 @@
 
 use crate::{Completion, DeviceMemory, Dst, HostBuf, Piece, Source, SourceError};
 use std::{
+    any::Any,
     collections::HashMap,
     io,
     ptr::NonNull,
@@ -330,7 +331,7 @@ impl<S: Source> Source for WritesDevice<S> {
         true
     }
 
-    fn prepare_device(&mut self, memory: &dyn DeviceMemory) -> Result<(), String> {
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, _: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
         if let Some(why) = &self.refuses {
             return Err(why.clone());
         }

@@ -12,11 +12,15 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
+use nvme::PciAddress;
 
 use super::{interrupt, trace::TraceFile};
 use crate::{
     demo,
-    engine::{Budget, DeviceChoice, DiskReads, Engine, LoadOptions, Loading, ModelFile, Placement, Runner},
+    engine::{
+        Budget, DeviceChoice, DiskReads, DriveChoice, Engine, LoadOptions, Loading, ModelFile, NvmeOptions, Placement,
+        Runner,
+    },
     gguf::Gguf,
     stream::{plan::RamAccess, ring::Buffers},
 };
@@ -53,6 +57,16 @@ pub struct ModelArgs {
     /// How what stays on disk is read: io_uring or pread, past the page cache; page-cache, by way of it; auto, the first of these that works.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     disk_reads: DiskReads,
+    /// Read what stays on disk from this drive by our own driver, without the kernel: auto, or its PCI address. The model is laid there by
+    /// `ntransformer nvme write`, or dd. GPUNVME_PCI_BDF if absent; without either, the model's file is read.
+    #[arg(long, value_name = "BDF", requires_all = ["streaming", "model"])]
+    nvme: Option<DriveChoice>,
+    /// Logical block of that drive that the model begins at. GPUNVME_GGUF_LBA if absent, else 0.
+    #[arg(long, value_name = "BLOCK")]
+    nvme_lba: Option<u64>,
+    /// The GPU that the drive may write to, by its PCI address. GPUNVME_GPU_BDF if absent, else what CUDA says.
+    #[arg(long, value_name = "BDF")]
+    nvme_gpu: Option<PciAddress>,
     /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -206,6 +220,7 @@ impl ModelArgs {
             ram_access: self.ram_access,
             link_limit: self.link_limit,
             disk_reads: self.disk_reads,
+            nvme: NvmeOptions { drive: self.nvme, lba: self.nvme_lba, gpu: self.nvme_gpu },
             wanted,
             cancel: interrupt::flag(),
             announce: self.announce(),

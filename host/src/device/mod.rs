@@ -86,6 +86,11 @@ pub trait Transfer: Sized {
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
         self.pinned(what, bytes).map(HostMemory::Pinned)
     }
+    /// Whether the pages of [`Transfer::pinned`] memory stay where they are in physical memory, because the device's driver holds them
+    /// there.
+    fn locks_pages(&self) -> bool {
+        false
+    }
     /// The device computes in host memory: resident weights are [`Transfer::share`]d and cost none of it.
     fn in_place(&self) -> bool {
         false

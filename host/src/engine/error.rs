@@ -1,7 +1,7 @@
 //! What can go wrong between a text and its continuation.
 
 use super::{SampleError, SamplingError, TokenizerError, chat::ChatError};
-use crate::{device::DeviceError, gguf::GgufError, model::ModelError};
+use crate::{device::DeviceError, gguf::GgufError, model::ModelError, stream::nvme::NvmeError};
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum EngineError {
     /// The vocabulary.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The choice of a drive.
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
     /// Settings of the sampler.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

@@ -15,7 +15,11 @@ mod session;
 mod stop;
 pub mod tokenizer;
 
-pub use crate::stream::{DiskReads, ring::Buffers};
+pub use crate::stream::{
+    DiskReads,
+    nvme::{DriveChoice, NvmeError, NvmeOptions},
+    ring::Buffers,
+};
 pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};
 pub use budget::Budget;
 pub use error::EngineError;

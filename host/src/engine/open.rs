@@ -326,7 +326,8 @@ impl OnDevice for Planning<'_> {
     type Output = Placement;
 
     fn run<D: Device + 'static>(self, mut dev: D, _why: &str) -> Result<Placement, EngineError> {
-        let mut placement = plan_for(&mut dev, self.model, self.options)?;
+        let reads = self.options.reads(&dev)?;
+        let mut placement = plan_for(&mut dev, self.model, self.options, &*reads)?;
         placement.measure_vram(&mut dev);
         Ok(placement)
     }

@@ -12,7 +12,7 @@ use crate::{
     pack::{Image, TENSOR_ALIGN, TensorId},
     platform::{self, Holder, PcieLink},
     stream::{
-        disk_rate,
+        Reads, disk_rate,
         plan::{Access, Fixed, Inputs, Plan, PlanError, RamAccess, Rates, Tier, Unit, plan},
     },
 };
@@ -53,6 +53,8 @@ pub struct Placement {
     pub max_batch: usize,
     /// Rows of logits of one pass at most.
     pub max_wanted: usize,
+    /// The drive that what is on disk is read from by our own driver, if it is.
+    pub drive: Option<String>,
     /// The device's name.
     pub device: String,
     /// Memory of the device that nobody uses, and all of it.
@@ -66,8 +68,14 @@ pub struct Placement {
 /// Plans how `model` is placed on `dev`.
 ///
 /// # Errors
-/// When the memory does not suffice, with what would and who else uses it; an environment variable that is no number.
-pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) -> Result<Placement, EngineError> {
+/// When the memory does not suffice, with what would and who else uses it; an environment variable that is no number; a drive that
+/// `reads` cannot read.
+pub fn plan_for<D: Device>(
+    dev: &mut D,
+    model: &Model,
+    options: &LoadOptions,
+    reads: &dyn Reads,
+) -> Result<Placement, EngineError> {
     let dims = &model.config.dims;
     let max_batch = dims.context.min(MAX_BATCH);
     let max_wanted = options.wanted.clamp(1, max_batch);
@@ -119,7 +127,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
         does_not_fit(e, &inputs, dev.name(), dims.context, [matrices + always, kv, activations], &others)
     })?;
     dev.limit_link(options.link_limit);
-    let rates = rates(dev, model, &plan, options);
+    let rates = rates(dev, model, &plan, reads)?;
     plan.prediction = plan.load.predict(&rates);
     Ok(Placement {
         plan,
@@ -131,6 +139,7 @@ pub fn plan_for<D: Device>(dev: &mut D, model: &Model, options: &LoadOptions) ->
         activations,
         max_batch,
         max_wanted,
+        drive: reads.drive().map(str::to_owned),
         device: dev.name().to_owned(),
         vram,
         pcie: pci.as_deref().and_then(platform::pcie_link),
@@ -161,14 +170,16 @@ fn layers(variable: &'static str) -> Result<Option<usize>, EngineError> {
 }
 
 /// The rates that the plan's prediction depends on, measured now: some 100 ms if all of them are.
-fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan, options: &LoadOptions) -> Rates {
-    Rates {
+///
+/// # Errors
+/// A drive that was asked for and cannot be read, or holds something else.
+fn rates<D: Device>(dev: &mut D, model: &Model, plan: &Plan, reads: &dyn Reads) -> Result<Rates, EngineError> {
+    Ok(Rates {
         link: if plan.load.link_bytes > 0 { dev.link_rate().ok() } else { None },
         zero_copy: if plan.load.zero_copy_bytes > 0 { dev.zero_copy_rate().ok().flatten() } else { None },
-        // Where it cannot be measured there is no prediction, which is said.
-        disk: if plan.load.disk_bytes > 0 { disk_rate(model, &options.disk_reads).ok() } else { None },
+        disk: if plan.load.disk_bytes > 0 { disk_rate(model, reads)? } else { None },
         vram: None,
-    }
+    })
 }
 
 /// A model's tensors, sorted by what happens to them.

@@ -13,6 +13,7 @@ use crate::{
     model::{Config, Embedding, Flowed, Layers, Model, State, Trace, Weights, forward},
     stream::{
         DiskReads, Progress, Reading, Reads, Streamed, Streams,
+        nvme::{NvmeOptions, NvmeReads},
         plan::{RamAccess, Rates},
         ring::Buffers,
     },
@@ -35,6 +36,8 @@ pub struct LoadOptions {
     pub link_limit: Option<f64>,
     /// How the model's files are read for what is streamed.
     pub disk_reads: DiskReads,
+    /// The drive that what every pass reads comes from by our own driver, instead of from the model's files.
+    pub nvme: NvmeOptions,
     /// Logits rows of one pass at most: 1 to generate, more to score a text.
     pub wanted: usize,
     /// Whoever sets it, from whatever thread, ends loading and passes within about a layer's time, by an error that
@@ -55,10 +58,24 @@ impl Default for LoadOptions {
             ram_access: RamAccess::Auto,
             link_limit: None,
             disk_reads: DiskReads::Auto,
+            nvme: NvmeOptions::default(),
             wanted: 1,
             cancel: Arc::default(),
             announce: |_| (),
         }
+    }
+}
+
+impl LoadOptions {
+    /// What reads the model for `dev`.
+    ///
+    /// # Errors
+    /// An environment variable that is malformed, or that asks for another GPU.
+    pub fn reads<D: Device>(&self, dev: &D) -> Result<Box<dyn Reads>, EngineError> {
+        let nvme = self.nvme.or_environment()?;
+        let Some(drive) = nvme.drive.filter(|_| self.streaming) else { return Ok(Box::new(self.disk_reads)) };
+        nvme.check_gpu(dev.name(), dev.pci_address().as_deref())?;
+        Ok(Box::new(NvmeReads::new(drive, nvme.lba.unwrap_or(0), self.disk_reads).beside(nvme.gpu)))
     }
 }
 
@@ -194,7 +211,8 @@ impl<D: Device + 'static> Session<D> {
     /// # Errors
     /// When the memory does not suffice, with what would.
     pub fn load(dev: D, model: Model, options: &LoadOptions, progress: Progress<'_>) -> Result<Self, EngineError> {
-        Self::load_by(dev, model, options, &options.disk_reads, progress)
+        let reads = options.reads(&dev)?;
+        Self::load_by(dev, model, options, &*reads, progress)
     }
 
     /// The same, the model's files read by `reads`.
@@ -212,7 +230,7 @@ impl<D: Device + 'static> Session<D> {
         let mut lost = None;
         let mut attempts = 0;
         let (placement, state, layers) = loop {
-            let placement = plan_for(&mut dev, &model, options)?;
+            let placement = plan_for(&mut dev, &model, options, reads)?;
             let stays = placement.plan.resident_bytes;
             if let Some((why, before)) = lost.take() {
                 let [stays, before] = [stays, before].map(ByteSize);

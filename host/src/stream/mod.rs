@@ -4,6 +4,7 @@ mod flow;
 mod lent;
 mod load;
 mod log;
+pub mod nvme;
 mod place;
 pub mod plan;
 mod reads;

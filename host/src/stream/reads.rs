@@ -29,6 +29,11 @@ pub trait Reads {
     /// As [`Self::ahead`].
     fn once(&self, files: Vec<Input>, cached: bool) -> Result<Box<dyn Source>, OpenError>;
 
+    /// The drive that [`Self::ahead`] reads by itself, once it has been opened; none: files are read.
+    fn drive(&self) -> Option<&str> {
+        None
+    }
+
     /// How faults are dealt with.
     fn options(&self) -> Options {
         Options::default()

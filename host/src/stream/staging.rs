@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use readahead::{BufferId, Options, Piece, Place, ReadAhead, ReadError, Source, Span};
+use readahead::{BufferId, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, Span};
 
 use super::lent::Lent;
 use crate::device::{DeviceError, Transfer};
@@ -100,7 +100,10 @@ impl<D: Transfer> Staging<D> {
         let lent = (0..buffers.len()).flat_map(|index| {
             let start = buffers[index].1;
             // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
-            unsafe { buffers.lend(index, |(buffer, _)| buffer.as_mut(), [start..start + room]) }
+            let lent = unsafe { buffers.lend(index, |(buffer, _)| buffer.as_mut(), [start..start + room]) };
+            // SAFETY: the device says so.
+            let page_locked = |lent: HostBuf| if dev.locks_pages() { unsafe { lent.page_locked() } } else { lent };
+            lent.into_iter().map(page_locked)
         });
         let lent = lent.collect();
         let ahead = ReadAhead::start(source, pieces, lent, options)?;
@@ -117,14 +120,13 @@ impl<D: Transfer> Staging<D> {
     /// # Errors
     /// Those of starting to read.
     pub unsafe fn in_place(
-        device: D::Buf,
+        device: Lent<D::Buf>,
         source: Box<dyn Source>,
         pieces: Vec<Piece>,
         places: Vec<Place>,
         options: Options,
         cancel: Arc<AtomicBool>,
     ) -> Result<Self, DeviceError> {
-        let device = Lent::new(vec![device]);
         // SAFETY: the caller's promise; the memory is kept as long as there is a share of the owner.
         let ahead = unsafe { ReadAhead::start_in_place(source, pieces, places, device.share(), options)? };
         Ok(Staging { ahead, memory: Memory::Places { _device: device }, cancel })

@@ -1,6 +1,7 @@
 //! A model's weights where the plan wants them: on the device to stay, or flowing through its ring.
 
 use std::{
+    any::Any,
     collections::HashMap,
     sync::{
         Arc,
@@ -9,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use readahead::{Piece, Place, Source};
+use readahead::{OpenError, Piece, Place, Source};
 
 use super::{
     flow::{Flow, Origin},
+    lent::Lent,
     load::{Rams, Resident, fill_device, in_file, in_files, inputs},
     place::{Progress, place, view},
     plan::{Access, Inputs, Plan, STAGING, Tier},
@@ -67,6 +69,9 @@ pub struct Streamed<D: Device> {
     cancel: Arc<AtomicBool>,
 }
 
+/// What device memory is made reachable for others in.
+const PAGE: u64 = 4096;
+
 /// A group's matrices that flow: the bytes of their places by segment, and where they come from.
 struct Group {
     placed: Vec<Placed>,
@@ -93,7 +98,7 @@ impl Group {
 /// that at all, an error if it cannot be done here, and why.
 fn land<D: Device>(
     dev: &D,
-    ring: &D::Buf,
+    ring: &Lent<D::Buf>,
     source: &mut dyn Source,
     layout: &Layout,
     groups: &[Group],
@@ -102,7 +107,7 @@ fn land<D: Device>(
     if !source.lands_in_device() {
         return None;
     }
-    let memory = match dev.device_memory(ring) {
+    let memory = match dev.device_memory(&ring[0]) {
         Ok(memory) => memory,
         Err(e) => return Some(Err(e.to_string())),
     };
@@ -116,7 +121,8 @@ fn land<D: Device>(
         let address = memory.address() + segment.offset + if begins { (lead - begin) as u64 } else { 0 };
         places[piece] = Place { address, len, begin };
     }
-    Some(source.prepare_device(&*memory).map(|()| places))
+    let owner: Arc<dyn Any + Send + Sync> = ring.share();
+    Some(source.prepare_device(&*memory, &owner).map(|()| places))
 }
 
 impl<D: Device> Streamed<D> {
@@ -224,7 +230,8 @@ impl<D: Device> Streamed<D> {
             if let Some(source) = source.as_ref().filter(|source| source.lands_in_device()) {
                 groups.iter_mut().for_each(|group| group.make_room(&pieces, source.block()));
                 let units = |group: &Group| group.segments.iter().map(|unit| unit.iter().sum()).collect();
-                ring_bytes = ring_bytes.max(ring::least(&groups.iter().map(units).collect::<Vec<Vec<u64>>>()));
+                let least = ring::least(&groups.iter().map(units).collect::<Vec<Vec<u64>>>());
+                ring_bytes = ring_bytes.max(least).next_multiple_of(PAGE);
             }
             let units: Vec<Vec<_>> = groups.iter().map(|group| group.segments.clone()).collect();
             let layout = ring::lay(&units, ring_bytes).ok_or_else(|| {
@@ -243,13 +250,13 @@ impl<D: Device> Streamed<D> {
                 Some(mut source) => {
                     let options = reading.reads.options();
                     let cancel = reading.cancel.clone();
-                    match land(dev, &buf, &mut *source, &layout, &groups, &pieces) {
+                    let device = Lent::new(vec![buf.clone()]);
+                    match land(dev, &device, &mut *source, &layout, &groups, &pieces) {
                         Some(Ok(places)) => {
                             way = Some("straight into the device's memory".into());
                             // SAFETY: nobody uses the ring but the flow, which permits a piece when its place is free.
-                            let staging = unsafe {
-                                Staging::in_place(buf.clone(), source, pieces.clone(), places, options, cancel)
-                            };
+                            let staging =
+                                unsafe { Staging::in_place(device, source, pieces.clone(), places, options, cancel) };
                             Some(staging?)
                         }
                         landing => {
@@ -368,11 +375,18 @@ const MEASURED: (u64, Duration) = (256 << 20, Duration::from_millis(60));
 /// How much longer the measurement may take before the drive counts as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bytes a second that `reads` gets of the model's largest file.
+/// Bytes a second that `reads` gets of the model's largest file. None where that cannot be measured.
 ///
 /// # Errors
-/// A model that is in no file, or that cannot be read.
-pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
+/// A drive that cannot be read, or holds something else: whoever names a drive wants to know.
+pub fn disk_rate(model: &Model, reads: &dyn Reads) -> Result<Option<f64>, DeviceError> {
+    match measure(model, reads) {
+        Err(e) if matches!(e, DeviceError::Open(OpenError::Device(_))) || reads.drive().is_some() => Err(e),
+        result => Ok(result.ok()),
+    }
+}
+
+fn measure(model: &Model, reads: &dyn Reads) -> Result<f64, DeviceError> {
     let source = reads.ahead(inputs(model)?, false)?;
     let lengths = model.gguf.parts().iter().map(|part| part.bytes().len() as u64).enumerate();
     let (file, len) = lengths.max_by_key(|(_, len)| *len).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Pieces that a source writes into the ring by itself: begun only when the host knows that their places have been computed with.
 
-use std::os::fd::OwnedFd;
+use std::{any::Any, os::fd::OwnedFd};
 
 use ntransformer::stream::{DiskReads, Reads};
 use readahead::{
@@ -88,8 +88,8 @@ impl<S: Source> Source for Watch<S> {
         self.inner.lands_in_device()
     }
 
-    fn prepare_device(&mut self, memory: &dyn DeviceMemory) -> Result<(), String> {
-        self.inner.prepare_device(memory)
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        self.inner.prepare_device(memory, owner)
     }
 
     fn name(&self, file: usize) -> String {

@@ -152,7 +152,7 @@ impl Guest {
                 host.fill(0, host.len(), 0xee);
                 read(&mut drive, host.bus(), at, WINDOW, len, &mut |at, out| host.copy_to(at, out), expected)?;
             }
-            let shm = Arc::new(self.shm.bus(&*door, self.iommu)?);
+            let shm = Arc::new(self.shm.bus(&*door)?);
             self.shm.clear();
             let copy = &mut |at: usize, out: &mut [u8]| self.shm.copy_to(at, out);
             read(&mut drive, &shm, 0, self.shm.len, all, copy, expected)?;
@@ -347,6 +347,10 @@ impl Door for Mortal {
     unsafe fn map(&self, ptr: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<BusMemory, Error> {
         // SAFETY: the caller promises what is asked for here.
         unsafe { self.door.map(ptr, len, owner) }
+    }
+
+    fn holds(&self) -> bool {
+        self.door.holds()
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {

@@ -41,6 +41,7 @@ pub struct ModelDoor {
     runs: AtomicU64,
     bus_master: AtomicBool,
     taken: AtomicBool,
+    holds: AtomicBool,
 }
 
 impl ModelDoor {
@@ -67,6 +68,7 @@ impl ModelDoor {
             runs: AtomicU64::new(1),
             bus_master: AtomicBool::new(false),
             taken: AtomicBool::new(false),
+            holds: AtomicBool::new(true),
         })
     }
 
@@ -93,6 +95,11 @@ impl ModelDoor {
     /// From now on, a driver of the kernel has the device.
     pub fn take(&self) {
         self.taken.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, memory is held in its place by nobody, as without an IOMMU.
+    pub fn without_iommu(&self) {
+        self.holds.store(false, Ordering::SeqCst);
     }
 
     /// Memory of `len` bytes at least, of which runs of `run` bytes, a multiple of 4 KiB, are contiguous on the bus.
@@ -187,6 +194,10 @@ impl Door for ModelDoor {
     unsafe fn map(&self, ptr: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<BusMemory, Error> {
         // SAFETY: the caller promises what is asked for here.
         unsafe { self.map_runs(ptr, len, RUN, owner) }
+    }
+
+    fn holds(&self) -> bool {
+        self.holds.load(Ordering::SeqCst)
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {

@@ -6,6 +6,7 @@ use crate::{
     testing::{Fault, Faulty, GARBAGE, Gate, WritesDevice},
 };
 use std::{
+    any::Any,
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, atomic::AtomicBool},
@@ -73,7 +74,8 @@ fn start(
     let memory = Memory(HostBuf::allocate(2 * FILE, 4096));
     let pieces: Vec<_> = Piece::cut(0, 77, FILE as u64 - 77, MAX).collect();
     let places = places(&pieces, source.block(), memory.address());
-    source.prepare_device(&memory).unwrap();
+    let keeps: Arc<dyn Any + Send + Sync> = owner.clone();
+    source.prepare_device(&memory, &keeps).unwrap();
     let options = Options { stall: Duration::from_millis(150), ..Options::default() };
     // SAFETY: as above.
     let ahead =

@@ -13,19 +13,21 @@ mod throttle;
 
 use std::{
     cell::{Cell, OnceCell},
-    ffi::c_void,
+    ffi::{c_int, c_void},
     ops::Range,
+    os::fd::{FromRawFd, OwnedFd},
     ptr,
     rc::Rc,
 };
 
-use cuda_dlopen::{Code, LaunchAttribute, LaunchConfig, raw};
+use cuda_dlopen::{Code, DMA_BUF_FD, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
+use cust::sys::{CUflushGPUDirectRDMAWritesScope, CUflushGPUDirectRDMAWritesTarget};
 
 pub use self::{event::Event, graph::Graph, memory::Mem, pinned::Pinned};
 use self::{
     event::Timers,
-    gpu::Gpu,
+    gpu::{Gpu, RemoteWrites},
     graph::Failed,
     memory::{Landing, Staging},
     modules::{Entry, Modules, Source},
@@ -196,6 +198,11 @@ impl Driver for CustDriver {
         Pinned::lock(&self.gpu, what, bytes)
     }
 
+    /// Memory that is registered with the driver is pinned by it, as for any device that it maps the memory for.
+    fn locks_pages(&self) -> bool {
+        true
+    }
+
     fn zero_copy(&self, src: Pinned) -> Result<Mem> {
         self.gpu.capturing.refuse("an allocation")?;
         Mem::zero_copy(src)
@@ -277,6 +284,39 @@ impl Driver for CustDriver {
 
     fn limit_link(&self, bytes_per_second: Option<f64>) {
         self.link_limit.set(bytes_per_second);
+    }
+
+    fn accepts_writes(&self) -> Result<()> {
+        match self.gpu.remote_writes {
+            RemoteWrites::Unknown => Err(DeviceError::Unsupported(format!(
+                "{} neither orders other devices' writes nor waits for them (its driver may be older than CUDA 11.3)",
+                self.gpu.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn dma_buf(&self, mem: &Mem) -> Result<OwnedFd> {
+        self.gpu.activate()?;
+        let mut fd: c_int = -1;
+        let handle = ptr::from_mut(&mut fd).cast();
+        // SAFETY: the allocation is alive; of this type, the handle is an int, which the driver writes to a local one.
+        let got = unsafe { raw::cuMemGetHandleForAddressRange(handle, mem.address, mem.len, DMA_BUF_FD, 0) };
+        self.gpu.check("cuMemGetHandleForAddressRange", got)?;
+        // SAFETY: a new descriptor that is nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    fn acquire(&self) -> Result<()> {
+        if self.gpu.remote_writes == RemoteWrites::Ordered {
+            return Ok(());
+        }
+        self.gpu.activate()?;
+        let target = CUflushGPUDirectRDMAWritesTarget::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX;
+        let scope = CUflushGPUDirectRDMAWritesScope::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER;
+        // SAFETY: it takes no pointers.
+        let flushed = unsafe { raw::cuFlushGPUDirectRDMAWrites(target, scope) };
+        self.gpu.check("cuFlushGPUDirectRDMAWrites", flushed)
     }
 
     fn load_modules(&self, modules: &[&'static str]) -> Result<()> {

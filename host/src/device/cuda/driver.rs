@@ -107,6 +107,10 @@ pub trait Driver: Sized + 'static {
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
         self.pinned(what, bytes).map(HostMemory::Pinned)
     }
+    /// As [`crate::device::Transfer::locks_pages`].
+    fn locks_pages(&self) -> bool {
+        false
+    }
     /// `src` as memory that kernels read over the link, where it is: it has a device address, and takes no device memory.
     fn zero_copy(&self, src: Self::Pinned) -> Result<Self::Mem>;
 
@@ -130,6 +134,10 @@ pub trait Driver: Sized + 'static {
     /// As [`crate::device::Transfer::limit_link`].
     fn limit_link(&self, bytes_per_second: Option<f64>);
 
+    /// That what other devices write into an allocation can be made known to kernels.
+    fn accepts_writes(&self) -> Result<()> {
+        Ok(())
+    }
     /// A dma-buf of an allocation, for who may write it from elsewhere.
     fn dma_buf(&self, _mem: &Self::Mem) -> Result<OwnedFd> {
         Err(DeviceError::Unsupported(format!("{} has no dma-bufs", self.name())))

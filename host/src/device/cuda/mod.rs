@@ -214,6 +214,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.try_pinned(what, bytes)
     }
 
+    fn locks_pages(&self) -> bool {
+        self.driver.locks_pages()
+    }
+
     fn zero_copy(&self, src: D::Pinned) -> Result<CudaBuf<D>> {
         let bytes = src.as_ref().len();
         in_range("zero-copy", 0, bytes.next_multiple_of(COPIED), bytes)?;
@@ -240,6 +244,7 @@ impl<D: Driver> Transfer for CudaDevice<D> {
     }
 
     fn device_memory<'a>(&'a self, buf: &'a CudaBuf<D>) -> Result<Box<dyn DeviceMemory + 'a>> {
+        self.driver.accepts_writes()?;
         Ok(Box::new(OnDevice { driver: &*self.driver, mem: &*buf.mem }))
     }
 

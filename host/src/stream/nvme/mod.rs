@@ -1,0 +1,122 @@
+//! Tier C without the kernel: the model's files as they lie on a raw drive, read by our own driver (`crates/nvme`).
+//!
+//! - [`NvmeOptions`]: which drive, and where on it; from flags, variables, or by itself.
+//! - [`OnDrive`]: where the model's files are on it, checked against the files themselves. Whoever submits reads asks it for their blocks.
+//! - [`Landing`]: the buffers that reads go into, as the drive sees them; [`Vram`]: the device's memory, where it can be reached.
+//! - [`DriveSource`]: the source whose commands the CPU submits.
+//!
+//! docs/nvme.md has the picture.
+
+mod error;
+mod landing;
+mod on_drive;
+mod options;
+mod source;
+mod vram;
+
+use std::{
+    cell::OnceCell,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nvme::{Controller, Door, Drive, PciAddress, System};
+use readahead::{Input, OpenError, Source};
+
+use super::reads::{DiskReads, Reads};
+
+pub use error::NvmeError;
+pub use landing::{Landing, Place};
+pub use on_drive::{Blocks, OnDrive};
+pub use options::{DriveChoice, NvmeOptions};
+pub use source::DriveSource;
+pub use vram::{OpenBar, Vram, bar1};
+
+/// The namespace that models are on.
+const NAMESPACE: u32 = 1;
+
+/// What a command may take. Four attempts, with the aborts in between, have to end before a read counts as one that does not come back
+/// ([`readahead::Options::stall`], 30 s): the driver knows more of what is wrong.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A drive that is driven by this process, and what is on it.
+pub struct Opened {
+    /// The drive.
+    pub drive: Drive,
+    /// Where the model is on it.
+    pub image: Arc<OnDrive>,
+}
+
+/// A drive between two sources that read from it.
+pub(super) type Parked = Arc<Mutex<Option<Opened>>>;
+
+/// Makes the way to a drive.
+type Find = Box<dyn Fn() -> Result<Arc<dyn Door>, NvmeError>>;
+
+/// What every pass reads comes from a drive by our own driver, what is read once from the model's files.
+pub struct NvmeReads {
+    find: Find,
+    lba: u64,
+    files: DiskReads,
+    options: nvme::Options,
+    /// The drive while nothing reads from it: to reset a controller takes some drives a second.
+    parked: Parked,
+    device: OnceCell<String>,
+    gpu: Option<PciAddress>,
+    open_bar: OpenBar,
+}
+
+impl NvmeReads {
+    /// The drive that `choice` says, with the model at block `lba`; the model's files are read by `files`. The drive is looked for when
+    /// something is to be read.
+    pub fn new(choice: DriveChoice, lba: u64, files: DiskReads) -> Self {
+        let find = move || {
+            let system = System::live();
+            Ok(nvme::open(&system, choice.find(&system)?)?)
+        };
+        let options = nvme::Options { timeout: TIMEOUT, ..nvme::Options::default() };
+        Self::through(Box::new(find), lba, files, options)
+    }
+
+    /// The same by a way that is made by `find`, driven as `options` say.
+    pub fn through(find: Find, lba: u64, files: DiskReads, options: nvme::Options) -> Self {
+        let (parked, device) = (Parked::default(), OnceCell::new());
+        NvmeReads { find, lba, files, options, parked, device, gpu: None, open_bar: bar1() }
+    }
+
+    /// The same with the GPU's address, if its driver does not say it.
+    pub fn beside(self, gpu: Option<PciAddress>) -> Self {
+        NvmeReads { gpu, ..self }
+    }
+
+    /// The same with another way to a GPU's memory than BAR1.
+    pub fn behind(self, open_bar: OpenBar) -> Self {
+        NvmeReads { open_bar, ..self }
+    }
+
+    /// The drive, from where it is parked or else from the kernel, with the model checked.
+    fn open(&self, files: &[Input]) -> Result<Opened, NvmeError> {
+        if let Some(opened) = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(opened);
+        }
+        let mut drive = Drive::open(Controller::open((self.find)()?, self.options.clone())?, NAMESPACE)?;
+        let image = Arc::new(OnDrive::find(&mut drive, self.lba, files)?);
+        self.device.get_or_init(|| drive.controller().name().to_owned());
+        Ok(Opened { drive, image })
+    }
+}
+
+impl Reads for NvmeReads {
+    fn ahead(&self, files: Vec<Input>, _cached: bool) -> Result<Box<dyn Source>, OpenError> {
+        let opened = self.open(&files).map_err(|e| OpenError::Device(Box::new(e)))?;
+        Ok(Box::new(DriveSource::new(opened, self.parked.clone(), self.gpu, self.open_bar.clone())))
+    }
+
+    fn once(&self, files: Vec<Input>, cached: bool) -> Result<Box<dyn Source>, OpenError> {
+        self.files.once(files, cached)
+    }
+
+    fn drive(&self) -> Option<&str> {
+        self.device.get().map(String::as_str)
+    }
+}
