@@ -58,8 +58,8 @@ pub mod stream;
 
 pub use engine::chat::{Chat, ChatError, Message, Role, TemplateSource};
 pub use engine::{
-    Budget, Buffers, DeviceChoice, DiskReads, EncodeOptions, Engine, EngineError, EngineOptions, Event,
-    GenerateOptions, Generated, Grammar, GrammarVocabulary, LoadOptions, Loading, MemoryReport, ModelFile, Sampling,
-    Stop, Syntax, Timing, Tokenizer, TokenizerError,
+    Budget, Buffers, DeviceChoice, DiskReads, DriveChoice, EncodeOptions, Engine, EngineError, EngineOptions, Event,
+    GenerateOptions, Generated, Grammar, GrammarVocabulary, LoadOptions, Loading, MemoryReport, ModelFile, NvmeError,
+    NvmeOptions, PciAddress, Sampling, Stop, Syntax, Timing, Tokenizer, TokenizerError,
 };
 pub use model::Config;

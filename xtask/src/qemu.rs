@@ -1,6 +1,6 @@
 //! `cargo xtask qemu`: the NVMe driver against QEMU's devices, in a virtual machine that needs no virtualisation (TCG).
 //!
-//! The machine is Debian's kernel and one program, `crates/nvme/examples/guest`. It starts twice: with an IOMMU, where the driver goes
+//! The machine is Debian's kernel and one program, `crates/nvme/examples/guest`, which also starts the engine. It starts twice: with an IOMMU, where the driver goes
 //! through VFIO, and without, where it takes devices that have no driver. docs/nvme.md says what is checked.
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::{initramfs, sh};
+use crate::{initramfs, root, sh};
 
 /// The flags of `cargo xtask qemu`.
 #[derive(clap::Args)]
@@ -47,6 +47,8 @@ enum Kind {
     Bad,
     /// 2 MiB a second.
     Slow,
+    /// Empty: the engine lays its model there.
+    Model,
 }
 
 /// An NVMe device.
@@ -57,11 +59,12 @@ struct Drive {
     namespaces: &'static [(u32, u64)],
 }
 
-const DRIVES: [Drive; 4] = [
+const DRIVES: [Drive; 5] = [
     Drive { mdts: 0, kind: Kind::Sound, namespaces: &[(512, 64 * MIB)] },
     Drive { mdts: 5, kind: Kind::Sound, namespaces: &[(4096, 256 * MIB), (512, 32 * MIB)] },
     Drive { mdts: 7, kind: Kind::Bad, namespaces: &[(512, 32 * MIB)] },
     Drive { mdts: 5, kind: Kind::Slow, namespaces: &[(4096, 16 * MIB)] },
+    Drive { mdts: 5, kind: Kind::Model, namespaces: &[(4096, 32 * MIB)] },
 ];
 
 pub fn run(args: &Qemu) -> Result<()> {
@@ -70,7 +73,7 @@ pub fn run(args: &Qemu) -> Result<()> {
     let kernel = kernel(&folder)?;
     let guest = guest()?;
     let initrd = folder.join("initrd");
-    fs::write(&initrd, initrd_of(&kernel, &guest)?)?;
+    fs::write(&initrd, initrd_of(&kernel, &guest, &engine()?)?)?;
     for iommu in [true, false] {
         let start = Instant::now();
         let disks = tempfile::tempdir_in(&folder)?;
@@ -120,7 +123,21 @@ fn guest() -> Result<PathBuf> {
     Ok(sh::target().join(TARGET).join("release/examples/guest"))
 }
 
-fn initrd_of(kernel: &Kernel, guest: &Path) -> Result<Vec<u8>> {
+/// The engine as it is built for users.
+fn engine() -> Result<PathBuf> {
+    sh::run(sh::cargo().args(["build", "--release", "--package", "host", "--bin", "ntransformer"]))?;
+    Ok(sh::target().join("release/ntransformer"))
+}
+
+/// The shared libraries of a program, the loader among them.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let list = sh::output(sh::command("ldd").arg(program))?;
+    // A name, an arrow and a path, or a path alone, and an address behind it.
+    let paths = list.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+fn initrd_of(kernel: &Kernel, guest: &Path, engine: &Path) -> Result<Vec<u8>> {
     let mut archive = initramfs::Archive::default();
     archive.folder("modules");
     for (number, module) in initramfs::modules(&kernel.modules, &MODULES)?.iter().enumerate() {
@@ -128,6 +145,17 @@ fn initrd_of(kernel: &Kernel, guest: &Path) -> Result<Vec<u8>> {
         archive.file(&format!("modules/{number:02}-{name}"), &fs::read(module)?, 0o644);
     }
     archive.file("init", &fs::read(guest)?, 0o755);
+    for folder in ["bin", "lib", "lib64"] {
+        archive.folder(folder);
+    }
+    archive.file("bin/ntransformer", &fs::read(engine)?, 0o755);
+    for library in libraries(engine)? {
+        let name = library.file_name().unwrap_or_default().to_string_lossy();
+        // Where the loader is expected, and where it looks by itself.
+        let folder = if name.starts_with("ld-") { "lib64" } else { "lib" };
+        archive.file(&format!("{folder}/{name}"), &fs::read(&library)?, 0o755);
+    }
+    archive.file("model.gguf", &fs::read(root().join("assets/demo.gguf"))?, 0o644);
     Ok(archive.finish())
 }
 
@@ -150,8 +178,12 @@ fn machine(kernel: &Path, initrd: &Path, disks: &Path, guest: &Path, iommu: bool
             Kind::Sound => "",
             Kind::Bad => "-bad",
             Kind::Slow => "-slow",
+            Kind::Model => "",
         };
-        let serial = format!("NT{number}-{}{kind}", drive.mdts);
+        let serial = match drive.kind {
+            Kind::Model => "NTMODEL".to_owned(),
+            _ => format!("NT{number}-{}{kind}", drive.mdts),
+        };
         qemu.arg("-device").arg(format!("nvme,id=nvme{number},serial={serial},mdts={}", drive.mdts));
         for (id, &(block, bytes)) in (1..).zip(drive.namespaces) {
             let file = disks.join(format!("{number}-{id}"));
@@ -160,7 +192,7 @@ fn machine(kernel: &Path, initrd: &Path, disks: &Path, guest: &Path, iommu: bool
             let node = format!("disk{number}-{id}");
             let file = json!({ "driver": "file", "filename": file });
             let image = match drive.kind {
-                Kind::Sound => file,
+                Kind::Sound | Kind::Model => file,
                 Kind::Bad => {
                     let error = json!({ "event": "none", "iotype": "read", "errno": 5, "sector": 2048 });
                     json!({ "driver": "blkdebug", "image": file, "inject-error": [error] })

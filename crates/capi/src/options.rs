@@ -173,3 +173,49 @@ pub unsafe extern "C" fn nt_options_set_ram_access(options: *mut nt_options, acc
         Ok(())
     })
 }
+
+/// The drive that what stays on disk is read from without the kernel, where the model was laid: "auto", the only one that is taken from
+/// the kernel, or its PCI address, such as "0000:3b:00.0". Where this is not called, GPUNVME_PCI_BDF says it; without either, the
+/// model's file is read.
+///
+/// # Safety
+/// `options` is null or from nt_options_new(); `drive` is null or zero-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_nvme(options: *mut nt_options, drive: *const c_char) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (options, drive) = unsafe { (object_mut(options, "options")?, utf8(drive, NT_ZERO_TERMINATED, "drive")?) };
+        let choice = drive.parse().map_err(|e| Failure::argument(format!("drive {drive:?}: {e}")))?;
+        options.0.load.nvme.drive = Some(choice);
+        Ok(())
+    })
+}
+
+/// The logical block of that drive that the model begins at. Where this is not called, GPUNVME_GGUF_LBA says it; without either, it is 0.
+///
+/// # Safety
+/// `options` is null or from nt_options_new().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_nvme_lba(options: *mut nt_options, lba: u64) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let options = unsafe { object_mut(options, "options") }?;
+        options.0.load.nvme.lba = Some(lba);
+        Ok(())
+    })
+}
+
+/// The GPU that the drive may write to, by its PCI address; it has to be the one that computes. Where this is not called,
+/// GPUNVME_GPU_BDF says it; without either, CUDA does.
+///
+/// # Safety
+/// `options` is null or from nt_options_new(); `gpu` is null or zero-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_nvme_gpu(options: *mut nt_options, gpu: *const c_char) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (options, gpu) = unsafe { (object_mut(options, "options")?, utf8(gpu, NT_ZERO_TERMINATED, "GPU")?) };
+        options.0.load.nvme.gpu = Some(gpu.parse().map_err(|e| Failure::argument(format!("GPU: {e}")))?);
+        Ok(())
+    })
+}

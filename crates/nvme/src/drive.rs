@@ -312,6 +312,10 @@ impl Drive {
         if let Some(status) = failed {
             let (device, command) = (self.controller.name().to_owned(), describe(&outstanding.command));
             active.fail(match status {
+                // That it was aborted is what came of the wait.
+                Some(status) if status.is_aborted() && outstanding.aborting => {
+                    Error::Timeout { device, command, timeout, attempts: outstanding.attempts }
+                }
                 Some(status) => Error::Command { device, command, status, attempts: outstanding.attempts },
                 None => Error::Timeout { device, command, timeout, attempts: outstanding.attempts },
             });

@@ -28,6 +28,8 @@ pub fn install() {
 /// Ends the process, whatever its threads are doing: a driver's own clean-up would wait for copies and kernels, or meet one of its calls
 /// on another thread. The system takes back what they use.
 pub fn exit(code: u8) -> ! {
+    // But for drives that would go on writing into memory that is not this process's any more.
+    nvme::unbound::stop_all();
     // SAFETY: it ends the process, and runs nothing of it.
     unsafe { libc::_exit(code.into()) }
 }

@@ -36,7 +36,7 @@ pub fn table(placement: &Placement) -> String {
     lines.push(String::new());
 
     let tier = |(tier, tensors, bytes): (Tier, Vec<TensorId>, u64)| {
-        [tier_name(tier).to_owned(), tensors.len().to_string(), size(bytes), layers(placement, tier)]
+        [tier_name(placement, tier), tensors.len().to_string(), size(bytes), layers(placement, tier)]
     };
     let names = ["weights", "tensors", "size", "layers"].map(str::to_owned);
     lines.extend(aligned(&[names].into_iter().chain(placement.tiers().into_iter().map(tier)).collect::<Vec<_>>()));
@@ -76,14 +76,18 @@ fn layers(placement: &Placement, tier: Tier) -> String {
     }
 }
 
-fn tier_name(tier: Tier) -> &'static str {
-    match tier {
+fn tier_name(placement: &Placement, tier: Tier) -> String {
+    let name = match tier {
         Tier::Vram { .. } => "on the device",
         Tier::Ram { access: Access::Copy, .. } => "in RAM, streamed",
         Tier::Ram { access: Access::ZeroCopy, .. } => "in RAM, zero-copy",
-        Tier::Disk { .. } => "on disk, streamed",
+        Tier::Disk { .. } => match &placement.drive {
+            Some(drive) => return format!("on the drive {drive}, streamed"),
+            None => "on disk, streamed",
+        },
         Tier::Mapped { .. } => "read in the file's map",
-    }
+    };
+    name.to_owned()
 }
 
 /// Lines of columns, of which the first is text.
@@ -167,6 +171,7 @@ fn json(file: &ModelFile, placement: &Placement) -> Value {
         "ram_limit_bytes": inputs.ram,
         "ram_bytes": plan.ram_bytes,
         "staging_bytes": plan.staging_bytes,
+        "drive": placement.drive,
         "resident_layers": placement.resident_layers(),
         "layers": inputs.layers,
         "tiers": placement.tiers().into_iter().map(tier).collect::<Vec<_>>(),

@@ -3,6 +3,7 @@
 //! `guest image FILE BYTES DRIVE NAMESPACE` writes what the machine expects a namespace to hold.
 
 mod checks;
+mod engine;
 mod pattern;
 mod shm;
 

@@ -41,6 +41,7 @@ pub struct ModelDoor {
     runs: AtomicU64,
     bus_master: AtomicBool,
     taken: AtomicBool,
+    removed: AtomicBool,
     holds: AtomicBool,
 }
 
@@ -68,6 +69,7 @@ impl ModelDoor {
             runs: AtomicU64::new(1),
             bus_master: AtomicBool::new(false),
             taken: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             holds: AtomicBool::new(true),
         })
     }
@@ -90,6 +92,11 @@ impl ModelDoor {
     /// Whether the device may use the bus.
     pub fn is_bus_master(&self) -> bool {
         self.bus_master.load(Ordering::SeqCst)
+    }
+
+    /// From now on, the device is gone: its registers read as ones.
+    pub fn remove(&self) {
+        self.removed.store(true, Ordering::SeqCst);
     }
 
     /// From now on, a driver of the kernel has the device.
@@ -148,18 +155,22 @@ impl Registers for ModelDoor {
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        self.words.load(offset)
+        if self.removed.load(Ordering::SeqCst) { u32::MAX } else { self.words.load(offset) }
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        self.words.store(offset, value);
+        if !self.removed.load(Ordering::SeqCst) {
+            self.words.store(offset, value);
+        }
     }
 
     fn pause(&self) {
         match &self.player {
             Player::Pauses(ticks) => {
                 ticks.fetch_add(1, Ordering::Relaxed);
-                self.model().step();
+                if !self.removed.load(Ordering::SeqCst) {
+                    self.model().step();
+                }
             }
             Player::Thread => std::thread::yield_now(),
         }

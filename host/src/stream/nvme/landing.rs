@@ -75,7 +75,7 @@ impl Landing {
         let (address, len) = (buffer.address(), buffer.len());
         let owner = buffer.owner().ok_or("their memory may go while the drive writes it")?;
         if !self.door.holds() && !buffer.is_page_locked() {
-            return Err("without an IOMMU the drive is given huge pages or what a GPU's driver has page-locked, and they are neither".into());
+            return Err("without an IOMMU their pages could move, since no GPU's driver has locked them".into());
         }
         if !address.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
             return Err(format!("{len} bytes at {address:#x} are no whole pages"));
@@ -150,7 +150,7 @@ impl Landing {
             (None, _) => "straight into the buffers".into(),
             (Some(why), Some(own)) => {
                 let bytes = bytesize::ByteSize((own.slot * own.slots) as u64);
-                format!("copied from {bytes} that the drive can write, since it cannot write the buffers ({why})")
+                format!("by way of {bytes} of the driver's own, since the drive cannot write the buffers ({why})")
             }
             (Some(why), None) => format!("the drive cannot write the buffers ({why})"),
         }

@@ -25,6 +25,7 @@ use readahead::{Input, OpenError, Source};
 
 use super::reads::{DiskReads, Reads};
 
+pub use ::nvme::PciAddress;
 pub use error::NvmeError;
 pub use landing::{Landing, Place};
 pub use on_drive::{Blocks, OnDrive};

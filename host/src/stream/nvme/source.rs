@@ -117,6 +117,12 @@ impl DriveSource {
     }
 }
 
+/// How many commands are in flight at most: one entry of a queue stays empty.
+fn commands(drive: &Drive) -> usize {
+    let (queues, entries) = drive.controller().queues();
+    queues * (entries as usize - 1)
+}
+
 fn failed(error: nvme::Error) -> SourceError {
     SourceError::Device(Box::new(error))
 }
@@ -168,8 +174,7 @@ impl Source for DriveSource {
     }
 
     fn depth(&self) -> usize {
-        let (queues, entries) = self.opened().drive.controller().queues();
-        let depth = queues * (entries as usize - 1);
+        let depth = commands(&self.opened().drive);
         self.landing.depth().map_or(depth, |most| depth.min(most))
     }
 
@@ -203,9 +208,9 @@ impl Source for DriveSource {
             self.vram.as_ref().map_or_else(|| self.landing.describe(), |vram| format!("by {}", vram.describe()));
         let (name, way) = (controller.name(), controller.door().describe());
         let most = bytesize::ByteSize(controller.max_transfer() as u64);
-        let depth = self.depth();
+        let commands = commands(drive);
         format!(
-            "our driver from the drive {name} ({way}): {}; up to {depth} reads at once, in commands of {most}, {landing}",
+            "our driver from the drive {name} ({way}): {}; in commands of {most}, up to {commands} at once, {landing}",
             image.describe()
         )
     }
