@@ -94,8 +94,45 @@ impl Group {
     }
 }
 
-/// Makes `ring` ready for `source` to write into, and finds the places of `pieces` in it. None if the source or the device does not do
-/// that at all, an error if it cannot be done here, and why.
+/// Begins to read `pieces`: into their places in `ring`, where `source` can write there, and otherwise by way of page-locked buffers. Which of
+/// the two, and why, if there was a choice.
+#[expect(clippy::too_many_arguments, reason = "what is laid out, and where it comes from")]
+fn stage<D: Device>(
+    dev: &D,
+    ring: &D::Buf,
+    mut source: Box<dyn Source>,
+    layout: &Layout,
+    groups: &[Group],
+    pieces: &[Piece],
+    staging_bytes: u64,
+    reading: &Reading<'_>,
+) -> Result<(Staging<D>, Option<String>), DeviceError> {
+    let (options, cancel) = (reading.reads.options(), reading.cancel.clone());
+    let mut way = None;
+    if source.lands_in_device() {
+        let ring = Lent::new(vec![ring.clone()]);
+        match land(dev, &ring, &mut *source, layout, groups, pieces) {
+            Ok(places) => {
+                // SAFETY: nobody uses the ring but the flow, which permits a piece when its place is free.
+                let staging = unsafe { Staging::in_place(ring, source, pieces.to_vec(), places, options, cancel)? };
+                return Ok((staging, Some("straight into the device's memory".into())));
+            }
+            // What computes in RAM loses nothing.
+            Err(_) if dev.in_place() => {}
+            Err(why) => {
+                way = Some(format!(
+                    "by way of page-locked RAM, since the device's memory is out of the drive's reach ({why})"
+                ));
+            }
+        }
+    }
+    Ok((Staging::start(dev, source, pieces.to_vec(), staging_bytes, options, cancel)?, way))
+}
+
+/// Makes `ring` ready for `source` to write into, and finds the places of `pieces` in it.
+///
+/// # Errors
+/// Why that cannot be done, in words.
 fn land<D: Device>(
     dev: &D,
     ring: &Lent<D::Buf>,
@@ -103,14 +140,8 @@ fn land<D: Device>(
     layout: &Layout,
     groups: &[Group],
     pieces: &[Piece],
-) -> Option<Result<Vec<Place>, String>> {
-    if !source.lands_in_device() {
-        return None;
-    }
-    let memory = match dev.device_memory(&ring[0]) {
-        Ok(memory) => memory,
-        Err(e) => return Some(Err(e.to_string())),
-    };
+) -> Result<Vec<Place>, String> {
+    let memory = dev.device_memory(&ring[0]).map_err(|e| e.to_string())?;
     let mut places = vec![Place { address: 0, len: 0, begin: 0 }; pieces.len()];
     let mut piece = 0;
     for segment in &layout.segments {
@@ -122,7 +153,8 @@ fn land<D: Device>(
         places[piece] = Place { address, len, begin };
     }
     let owner: Arc<dyn Any + Send + Sync> = ring.share();
-    Some(source.prepare_device(&*memory, &owner).map(|()| places))
+    source.prepare_device(&*memory, &owner)?;
+    Ok(places)
 }
 
 impl<D: Device> Streamed<D> {
@@ -247,26 +279,10 @@ impl<D: Device> Streamed<D> {
             }
             let staging = match source {
                 None => None,
-                Some(mut source) => {
-                    let options = reading.reads.options();
-                    let cancel = reading.cancel.clone();
-                    let device = Lent::new(vec![buf.clone()]);
-                    match land(dev, &device, &mut *source, &layout, &groups, &pieces) {
-                        Some(Ok(places)) => {
-                            way = Some("straight into the device's memory".into());
-                            // SAFETY: nobody uses the ring but the flow, which permits a piece when its place is free.
-                            let staging =
-                                unsafe { Staging::in_place(device, source, pieces.clone(), places, options, cancel) };
-                            Some(staging?)
-                        }
-                        landing => {
-                            way = landing.map(|refused| {
-                                let why = refused.err().unwrap_or_default();
-                                format!("by way of page-locked RAM, since the device's memory is out of reach: {why}")
-                            });
-                            Some(Staging::start(dev, source, pieces.clone(), staging_bytes, options, cancel)?)
-                        }
-                    }
+                Some(source) => {
+                    let (staging, taken) = stage(dev, &buf, source, &layout, &groups, &pieces, staging_bytes, reading)?;
+                    way = taken;
+                    Some(staging)
                 }
             };
             pinned_bytes += staging.as_ref().map_or(0, Staging::bytes);

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use nvme::{Controller, Door, Drive, PciAddress, System};
+use nvme::{Controller, Door, Drive, System};
 use readahead::{Input, OpenError, Source};
 
 use super::reads::{DiskReads, Reads};

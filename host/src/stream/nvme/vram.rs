@@ -23,6 +23,9 @@ pub fn bar1() -> OpenBar {
     Arc::new(|address| Ok(Box::new(PeerBar::open(&System::live(), address, MEMORY_BAR)?)))
 }
 
+/// A window and its name, or why there is none.
+type Opened = Result<(String, Box<dyn Window>), String>;
+
 /// Memory of the device that the drive can write.
 pub struct Vram {
     /// Device addresses.
@@ -61,8 +64,7 @@ impl Vram {
             let gpu = gpu.ok_or("the device is at no PCI address that is known")?;
             Ok((format!("BAR1 of {gpu}"), open(gpu).map_err(|e| e.to_string())?))
         };
-        let ways: [(&str, &dyn Fn() -> Result<(String, Box<dyn Window>), String>); 2] =
-            [("a dma-buf", &dma_buf), ("BAR1", &bar)];
+        let ways: [(&str, &dyn Fn() -> Opened); 2] = [("a dma-buf", &dma_buf), ("BAR1", &bar)];
         let mut refused = Vec::new();
         for (way, opened) in ways {
             match opened().and_then(|(name, window)| Self::behind(name, window, memory, door, owner)) {

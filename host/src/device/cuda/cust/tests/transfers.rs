@@ -208,7 +208,7 @@ fn memory_that_others_write_is_told_and_waited_for() {
             }
             number => {
                 let memory = dev.device_memory(&buf).unwrap();
-                assert!(memory.len() == 8192 && memory.address() % 4096 == 0, "{:#x}", memory.address());
+                assert!(memory.len() == 8192 && memory.address().is_multiple_of(4096), "{:#x}", memory.address());
                 memory.write(4096, &[7; 4096]).unwrap();
                 // The stand-in's queues are lazy: the bytes are there only because they were waited for.
                 // SAFETY: the stand-in's device memory is the host's.
