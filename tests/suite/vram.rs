@@ -53,6 +53,8 @@ enum Way {
     Twice,
     /// Two pages have changed places when the second pattern comes.
     Moving,
+    /// What the drive writes there gets lost on its way, from so many bytes of the memory on.
+    Dropped(usize),
 }
 
 /// Where the GPU's memory is, which is known when it has been taken.
@@ -87,7 +89,7 @@ impl Bar {
         match self.way {
             Way::Missing => drop(pages.remove(&place(count / 2))),
             Way::Twice => drop(pages.insert((slots[count / run + 1] * run) as u64, 0)),
-            Way::Scattered(_) | Way::Moving => {}
+            Way::Scattered(_) | Way::Moving | Way::Dropped(_) => {}
         }
         *self.memory.lock().unwrap() = Memory { address, pages, attempts: 0 };
     }
@@ -131,6 +133,11 @@ impl Window for Bar {
         let all =
             (0..len / PEER_PAGE).all(|i| memory.pages.get(&(at / PEER_PAGE as u64 + i as u64)) == Some(&(first + i)));
         assert!(all, "{len} bytes at {at:#x} are not in one piece");
+        if matches!(self.way, Way::Dropped(from) if first * PEER_PAGE >= from) {
+            let elsewhere = Box::leak(vec![0u8; len].into_boxed_slice());
+            // SAFETY: nobody else has it.
+            return unsafe { door.map(NonNull::from(elsewhere).cast(), len, owner) };
+        }
         let ptr = NonNull::new(std::ptr::with_exposed_provenance_mut((memory.address as usize) + first * PEER_PAGE));
         // SAFETY: the caller's promise.
         unsafe { door.map(ptr.unwrap(), len, owner) }
@@ -163,6 +170,10 @@ impl DeviceMemory for Watched<'_> {
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), String> {
         self.1.written(offset);
         self.0.write(offset, bytes)
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), String> {
+        self.0.read(offset, bytes)
     }
 
     fn dma_buf(&self) -> Result<OwnedFd, String> {
@@ -244,16 +255,19 @@ static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// A model on the emulated GPU with everything on the drive, and what was said of the way it takes.
 fn load(small: &Small, machine: &Machine, buffers: Buffers) -> Result<(Box<dyn Runner>, String), EngineError> {
+    load_with(small, machine, LoadOptions { buffers, ..LoadOptions::default() })
+}
+
+fn load_with(small: &Small, machine: &Machine, options: LoadOptions) -> Result<(Box<dyn Runner>, String), EngineError> {
     let gguf = Arc::new(Gguf::open(&small.path).unwrap());
     let budget = models::budget(&*models::open(DeviceChoice::Emulator, &gguf, None), &gguf, 0);
     let options = LoadOptions {
         streaming: true,
         vram_budget: Some(budget.into()),
         ram_budget: Some(Budget::Bytes(0)),
-        buffers,
         wanted: 64,
         announce: |line| SAID.lock().unwrap().push(line.to_owned()),
-        ..LoadOptions::default()
+        ..options
     };
     let model = Model::new(gguf, None, 64).unwrap();
     let dev = CudaDevice::new(EmulatorDriver::new(0));
@@ -313,6 +327,8 @@ fn memory_that_is_not_found_for_certain_is_not_written() {
         (Way::Missing, GPU, "BAR1: 1 of "),
         (Way::Twice, GPU, "BAR1: page 0 is in two places"),
         (Way::Moving, GPU, "something else is there now: the window moves"),
+        (Way::Dropped(0), GPU, "what the drive writes into the device's memory does not get there"),
+        (Way::Dropped(300 << 10), GPU, "what the drive writes into the device's memory does not get there"),
         (Way::Scattered(16), None, "BAR1: the device is at no PCI address that is known"),
     ] {
         let door = ModelDoor::new(Traits::default(), vec![drive::holding(&gguf, 512, 0, true)]);
@@ -324,6 +340,13 @@ fn memory_that_is_not_found_for_certain_is_not_written() {
         assert_right(&mut *runner, &expected, &format!("{way:?}"));
         assert_eq!(machine.places.load(Ordering::Relaxed), 0);
     }
+    // A slower link is played for copies only.
+    let door = ModelDoor::new(Traits::default(), vec![drive::holding(&gguf, 512, 0, true)]);
+    let machine = Machine::new(&door, 0, Way::Scattered(16), GPU);
+    let slow = LoadOptions { link_limit: Some(1e9), ..LoadOptions::default() };
+    let (mut runner, said) = load_with(&small, &machine, slow).unwrap();
+    assert!(said.contains("(--link-limit delays copies, and not what others write)"), "{said}");
+    assert_right(&mut *runner, &expected, "a slow link");
     // What is not there at all.
     let door = ModelDoor::new(Traits::default(), vec![drive::holding(&gguf, 512, 0, true)]);
     let reads = drive::reads(&door, 0).beside(Some("ffff:ff:1f.7".parse().unwrap())).behind(bar1());

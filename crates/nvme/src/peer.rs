@@ -136,7 +136,12 @@ impl Window for PeerBar {
             return Err(Error::Refused { device: self.device.clone(), reason });
         }
         if !door.holds() {
-            // No IOMMU: the drive puts physical addresses on the bus, and the bridges know whose they are.
+            // No IOMMU: the drive puts physical addresses on the bus, and the bridges know whose they are. Not every architecture's
+            // bridges have the same addresses as its processors.
+            if !cfg!(target_arch = "x86_64") {
+                let reason = "without an IOMMU nobody knows its addresses on the bus on this architecture".to_owned();
+                return Err(Error::Refused { device: self.device.clone(), reason });
+            }
             // SAFETY: the caller's promise.
             return unsafe { BusMemory::new([(BusAddr(self.bus + at), len)], owner) };
         }

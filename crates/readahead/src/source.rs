@@ -184,6 +184,12 @@ pub trait DeviceMemory {
     /// In words.
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), String>;
 
+    /// Has the device read from byte `offset` on, as whatever it computes does: also what others have written there by now.
+    ///
+    /// # Errors
+    /// In words.
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), String>;
+
     /// A dma-buf of it (Documentation/driver-api/dma-buf.rst in Linux).
     ///
     /// # Errors

@@ -83,7 +83,9 @@ mod tests {
         let value = Arc::new(());
         let lent = |kept: &Arc<()>| Lent::new(vec![(kept.clone(), vec![0u8; 10])]);
         // SAFETY: nobody reads or writes the bytes.
-        let lend = |lent: &mut Lent<(Arc<()>, Vec<u8>)>| unsafe { lent.lend(0, |(_, bytes)| bytes, [2..6]) }.remove(0);
+        let lend = |lent: &mut Lent<(Arc<()>, Vec<u8>)>| {
+            unsafe { lent.lend(0, |(_, bytes)| bytes, std::iter::once(2..6)) }.remove(0)
+        };
         let mut first = lent(&value);
         let buffer = lend(&mut first);
         assert_eq!((buffer.len(), buffer.address()), (4, first[0].1.as_ptr() as usize + 2));
@@ -120,6 +122,6 @@ mod tests {
     #[should_panic(expected = "5..13 of 12 bytes")]
     fn what_is_not_there_is_not_lent() {
         // SAFETY: it panics.
-        unsafe { Lent::new(vec![vec![0u8; 12]]).lend(0, |bytes| bytes, [5..13]) };
+        unsafe { Lent::new(vec![vec![0u8; 12]]).lend(0, |bytes| bytes, std::iter::once(5..13)) };
     }
 }

@@ -100,7 +100,8 @@ impl<D: Transfer> Staging<D> {
         let lent = (0..buffers.len()).flat_map(|index| {
             let start = buffers[index].1;
             // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
-            let lent = unsafe { buffers.lend(index, |(buffer, _)| buffer.as_mut(), [start..start + room]) };
+            let lent =
+                unsafe { buffers.lend(index, |(buffer, _)| buffer.as_mut(), std::iter::once(start..start + room)) };
             // SAFETY: the device says so.
             let page_locked = |lent: HostBuf| if dev.locks_pages() { unsafe { lent.page_locked() } } else { lent };
             lent.into_iter().map(page_locked)

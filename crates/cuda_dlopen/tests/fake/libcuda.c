@@ -243,6 +243,14 @@ result cuMemAlloc_v2(address *start, size_t length) {
     return 0;
 }
 
+/* Calls that copy return when what they did can be seen from elsewhere. */
+result cuPointerSetAttribute(const unsigned *value, unsigned attribute, address start) {
+    BEGIN
+    if (attribute != 6 || *value != 1 || !inside(&allocated, (void *)(uintptr_t)start, 1)) return INVALID_VALUE;
+    if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "seen from elsewhere\n");
+    return 0;
+}
+
 result cuFlushGPUDirectRDMAWrites(int target, int scope) {
     BEGIN
     if (target != 0 || scope != 100) return INVALID_VALUE;

@@ -175,6 +175,11 @@ impl DeviceMemory for &Memory {
         Memory::write(self, "write", range).map(|mut target| target.copy_from_slice(bytes)).map_err(|e| e.to_string())
     }
 
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> std::result::Result<(), String> {
+        let range = offset..offset.saturating_add(bytes.len());
+        Memory::read(self, "read", range).map(|source| bytes.copy_from_slice(&source)).map_err(|e| e.to_string())
+    }
+
     fn dma_buf(&self) -> std::result::Result<OwnedFd, String> {
         Err("there is no dma-buf of a program's own memory".into())
     }

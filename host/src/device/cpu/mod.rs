@@ -21,7 +21,9 @@ use readahead::DeviceMemory;
 
 use super::{
     Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, ReadAt, Result, Rotation,
-    Scratch, SharedBytes, Tensor, Transfer, Weight, fill, new_scratch,
+    Scratch, SharedBytes, Tensor, Transfer, Weight, fill,
+    link::not_slowed_down,
+    new_scratch,
     top_k::{self, Candidate},
 };
 
@@ -158,6 +160,7 @@ impl Transfer for CpuDevice {
     }
 
     fn device_memory<'a>(&'a self, buf: &'a CpuBuf) -> Result<Box<dyn DeviceMemory + 'a>> {
+        not_slowed_down(self.link_limit)?;
         Ok(Box::new(buf.owned()?.as_ref()))
     }
 

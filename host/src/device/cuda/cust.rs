@@ -22,7 +22,7 @@ use std::{
 
 use cuda_dlopen::{Code, DMA_BUF_FD, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
-use cust::sys::{CUflushGPUDirectRDMAWritesScope, CUflushGPUDirectRDMAWritesTarget};
+use cust::sys::{CUflushGPUDirectRDMAWritesScope, CUflushGPUDirectRDMAWritesTarget, CUpointer_attribute};
 
 pub use self::{event::Event, graph::Graph, memory::Mem, pinned::Pinned};
 use self::{
@@ -35,7 +35,7 @@ use self::{
 };
 use super::driver::{Driver, Grid, Launch, Profile, Properties};
 use crate::{
-    device::{DeviceError, HostMemory, MemoryInfo, ReadAt},
+    device::{DeviceError, HostMemory, MemoryInfo, ReadAt, link::not_slowed_down},
     ptx,
 };
 
@@ -286,14 +286,20 @@ impl Driver for CustDriver {
         self.link_limit.set(bytes_per_second);
     }
 
-    fn accepts_writes(&self) -> Result<()> {
-        match self.gpu.remote_writes {
-            RemoteWrites::Unknown => Err(DeviceError::Unsupported(format!(
+    fn open_to_others(&self, mem: &Mem) -> Result<()> {
+        not_slowed_down(self.link_limit.get())?;
+        if self.gpu.remote_writes == RemoteWrites::Unknown {
+            return Err(DeviceError::Unsupported(format!(
                 "{} neither orders other devices' writes nor waits for them (its driver may be older than CUDA 11.3)",
                 self.gpu.name
-            ))),
-            _ => Ok(()),
+            )));
         }
+        self.gpu.activate()?;
+        let (on, attribute) = (1u32, CUpointer_attribute::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS);
+        // What calls have copied on return is then seen from elsewhere, too (GPUDirect RDMA, "Synchronization and Memory Ordering").
+        // SAFETY: the allocation is alive; of this attribute, the value is an unsigned int, which the driver reads.
+        let set = unsafe { raw::cuPointerSetAttribute(ptr::from_ref(&on).cast(), attribute, mem.address) };
+        self.gpu.check("cuPointerSetAttribute", set)
     }
 
     fn dma_buf(&self, mem: &Mem) -> Result<OwnedFd> {

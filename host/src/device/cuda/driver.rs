@@ -134,10 +134,8 @@ pub trait Driver: Sized + 'static {
     /// As [`crate::device::Transfer::limit_link`].
     fn limit_link(&self, bytes_per_second: Option<f64>);
 
-    /// That what other devices write into an allocation can be made known to kernels.
-    fn accepts_writes(&self) -> Result<()> {
-        Ok(())
-    }
+    /// Makes an allocation one that other devices write, and see, past this driver's queues.
+    fn open_to_others(&self, mem: &Self::Mem) -> Result<()>;
     /// A dma-buf of an allocation, for who may write it from elsewhere.
     fn dma_buf(&self, _mem: &Self::Mem) -> Result<OwnedFd> {
         Err(DeviceError::Unsupported(format!("{} has no dma-bufs", self.name())))

@@ -73,6 +73,14 @@ impl<D: Driver> DeviceMemory for OnDevice<'_, D> {
         written().map_err(|e| e.to_string())
     }
 
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> std::result::Result<(), String> {
+        let mut read = || {
+            self.driver.acquire()?;
+            self.driver.read(self.mem, offset, bytes)
+        };
+        read().map_err(|e: DeviceError| e.to_string())
+    }
+
     fn dma_buf(&self) -> std::result::Result<OwnedFd, String> {
         self.driver.dma_buf(self.mem).map_err(|e| e.to_string())
     }
@@ -244,7 +252,7 @@ impl<D: Driver> Transfer for CudaDevice<D> {
     }
 
     fn device_memory<'a>(&'a self, buf: &'a CudaBuf<D>) -> Result<Box<dyn DeviceMemory + 'a>> {
-        self.driver.accepts_writes()?;
+        self.driver.open_to_others(&buf.mem)?;
         Ok(Box::new(OnDevice { driver: &*self.driver, mem: &*buf.mem }))
     }
 

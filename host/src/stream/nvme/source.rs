@@ -192,8 +192,9 @@ impl Source for DriveSource {
     }
 
     fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
-        let door = self.opened().drive.controller().door().clone();
-        self.vram = Some(Vram::reach(memory, self.gpu, &self.open_bar, &*door, owner)?);
+        let Opened { drive, image } = self.opened.as_mut().expect("it is there until it is dropped");
+        let known = image.blocks(&Piece { file: 0, offset: 0, len: 1 }).map_err(|e| e.to_string())?.lba;
+        self.vram = Some(Vram::reach(memory, self.gpu, &self.open_bar, drive, known, owner)?);
         Ok(())
     }
 

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nvme::{BusMemory, DmaBufWindow, Door, PEER_PAGE, PciAddress, PeerBar, Run, System, Window, prove};
+use nvme::{
+    BusMemory, DmaBufWindow, Door, Drive, Operation, PEER_PAGE, PciAddress, PeerBar, Run, System, Window, prove,
+};
 use readahead::{DeviceMemory, SourceError};
 
 /// The BAR through which the bus gets at a GPU's memory: NVIDIA's GPUs have registers behind BAR0 and memory behind BAR1.
@@ -14,6 +16,9 @@ const MEMORY_BAR: usize = 1;
 
 /// How long BAR1 is looked through. 256 GiB take a third of a second where pages of 2 MiB are found, four seconds where they have 64 KiB.
 const BUDGET: Duration = Duration::from_secs(10);
+
+/// Runs that the drive writes into on trial, at most.
+const TRIALS: usize = 64;
 
 /// Opens the window to the memory of the GPU at an address.
 pub type OpenBar = Arc<dyn Fn(PciAddress) -> Result<Box<dyn Window>, nvme::Error> + Send + Sync>;
@@ -39,8 +44,8 @@ pub struct Vram {
 }
 
 impl Vram {
-    /// Makes `memory` reachable for the drive behind `door`. `gpu` is where the device is if it does not say so itself; `owner` keeps the
-    /// memory.
+    /// Makes `memory` reachable for `drive`, and tries it with what is in block `known` of it. `gpu` is where the device is if it does not say
+    /// so itself; `owner` keeps the memory.
     ///
     /// # Errors
     /// Why there is no way, in words.
@@ -48,10 +53,12 @@ impl Vram {
         memory: &dyn DeviceMemory,
         gpu: Option<PciAddress>,
         open: &OpenBar,
-        door: &dyn Door,
+        drive: &mut Drive,
+        known: u64,
         owner: &Arc<dyn Any + Send + Sync>,
     ) -> Result<Self, String> {
         let (address, len) = (memory.address(), memory.len());
+        let door = drive.controller().door().clone();
         if !address.is_multiple_of(PEER_PAGE as u64) || !len.is_multiple_of(PEER_PAGE) {
             return Err(format!("{len} bytes at {address:#x} are no whole pages"));
         }
@@ -67,7 +74,8 @@ impl Vram {
         let ways: [(&str, &dyn Fn() -> Opened); 2] = [("a dma-buf", &dma_buf), ("BAR1", &bar)];
         let mut refused = Vec::new();
         for (way, opened) in ways {
-            match opened().and_then(|(name, window)| Self::behind(name, window, memory, door, owner)) {
+            let found = opened().and_then(|(name, window)| Self::behind(name, window, memory, &*door, owner));
+            match found.and_then(|vram| vram.tried(memory, drive, known)) {
                 Ok(vram) => return Ok(vram),
                 Err(why) => refused.push(format!("{way}: {why}")),
             }
@@ -95,6 +103,31 @@ impl Vram {
         let (pages, pieces, seconds) = (len / PEER_PAGE, runs.len(), begin.elapsed().as_secs_f64());
         let how = format!("{name}, {pages} pages in {pieces} pieces, each proved by data in {seconds:.1} s");
         Ok(Vram { address, len, bus: Arc::new(bus), window, runs, how })
+    }
+
+    /// Lets the drive write into the begin of each run, or of some of them, and the device read that: bridges and IOMMUs may drop what one
+    /// device writes to another, without a word to the one that writes.
+    fn tried(self, memory: &dyn DeviceMemory, drive: &mut Drive, known: u64) -> Result<Self, String> {
+        let block = drive.namespace().block_bytes;
+        let (mut expected, mut found) = (vec![0; block], vec![0; block]);
+        let failed = |e: nvme::Error| format!("the drive cannot write into the device's memory: {e}");
+        let staging = drive.controller().door().allocate(block).map_err(failed)?;
+        drive.run(Operation::Read, known, 1, staging.bus(), 0).map_err(failed)?;
+        staging.copy_to(0, &mut expected);
+        let room = self.runs.iter().filter(|run| run.offset + block <= self.len);
+        for run in room.step_by(self.runs.len().div_ceil(TRIALS)) {
+            drive.run(Operation::Read, known, 1, &self.bus, run.offset).map_err(failed)?;
+            self.arrived(run.offset + block);
+            memory.read(run.offset, &mut found)?;
+            if found != expected {
+                return Err(format!(
+                    "{}: what the drive writes into the device's memory does not get there; bridges between the two, or their IOMMU, drop \
+                     it (access control services, or a root complex that passes nothing from device to device)",
+                    self.how
+                ));
+            }
+        }
+        Ok(self)
     }
 
     /// The memory on the bus, and where in it `len` bytes from a device address on begin.

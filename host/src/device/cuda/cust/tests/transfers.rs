@@ -197,9 +197,10 @@ fn memory_that_others_write_is_told_and_waited_for() {
         let settings = [settings, &[("NUMBER", &*number)]].concat();
         if let Some(stderr) = fake::outer_with_driver(&name, &settings) {
             assert_eq!(stderr.contains("flush"), number == "0", "{stderr}");
+            assert_eq!(stderr.contains("seen from elsewhere"), number != "2", "{stderr}");
             continue;
         }
-        let dev = CudaDevice::new(open());
+        let mut dev = CudaDevice::new(open());
         let buf = dev.alloc("the ring", 8192).unwrap();
         match env::var("NUMBER").unwrap().as_str() {
             "2" => {
@@ -221,6 +222,10 @@ fn memory_that_others_write_is_told_and_waited_for() {
                     (number, result) => panic!("{number}: {result:?}"),
                 }
                 dev.acquire().unwrap();
+                drop(memory);
+                dev.limit_link(Some(1e9));
+                let error = dev.device_memory(&buf).err().expect("a slow link cannot be played").to_string();
+                assert!(error.contains("--link-limit delays copies"), "{error}");
             }
         }
         return;
