@@ -82,8 +82,8 @@ mod tests {
     fn memory_stays_while_a_read_has_it() {
         let value = Arc::new(());
         let lent = |kept: &Arc<()>| Lent::new(vec![(kept.clone(), vec![0u8; 10])]);
-        // SAFETY: nobody reads or writes the bytes.
         let lend = |lent: &mut Lent<(Arc<()>, Vec<u8>)>| {
+            // SAFETY: nobody reads or writes the bytes.
             unsafe { lent.lend(0, |(_, bytes)| bytes, std::iter::once(2..6)) }.remove(0)
         };
         let mut first = lent(&value);
