@@ -38,5 +38,6 @@ mod synth;
 mod tokenizer;
 mod trace;
 mod untrusted;
+mod vram;
 mod wide;
 mod zero_copy;

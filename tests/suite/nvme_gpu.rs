@@ -83,7 +83,6 @@ cases! {
     source::a_fatal_controller,
     source::a_controller_that_is_gone,
     source::dropped_while_it_reads,
-    source::reads_into_the_gpus_memory,
     figures::figures,
     model::tokens_of_a_model_on_a_drive,
 }
@@ -99,14 +98,14 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// A controller that a thread plays.
-struct Played {
-    door: Arc<ModelDoor>,
+pub struct Played {
+    pub door: Arc<ModelDoor>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Played {
-    fn new(door: Arc<ModelDoor>) -> Self {
+    pub fn new(door: Arc<ModelDoor>) -> Self {
         let mut played = Played { door, stop: Arc::default(), thread: None };
         played.play();
         played

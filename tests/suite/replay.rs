@@ -143,6 +143,10 @@ impl Driver for Recorder {
         self.emulator.beside(module)
     }
 
+    fn open_to_others(&self, mem: &Self::Mem) -> Result<()> {
+        self.emulator.open_to_others(mem)
+    }
+
     fn properties(&self) -> &Properties {
         self.emulator.properties()
     }

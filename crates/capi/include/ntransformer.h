@@ -453,6 +453,36 @@ nt_status nt_options_set_ram_access(nt_options *options,
                                     const char *access);
 
 /**
+ * The drive that what stays on disk is read from without the kernel, where the model was laid: "auto", the only one that is taken from
+ * the kernel, or its PCI address, such as "0000:3b:00.0". Where this is not called, GPUNVME_PCI_BDF says it; without either, the
+ * model's file is read.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(); `drive` is null or zero-terminated.
+ */
+nt_status nt_options_set_nvme(nt_options *options,
+                              const char *drive);
+
+/**
+ * The logical block of that drive that the model begins at. Where this is not called, GPUNVME_GGUF_LBA says it; without either, it is 0.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_nvme_lba(nt_options *options,
+                                  uint64_t lba);
+
+/**
+ * The GPU that the drive may write to, by its PCI address; it has to be the one that computes. Where this is not called,
+ * GPUNVME_GPU_BDF says it; without either, CUDA does.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(); `gpu` is null or zero-terminated.
+ */
+nt_status nt_options_set_nvme_gpu(nt_options *options,
+                                  const char *gpu);
+
+/**
  * The library's version, such as "0.1.0".
  */
 const char *nt_version(void);

@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, time::Duration};
 #[non_exhaustive]
 pub enum Error {
     /// A file of the system could not be used.
-    #[error("{}: {what} failed: {cause}", path.display())]
+    #[error("{}: {what} failed: {cause}{}", path.display(), advice(cause))]
     Io {
         /// Which.
         path: PathBuf,
@@ -135,6 +135,14 @@ pub enum Error {
         /// Why.
         cause: PrpError,
     },
+}
+
+/// What to do against an error of a file.
+fn advice(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::PermissionDenied => "; start as root, or let this user read and write that file",
+        _ => "",
+    }
 }
 
 impl Error {

@@ -5,9 +5,11 @@ use crate::{
     files::{Aligned, Files, Progress},
 };
 use std::{
+    collections::VecDeque,
     io,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -44,6 +46,10 @@ pub(crate) struct Pool<R> {
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
     depth: usize,
+    /// The last reads that were submitted, the latest first: as many as there may be in flight.
+    latest: VecDeque<u64>,
+    /// How many of those no thread has begun. Threads take them in their order.
+    waiting: Arc<AtomicUsize>,
     description: String,
 }
 
@@ -57,13 +63,25 @@ impl<R: Reader> Pool<R> {
         let queue = Arc::new(Mutex::new(queue));
         let (completions, done) = channel();
         let depth = threads + ahead;
-        let mut pool = Self { reader, jobs: Some(jobs), done, threads: Vec::new(), in_flight: 0, depth, description };
+        let mut pool = Self {
+            reader,
+            jobs: Some(jobs),
+            done,
+            threads: Vec::new(),
+            in_flight: 0,
+            depth,
+            latest: VecDeque::new(),
+            waiting: Arc::default(),
+            description,
+        };
         for index in 0..threads {
             let (reader, queue, completions) = (pool.reader.clone(), queue.clone(), completions.clone());
+            let waiting = pool.waiting.clone();
             let work = move || {
                 let mut bounce = None;
                 // The lock is held while waiting: one thread waits for a job, the others for their turn to.
                 while let Ok(mut job) = { queue.lock().unwrap_or_else(PoisonError::into_inner).recv() } {
+                    waiting.fetch_sub(1, Ordering::Relaxed);
                     let result = reader.read(&job.piece, &mut job.dst, &mut bounce);
                     // Nobody listens once the pool is dropped.
                     let _ = completions.send(Completion { id: job.id, result });
@@ -86,8 +104,11 @@ impl<R: Reader> Source for Pool<R> {
         }
         self.reader.check(piece, &dst)?;
         let jobs = self.jobs.as_ref().ok_or(SourceError::Ended)?;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         jobs.send(Job { id, piece: *piece, dst }).map_err(|_| SourceError::Ended)?;
         self.in_flight += 1;
+        self.latest.push_front(id);
+        self.latest.truncate(self.depth);
         Ok(())
     }
 
@@ -108,6 +129,10 @@ impl<R: Reader> Source for Pool<R> {
 
     fn depth(&self) -> usize {
         self.depth
+    }
+
+    fn is_queued(&self, id: u64) -> bool {
+        self.latest.iter().take(self.waiting.load(Ordering::Relaxed)).any(|waits| *waits == id)
     }
 
     fn block(&self) -> usize {

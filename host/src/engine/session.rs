@@ -75,7 +75,7 @@ impl LoadOptions {
         let nvme = self.nvme.or_environment()?;
         let Some(drive) = nvme.drive.filter(|_| self.streaming) else { return Ok(Box::new(self.disk_reads)) };
         nvme.check_gpu(dev.name(), dev.pci_address().as_deref())?;
-        let reads = NvmeReads::new(drive, nvme.lba.unwrap_or(0), self.disk_reads);
+        let reads = NvmeReads::new(drive, nvme.lba.unwrap_or(0), self.disk_reads).beside(nvme.gpu);
         Ok(Box::new(match nvme.submit.unwrap_or_default() {
             Submit::Cpu => reads,
             Submit::Gpu => {
@@ -273,7 +273,8 @@ impl<D: Device + 'static> Session<D> {
             );
         }
         if let Some(how) = layers.reads_by() {
-            (options.announce)(&format!("what is on disk is read by {how}"));
+            let way = layers.lands().map_or(String::new(), |way| format!("; it goes {way}"));
+            (options.announce)(&format!("what is on disk is read by {how}{way}"));
         }
         let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
         let always: u64 = placement.always.iter().map(|(_, bytes)| bytes).sum();

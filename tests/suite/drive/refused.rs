@@ -3,12 +3,12 @@
 use std::{fs, os::unix::fs::symlink, path::Path, process::Stdio, sync::Arc};
 
 use ::nvme::{
-    System,
-    model::{Media, ModelDoor, Traits},
+    Command, System,
+    model::{Fault, Media, ModelDoor, Traits},
 };
 use ntransformer::{engine::DeviceChoice, gguf::Gguf, stream::nvme::DriveChoice};
 
-use super::{MIB, holding, load, reads};
+use super::{BUSY, MEDIA_ERROR, MIB, at_blocks, holding, load, reads};
 use crate::{placement::Small, setup, split::Parts};
 
 /// Why a model cannot be streamed from a drive that holds these bytes.
@@ -77,6 +77,34 @@ fn what_is_not_the_model_is_told_apart() {
     let parts = Parts::new(&gguf, &[5]);
     let error = refused(&parts.path(1), 512, plain, 8);
     assert!(error.contains("it is one file, and not 2"), "{error}");
+}
+
+/// Faults while the model is looked for and the drive measured: those that pass are not seen, those that stay say where.
+#[test]
+fn faults_while_a_drive_is_opened() {
+    let small = Small::of("Q8_0");
+    let media = holding(&Gguf::open(&small.path).unwrap(), 512, 0, true);
+    let load_with = |faults: Box<dyn FnMut(u64, &Command) -> Option<Fault> + Send>| {
+        let door = ModelDoor::new(Traits::default(), vec![media.clone()]);
+        door.model().faults(faults);
+        load(&small.path, DeviceChoice::Cpu, &reads(&door, 0)).map_err(|error| error.to_string())
+    };
+    for nth in [0, 1, 5, 30] {
+        for fault in [Fault::Status(BUSY), Fault::Missing, Fault::Duplicate(2), Fault::Late(20), Fault::Fatal] {
+            let loaded = load_with(Box::new(move |number, _| (number == nth).then_some(fault)));
+            assert!(loaded.is_ok(), "{fault:?} of command {nth}: {:?}", loaded.err());
+        }
+    }
+    for (block, command) in [(0, "Read of 8 blocks from block 0 on"), (16, "Read of 256 blocks from block 16 on")] {
+        for (fault, message) in [
+            (Fault::Status(MEDIA_ERROR), "failed: Unrecovered Read Error"),
+            (Fault::Missing, "did not complete within 50ms (4 attempts)"),
+            (Fault::Fatal, "did not complete within 50ms (4 attempts)"),
+        ] {
+            let error = load_with(at_blocks(block..block + 1, fault)).err().expect("it was loaded");
+            assert!(error.starts_with(&format!("model: {command} {message}")), "{error}");
+        }
+    }
 }
 
 /// A machine with these functions: addresses, classes and drivers.

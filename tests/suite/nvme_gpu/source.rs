@@ -9,7 +9,7 @@ use std::{
 };
 
 use ::nvme::{
-    BusMemory, Command, Controller, Drive, Options, Status,
+    Command, Controller, Drive, Options, Status,
     model::{Choose, Fault, Media, ModelDoor, Traits, Words},
 };
 use ntransformer::{
@@ -20,9 +20,9 @@ use ntransformer::{
     },
     stream::nvme::{GpuSource, OnDrive, Opened, Parked},
 };
-use readahead::{Completion, Dst, HostBuf, Input, Piece, ReadAhead, ReadError, Source};
+use readahead::{Dst, HostBuf, Input, Piece, ReadAhead, ReadError, Source};
 
-use super::{Played, Vram, VramBus, assert_bytes, noise};
+use super::{Played, assert_bytes, noise};
 
 const MIB: usize = 1 << 20;
 
@@ -33,7 +33,6 @@ struct OnPlayed {
     /// Dropped before the controller is not played any more.
     parked: Parked,
     played: Played,
-    vram: Arc<VramBus>,
     timeout: Duration,
 }
 
@@ -50,14 +49,9 @@ impl OnPlayed {
         let len = ModelDoor::registers(&traits);
         // SAFETY: zeros, which the owner keeps, and which are accessed as whole words.
         let words = unsafe { Words::from_raw(words.as_ptr().cast(), len, Box::new(words.owner())) };
-        let mut vram = None;
-        let door = ModelDoor::threaded_in(traits, vec![Arc::new(Media::new(block, all))], words, |inner| {
-            let bus = Arc::new(VramBus::new(inner));
-            vram = Some(bus.clone());
-            bus
-        });
-        let (played, vram) = (Played::new(door), vram.expect("made by the door"));
-        OnPlayed { folder, bytes, played, vram, parked: Parked::default(), timeout: Duration::from_secs(20) }
+        let door = ModelDoor::threaded_in(traits, vec![Arc::new(Media::new(block, all))], words, |bus| bus);
+        let played = Played::new(door);
+        OnPlayed { folder, bytes, played, parked: Parked::default(), timeout: Duration::from_secs(20) }
     }
 
     fn path(&self) -> PathBuf {
@@ -217,37 +211,4 @@ pub fn dropped_while_it_reads<D: Driver>(driver: &D) {
         on.played.with(|_| ());
         assert_eq!(on.played.door.bus().misses(), 0, "{fault:?}");
     }
-}
-
-/// Reads into the GPU's memory, beside such as go into RAM.
-pub fn reads_into_the_gpus_memory<D: Vram>(driver: &D) {
-    let on = OnPlayed::new(driver, 512, 5);
-    let mut source = on.source(driver);
-    let memory = driver.alloc("a ring", 2 * MIB).unwrap();
-    driver.write(&memory, 0, &vec![super::POISON; 2 * MIB]).unwrap();
-    let bus: Arc<BusMemory> = on.vram.insert(driver, D::address(&memory), 2 * MIB, 65536);
-    let address = D::address(&memory);
-    let piece = |offset: usize, len| Piece { file: 0, offset: offset as u64, len };
-    let vram = |at: usize, len| Dst::Vram { address: address + at as u64, len };
-    assert!(source.submit(0, &piece(0, 512), vram(0, 512)).is_err(), "not known to the drive");
-    source.add_vram(address, bus);
-    // Whole blocks of the drive: the file begins at one.
-    source.submit(1, &piece(512, MIB), vram(4096, MIB)).unwrap();
-    source.submit(2, &piece(2 * MIB, 1024), vram(MIB + 8192, 1024)).unwrap();
-    source.submit(3, &piece(MIB, 4096), Dst::Host(HostBuf::allocate(8192, 4096))).unwrap();
-    for (at, len) in [(2 * MIB - 512, 1024), (2 * MIB + 512, 512)] {
-        assert!(source.submit(4, &piece(0, len), vram(at, len)).is_err(), "behind the end");
-    }
-    assert!(source.submit(5, &piece(0, 1024), vram(0, 512)).is_err(), "too small");
-    let mut done: Vec<Completion> = Vec::new();
-    while done.len() < 3 {
-        source.wait(Duration::from_secs(1), &mut done).unwrap();
-    }
-    done.iter().for_each(|done| assert!(done.result.is_ok(), "{done:?}"));
-    let mut found = vec![0; 2 * MIB];
-    driver.read(&memory, 0, &mut found).unwrap();
-    let mut expected = vec![super::POISON; 2 * MIB];
-    expected[4096..][..MIB].copy_from_slice(&on.bytes[512..][..MIB]);
-    expected[MIB + 8192..][..1024].copy_from_slice(&on.bytes[2 * MIB..][..1024]);
-    assert_bytes(&found, &expected, "the GPU's memory");
 }

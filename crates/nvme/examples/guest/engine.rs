@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use nvme::PciDevice;
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::Read,
-    os::unix::fs::FileExt,
+    os::unix::{fs::FileExt, process::CommandExt},
+    path::Path,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -86,6 +87,7 @@ pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevic
         Ok(())
     };
     told("packed", &with(&["--nvme", "auto"]), &[], "a packed image from block 0 on")?;
+    unprepared(&with(&["--nvme", "auto"]), iommu).context("a machine that is not prepared")?;
     interrupted(&[&RUN[..], &["-n", "50", "--nvme", "auto"]].concat(), &address).context("Ctrl-C")?;
     let (plan, _) = run(&with(&["--plan"]), &[("GPUNVME_PCI_BDF", &address)])?;
     ensure!(plan.contains(&format!("on the drive {address}, streamed")) && plan.contains(" from disk at "), "{plan}");
@@ -93,9 +95,9 @@ pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevic
 
     // As dd does it.
     let block = wait()?.blocks.first().context("no block device")?.clone();
-    let blocks = std::fs::read_to_string(format!("/sys/class/block/{block}/queue/logical_block_size"))?;
+    let blocks = fs::read_to_string(format!("/sys/class/block/{block}/queue/logical_block_size"))?;
     let drive = OpenOptions::new().write(true).open(format!("/dev/{block}"))?;
-    drive.write_all_at(&std::fs::read(MODEL)?, LBA * blocks.trim().parse::<u64>()?)?;
+    drive.write_all_at(&fs::read(MODEL)?, LBA * blocks.trim().parse::<u64>()?)?;
     drive.sync_all()?;
     drop(drive);
     run(&["nvme", "bind", &address], &[])?;
@@ -107,6 +109,23 @@ pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevic
     ensure!(!refused.0 && refused.2.contains("the model at block 0 is not /model.gguf: "), "{}", refused.2);
     run(&["nvme", "unbind", &address], &[])?;
     wait()?;
+    Ok(())
+}
+
+/// What is missing is said, with what to do.
+fn unprepared(args: &[&str], iommu: bool) -> Result<()> {
+    let output = Command::new(ENGINE).args(args).uid(1000).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let advice = "Permission denied (os error 13); start as root, or let this user read and write that file";
+    ensure!(!output.status.success() && said.contains(advice), "{said}");
+    if !iommu {
+        let pages = Path::new("/proc/sys/vm/nr_hugepages");
+        let before = fs::read_to_string(pages)?;
+        fs::write(pages, "0")?;
+        let (succeeded, _, said) = engine(args, &[])?;
+        fs::write(pages, &before)?;
+        ensure!(!succeeded && said.contains("; set some aside (as root: sysctl vm.nr_hugepages="), "{said}");
+    }
     Ok(())
 }
 

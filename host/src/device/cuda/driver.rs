@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     ops::Range,
+    os::fd::OwnedFd,
 };
 
 pub use cuda_std::kernel::Grid;
@@ -137,6 +138,17 @@ pub trait Driver: Sized + 'static {
     fn beside(&self, module: &'static str) -> Result<Self::Beside>;
     /// As [`crate::device::Transfer::limit_link`].
     fn limit_link(&self, bytes_per_second: Option<f64>);
+
+    /// Makes an allocation one that other devices write, and see, past this driver's queues.
+    fn open_to_others(&self, mem: &Self::Mem) -> Result<()>;
+    /// A dma-buf of an allocation, for who may write it from elsewhere.
+    fn dma_buf(&self, _mem: &Self::Mem) -> Result<OwnedFd> {
+        Err(DeviceError::Unsupported(format!("{} has no dma-bufs", self.name())))
+    }
+    /// As [`crate::device::Transfer::acquire`].
+    fn acquire(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Loads modules ([`Kernel::MODULE`]), all at once; otherwise, each is loaded when a kernel in it is first launched.
     fn load_modules(&self, modules: &[&'static str]) -> Result<()>;

@@ -19,7 +19,7 @@ use super::beside::{Beside, SharedMem};
 use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
 use crate::device::{
     DeviceError, HostMemory, MemoryInfo, ReadAt, fill,
-    link::{Throttle, sleep_until},
+    link::{Throttle, not_slowed_down, sleep_until},
 };
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -246,6 +246,10 @@ impl Driver for EmulatorDriver {
 
     fn limit_link(&self, bytes_per_second: Option<f64>) {
         self.link_limit.set(bytes_per_second);
+    }
+
+    fn open_to_others(&self, _mem: &Allocation) -> Result<()> {
+        not_slowed_down(self.link_limit.get())
     }
 
     fn load_modules(&self, _modules: &[&'static str]) -> Result<()> {

@@ -4,6 +4,7 @@
 //! what it reports. Until the list's end, the CPU only copies doorbells.
 
 use std::{
+    any::Any,
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError},
     thread,
@@ -11,12 +12,13 @@ use std::{
 };
 
 use gpu::nvme::Report;
-use nvme::{BusMemory, Controller, Namespace};
-use readahead::{Completion, Dst, HostBuf, Landed, Piece, Source, SourceError};
+use nvme::{BusMemory, Controller, Namespace, PciAddress};
+use readahead::{Completion, DeviceMemory, Dst, HostBuf, Landed, Piece, Source, SourceError};
 
 use super::{
-    OnDrive, Opened, Parked,
+    Blocks, OnDrive, Opened, Parked,
     landing::{Landing, PAGE, Place},
+    vram::{OpenBar, Vram, bar1},
 };
 use crate::device::cuda::nvme::{GpuQueue, Pages, Progress, QueueError, Read, ReadKernel, Settings, Stop};
 
@@ -50,8 +52,10 @@ struct Active {
 /// Where a read goes.
 enum Into {
     Host(HostBuf, Place),
-    /// The GPU's memory.
-    Vram,
+    /// The GPU's memory, up to this byte of it.
+    Vram {
+        end: usize,
+    },
 }
 
 /// A command of a read.
@@ -66,12 +70,6 @@ struct Command {
     attempts: u32,
     /// Its end has been taken in.
     ended: bool,
-}
-
-/// The GPU's memory as the drive sees it.
-struct Vram {
-    address: u64,
-    bus: Arc<BusMemory>,
 }
 
 /// Counts since the source was made.
@@ -99,7 +97,10 @@ pub struct GpuSource {
     opened: Option<Opened>,
     parked: Parked,
     landing: Landing,
-    vram: Vec<Vram>,
+    /// The GPU's address if its driver does not say it, and the way to its memory.
+    gpu: Option<PciAddress>,
+    open_bar: OpenBar,
+    vram: Option<Vram>,
     /// Tables of pages that the kernel reads, of each memory that was read into.
     pages: Vec<(Arc<BusMemory>, Pages)>,
     reads: HashMap<u64, Active>,
@@ -129,7 +130,9 @@ impl GpuSource {
             opened: Some(opened),
             parked,
             landing,
-            vram: Vec::new(),
+            gpu: None,
+            open_bar: bar1(),
+            vram: None,
             pages: Vec::new(),
             reads: HashMap::new(),
             waiting: VecDeque::new(),
@@ -139,9 +142,10 @@ impl GpuSource {
         })
     }
 
-    /// From now on, reads may go to the GPU's memory at device address `address`, which the drive sees as `bus` says.
-    pub fn add_vram(&mut self, address: u64, bus: Arc<BusMemory>) {
-        self.vram.push(Vram { address, bus });
+    /// The same with the GPU's address, if its driver does not say it, and the way to its memory.
+    pub fn reaching(mut self, gpu: Option<PciAddress>, open_bar: OpenBar) -> Self {
+        (self.gpu, self.open_bar) = (gpu, open_bar);
+        self
     }
 
     /// What there has been so far.
@@ -165,18 +169,22 @@ impl GpuSource {
         self.opened().drive.namespace()
     }
 
-    /// Where in the GPU's memory a read of `bytes` bytes goes.
-    fn in_vram(&self, address: u64, len: usize, bytes: usize) -> Result<(Arc<BusMemory>, usize), SourceError> {
-        if bytes > len {
-            return Err(SourceError::Small { len, need: bytes, block: self.namespace().block_bytes });
+    /// Where in the GPU's memory `piece` goes, to `len` bytes at `address`. The drive's blocks may be smaller than what the place was made for: the
+    /// first one goes to where the piece begins in its block, from where the piece begins in its place.
+    fn in_vram(
+        &self,
+        piece: &Piece,
+        blocks: Blocks,
+        address: u64,
+        len: usize,
+    ) -> Result<(Arc<BusMemory>, usize, Landed), SourceError> {
+        let vram = self.vram.as_ref().ok_or(SourceError::Vram)?;
+        let (begin, need) = piece.blocks(self.block());
+        if len < need {
+            return Err(SourceError::Small { len, need, block: self.block() });
         }
-        let inside = |vram: &&Vram| {
-            address
-                .checked_sub(vram.address)
-                .is_some_and(|at| at as usize <= vram.bus.len() && bytes <= vram.bus.len() - at as usize)
-        };
-        let vram = self.vram.iter().find(inside).ok_or(SourceError::Vram)?;
-        Ok((vram.bus.clone(), (address - vram.address) as usize))
+        let (memory, place) = vram.place(address, len)?;
+        Ok((memory, place + begin - blocks.begin, Landed { begin, len: piece.len }))
     }
 
     /// Makes a list of what waits, and starts the kernel.
@@ -244,9 +252,13 @@ impl GpuSource {
             return;
         }
         let Some(Active { failed, landed, into, .. }) = self.reads.remove(&command.read) else { return };
-        if let Into::Host(mut dst, place) = into {
-            let wanted = failed.is_none().then_some(landed.begin..landed.begin + landed.len);
-            self.landing.arrived(place, &mut dst, wanted);
+        match (into, &self.vram) {
+            (Into::Host(mut dst, place), _) => {
+                let wanted = failed.is_none().then_some(landed.begin..landed.begin + landed.len);
+                self.landing.arrived(place, &mut dst, wanted);
+            }
+            (Into::Vram { end }, Some(vram)) if failed.is_none() => vram.arrived(end),
+            (Into::Vram { .. }, _) => {}
         }
         let result = failed.map_or(Ok(landed), |failed| Err(SourceError::Device(Box::new(failed))));
         done.push(Completion { id: command.read, result });
@@ -319,7 +331,7 @@ impl Source for GpuSource {
         if self.reads.len() >= depth {
             return Err(SourceError::Full { depth });
         }
-        let (memory, at, into) = match dst {
+        let (memory, at, landed, into) = match dst {
             Dst::Host(dst) => {
                 if !dst.address().is_multiple_of(PAGE) {
                     return Err(SourceError::Unaligned { address: dst.address(), block: PAGE });
@@ -328,17 +340,17 @@ impl Source for GpuSource {
                     return Err(SourceError::Small { len: dst.len(), need: blocks.bytes, block: self.block() });
                 }
                 let place = self.landing.place(&dst, blocks.bytes)?;
-                (place.bus.clone(), place.at, Into::Host(dst, place))
+                let landed = Landed { begin: blocks.begin, len: piece.len };
+                (place.bus.clone(), place.at, landed, Into::Host(dst, place))
             }
             Dst::Vram { address, len } => {
-                let (bus, at) = self.in_vram(address, len, blocks.bytes)?;
-                (bus, at, Into::Vram)
+                let (memory, at, landed) = self.in_vram(piece, blocks, address, len)?;
+                (memory, at, landed, Into::Vram { end: at + blocks.bytes })
             }
         };
         // A command has 65,536 blocks at most (NLB counts from 0 in 16 bits).
         let block = self.namespace().block_bytes;
         let most = (self.controller().max_transfer() / block).min(1 << 16) as u64;
-        let landed = Landed { begin: blocks.begin, len: piece.len };
         let commands = blocks.count.div_ceil(most) as usize;
         self.reads.insert(id, Active { commands, failed: None, landed, into });
         for first in (0..blocks.count).step_by(most as usize) {
@@ -393,13 +405,30 @@ impl Source for GpuSource {
         self.landing.prepare(buffers, depth);
     }
 
+    fn is_queued(&self, id: u64) -> bool {
+        self.waiting.iter().any(|command| command.read == id)
+    }
+
+    fn lands_in_device(&self) -> bool {
+        true
+    }
+
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        let Opened { drive, image } = self.opened.as_mut().expect("it is there until it is dropped");
+        let known = image.blocks(&Piece { file: 0, offset: 0, len: 1 }).map_err(|e| e.to_string())?.lba;
+        self.vram = Some(Vram::reach(memory, self.gpu, &self.open_bar, drive, known, owner)?);
+        Ok(())
+    }
+
     fn name(&self, file: usize) -> String {
         self.image().name(file)
     }
 
     fn describe(&self) -> String {
         let controller = self.controller();
-        let (name, way, landing) = (controller.name(), controller.door().describe(), self.landing.describe());
+        let landing =
+            self.vram.as_ref().map_or_else(|| self.landing.describe(), |vram| format!("by {}", vram.describe()));
+        let (name, way) = (controller.name(), controller.door().describe());
         let most = bytesize::ByteSize(controller.max_transfer() as u64);
         let (gpu, depth) = (self.queue.gpu().name(), self.queue.settings().depth);
         format!(

@@ -2,7 +2,7 @@
 //!
 //! - [`NvmeOptions`]: which drive, and where on it; from flags, variables, or by itself.
 //! - [`OnDrive`]: where the model's files are on it, checked against the files themselves. Whoever submits reads asks it for their blocks.
-//! - [`Landing`]: the buffers that reads go into, as the drive sees them.
+//! - [`Landing`]: the buffers that reads go into, as the drive sees them; [`Vram`]: the device's memory, where it can be reached.
 //! - [`DriveSource`]: the source whose commands the CPU submits. [`GpuSource`]: the one whose commands a GPU's kernel submits.
 //!
 //! docs/nvme.md has the picture.
@@ -13,6 +13,7 @@ mod landing;
 mod on_drive;
 mod options;
 mod source;
+mod vram;
 
 use std::{
     cell::OnceCell,
@@ -33,6 +34,7 @@ pub use landing::{Landing, Place};
 pub use on_drive::{Blocks, OnDrive};
 pub use options::{DriveChoice, NvmeOptions, Submit};
 pub use source::DriveSource;
+pub use vram::{OpenBar, Vram, bar1};
 
 /// The namespace that models are on.
 const NAMESPACE: u32 = 1;
@@ -65,7 +67,9 @@ pub struct NvmeReads {
     parked: Parked,
     device: OnceCell<String>,
     /// The kernel that submits commands, where it is not the CPU that does.
-    gpu: Option<(ReadKernels, Settings)>,
+    kernels: Option<(ReadKernels, Settings)>,
+    gpu: Option<PciAddress>,
+    open_bar: OpenBar,
 }
 
 impl NvmeReads {
@@ -82,13 +86,24 @@ impl NvmeReads {
 
     /// The same by a way that is made by `find`, driven as `options` say.
     pub fn through(find: Find, lba: u64, files: DiskReads, options: nvme::Options) -> Self {
-        NvmeReads { find, lba, files, options, parked: Parked::default(), device: OnceCell::new(), gpu: None }
+        let (parked, device) = (Parked::default(), OnceCell::new());
+        NvmeReads { find, lba, files, options, parked, device, kernels: None, gpu: None, open_bar: bar1() }
+    }
+
+    /// The same with the GPU's address, if its driver does not say it.
+    pub fn beside(self, gpu: Option<PciAddress>) -> Self {
+        NvmeReads { gpu, ..self }
+    }
+
+    /// The same with another way to a GPU's memory than BAR1.
+    pub fn behind(self, open_bar: OpenBar) -> Self {
+        NvmeReads { open_bar, ..self }
     }
 
     /// The same with commands that a kernel submits, of the GPU that `kernels` opens. Its patience is what a command may take.
     pub fn by_gpu(mut self, kernels: ReadKernels, settings: Settings) -> Self {
         self.options.spare = self.options.spare.max(1);
-        self.gpu = Some((kernels, Settings { patience: self.options.timeout, ..settings }));
+        self.kernels = Some((kernels, Settings { patience: self.options.timeout, ..settings }));
         self
     }
 
@@ -107,12 +122,13 @@ impl NvmeReads {
 impl Reads for NvmeReads {
     fn ahead(&self, files: Vec<Input>, _cached: bool) -> Result<Box<dyn Source>, OpenError> {
         let opened = self.open(&files).map_err(|e| OpenError::Device(Box::new(e)))?;
-        let Some((kernels, settings)) = &self.gpu else {
-            return Ok(Box::new(DriveSource::new(opened, self.parked.clone())));
+        let (parked, open_bar) = (self.parked.clone(), self.open_bar.clone());
+        let Some((kernels, settings)) = &self.kernels else {
+            return Ok(Box::new(DriveSource::new(opened, parked, self.gpu, open_bar)));
         };
-        let gpu = kernels().map_err(|e| OpenError::Device(Box::new(e)))?;
-        match GpuSource::new(opened, self.parked.clone(), gpu, *settings) {
-            Ok(source) => Ok(Box::new(source)),
+        let kernel = kernels().map_err(|e| OpenError::Device(Box::new(e)))?;
+        match GpuSource::new(opened, parked, kernel, *settings) {
+            Ok(source) => Ok(Box::new(source.reaching(self.gpu, open_bar))),
             Err(e) => Err(OpenError::Device(Box::new(e))),
         }
     }

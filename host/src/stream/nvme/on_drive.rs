@@ -194,11 +194,13 @@ impl Bytes<'_> {
 /// What is compared of a file of `len` bytes.
 fn compared(len: u64) -> Vec<Range<u64>> {
     if len <= 2 * EDGE + SPOTS * SPOT {
-        return vec![0..len];
+        return std::iter::once(0..len).collect();
     }
     let step = (len - 2 * EDGE) / (SPOTS + 1);
-    let spots = (1..=SPOTS).map(|number| EDGE + number * step).map(|at| at..at + SPOT);
-    [0..EDGE].into_iter().chain(spots).chain([len - EDGE..len]).collect()
+    let mut ranges: Vec<_> = (1..=SPOTS).map(|number| EDGE + number * step).map(|at| at..at + SPOT).collect();
+    ranges.insert(0, 0..EDGE);
+    ranges.push(len - EDGE..len);
+    ranges
 }
 
 #[cfg(test)]
