@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check that needs a GPU, in one call. Needs no Rust: it runs what `cargo xtask gpu-bundle` packed.
 #
-#   scripts/gpu-check.sh [PART...]      parts: kernels models sanitizer demo speed bench stream (default: all)
+#   scripts/gpu-check.sh [PART...]      parts: kernels models sanitizer demo speed bench stream nvme (default: all)
 #
 #   SHAPES="8b:Q8_0 8b:Q4_K_M 1b:Q8_0"
 #                      models of the speed part, SHAPE[:TYPE][@DEPTH]: random weights in that shape (1b, 8b, 70b, ...), of that type
@@ -12,6 +12,7 @@
 #   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
 #   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b and 32b-qwen2 have cases of their own
 #   CASES=PATTERN      of these, the ones whose names match (seeds, prompt, Ctrl-C, "GiB at", disk, ...); all if absent
+#   NVME=8b:Q8_0       the model of the nvme part, SHAPE:TYPE, that is streamed from a played drive
 #   OUT=gpu-out        where the logs go
 #   SCRATCH=/tmp       where the bundle is unpacked
 #   MODELS=$SCRATCH    where models are written, one at a time (8b takes 9 GB, 70b:Q4_K_M 42 GB); /dev/shm is faster than a disk
@@ -29,10 +30,10 @@ total=${TOTAL:-570}
 export here out scratch models
 
 parts=("$@")
-[ $# -gt 0 ] || parts=(kernels models sanitizer demo speed bench stream)
+[ $# -gt 0 ] || parts=(kernels models sanitizer demo speed bench stream nvme)
 for part in "${parts[@]}"; do
     case $part in
-    kernels | models | sanitizer | demo | speed | bench | stream) ;;
+    kernels | models | sanitizer | demo | speed | bench | stream | nvme) ;;
     *)
         sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
         echo "unknown part: $part" >&2
@@ -264,6 +265,15 @@ stream() {
     python3 "$NT_ROOT/scripts/stream_check.py" --only "${CASES:-}" "$NT_BIN" "$model" "${cases[@]}"
 }
 
+# nvme_model SHAPE:TYPE: streams the model from a played drive that a kernel reads; tokens as when resident.
+nvme_model() {
+    local shape=${1%:*} quant=${1#*:} model=$models/nt-nvme.gguf
+    # shellcheck disable=SC2064
+    trap "rm -f '$model' '$model.tmp'" EXIT
+    "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
+    NT_NVME_MODEL=$model suite_on_gpu --exact nvme_gpu::gpu::tokens_of_a_model_on_a_drive
+}
+
 speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }
 
 # Its words are what to measure.
@@ -272,7 +282,7 @@ benchmarks() {
     "$bin/bench-kernels" --bench ${BENCH-gpu attention} --json "$out/bench.json" || return
     python3 "$NT_ROOT/scripts/gpu_report.py" bench "$out/bench.json"
 }
-export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed peer streamed speeds benchmarks stream
+export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed peer streamed speeds benchmarks stream nvme_model
 
 check machine 30 machine
 for part in "${parts[@]}"; do
@@ -284,6 +294,7 @@ for part in "${parts[@]}"; do
         # racecheck looks at shared memory, of one block at a time; what gemv_beside is about lies in global memory, and takes minutes there.
         check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu:: \
             --skip gemv_beside
+        check memcheck-nvme 60 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 --exact nvme_gpu::gpu::lists_of_pages
         check memcheck-token 60 sanitize memcheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         check racecheck-token 60 sanitize racecheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         ;;
@@ -308,6 +319,12 @@ for part in "${parts[@]}"; do
         for model in ${STREAM:-8b:Q8_0}; do
             lines=60 check "stream-$model" 500 stream "$model"
         done
+        ;;
+    nvme)
+        # Each test has threads that spin: the played drive, and the one that copies doorbells.
+        check nvme-kernel 180 suite_on_gpu --test-threads 4 nvme_gpu::gpu:: --skip figures
+        lines=40 check nvme-figures 120 suite_on_gpu --exact nvme_gpu::gpu::figures
+        lines=40 check "nvme-${NVME:-8b:Q8_0}" 300 nvme_model "${NVME:-8b:Q8_0}"
         ;;
     esac
 done

@@ -39,6 +39,8 @@ pub mod gemv;
     feature = "ops"
 ))]
 mod math;
+#[cfg(feature = "nvme")]
+pub mod nvme;
 #[cfg(feature = "ops")]
 pub mod ops;
 #[cfg(feature = "probe")]

@@ -30,7 +30,7 @@ const PASSES: [&[u32]; 4] = [&[1, 5, 9, 14, 200], &[3], &[77], &[4]];
 const MIB: usize = 1 << 20;
 
 /// A drive with blocks of `block` bytes on which the model lies from block `lba` on, packed or as `dd` lays it.
-fn holding(gguf: &Gguf, block: usize, lba: u64, packed: bool) -> Arc<Media> {
+pub fn holding(gguf: &Gguf, block: usize, lba: u64, packed: bool) -> Arc<Media> {
     let (start, bytes) = (lba as usize * block, gguf.file_bytes() as usize);
     let room = start + bytes.next_multiple_of(4096) + MIB;
     if !packed {
@@ -46,7 +46,7 @@ fn holding(gguf: &Gguf, block: usize, lba: u64, packed: bool) -> Arc<Media> {
 }
 
 /// Reads from the drive behind `door`, with timeouts that take few of its steps.
-fn reads(door: &Arc<ModelDoor>, lba: u64) -> NvmeReads {
+pub fn reads(door: &Arc<ModelDoor>, lba: u64) -> NvmeReads {
     let door = door.clone();
     let options = ::nvme::Options {
         timeout: Duration::from_millis(50),

@@ -250,6 +250,30 @@ fn kernels_have_the_collectives_of_their_source() {
     }
 }
 
+/// What host, drive and kernel share is read and written as such, and in order: docs/nvme.md has the reasons.
+#[test]
+fn a_reader_of_drives_orders_what_it_shares() {
+    for entry in each::<gpu::nvme::read_list>() {
+        let lines: Vec<_> = entry.instructions().filter(|line| !line.starts_with("//")).collect();
+        let of = |mnemonic: &str| -> Vec<usize> {
+            (0..lines.len()).filter(|&line| lines[line].starts_with(mnemonic)).collect()
+        };
+        let (fences, loads, stores) = (of("fence.acq_rel.sys;"), of("ld.volatile"), of("st.volatile"));
+        // Loads: stop word, phase tag, the rest of a completion. Stores: tail, status, head, two of what is outstanding, the report.
+        assert_eq!((fences.len(), loads.len(), stores.len(), of("nanosleep").len()), (3, 3, 6, 1));
+        // Commands | tail; completion's tag | its rest, the status, the head; all | the report's number.
+        let order = [
+            fences[0], stores[0], loads[0], loads[1], fences[1], loads[2], stores[1], stores[2], stores[3], stores[4],
+            fences[2], stores[5],
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        // What the other lanes have written or read is behind the fence, too.
+        assert!(fences.iter().all(|&fence| lines[fence - 1].starts_with("bar.warp.sync")));
+        // It takes nothing that the products beside it want.
+        assert!(!lines.iter().any(|line| space(line) == Some("shared")), "shared memory");
+    }
+}
+
 #[test]
 fn votes_and_shuffles_stay_where_the_whole_warp_is() {
     for votes in each::<gpu::probe::vote_between_equal_tests>() {

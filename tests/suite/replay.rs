@@ -133,9 +133,18 @@ impl Driver for Recorder {
     type Pinned = <EmulatorDriver as Driver>::Pinned;
     type Event = <EmulatorDriver as Driver>::Event;
     type Graph = Recorded;
+    type Beside = <EmulatorDriver as Driver>::Beside;
 
     fn name(&self) -> &str {
         "recorder"
+    }
+
+    fn beside(&self, module: &'static str) -> Result<Self::Beside> {
+        self.emulator.beside(module)
+    }
+
+    fn open_to_others(&self, mem: &Self::Mem) -> Result<()> {
+        self.emulator.open_to_others(mem)
     }
 
     fn properties(&self) -> &Properties {

@@ -8,7 +8,7 @@ use std::{
     cell::{Cell, RefCell},
     ops::Range,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use ntransformer::{
@@ -27,6 +27,9 @@ use ntransformer::{
 };
 use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+use readahead::DeviceMemory;
+
+mod in_place;
 
 /// How many jobs of each queue have certainly ended at some point.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +53,7 @@ const BLOCK: usize = 256;
 struct Memory {
     bytes: RefCell<Vec<u8>>,
     written: RefCell<Vec<usize>>,
-    read: RefCell<Vec<usize>>,
+    read: Arc<Mutex<Vec<usize>>>,
 }
 
 fn blocks(bytes: Range<usize>) -> Range<usize> {
@@ -71,7 +74,9 @@ struct Recorder {
     /// What the compute queue knows; `computations` is its own length.
     compute_queue: Cell<Ended>,
     /// What the calling thread has waited for.
-    host: Cell<Ended>,
+    host: Arc<Mutex<Ended>>,
+    /// Memory that others write: its address, and who read it last.
+    exposed: in_place::Exposed,
     ops: RefCell<Vec<Op>>,
     /// The upload that fails, counted down to 0.
     fail_upload: Cell<Option<usize>>,
@@ -100,7 +105,7 @@ impl Recorder {
             if buf.written.borrow()[blocks.clone()].iter().any(|&job| job > queue.copies) {
                 self.race(format!("layer {layer} is computed while it may still be copied"));
             }
-            buf.read.borrow_mut()[blocks].fill(queue.computations);
+            buf.read.lock().unwrap()[blocks].fill(queue.computations);
         }
         self.ops.borrow_mut().push(Op::Compute(layer));
     }
@@ -124,8 +129,9 @@ impl Transfer for Recorder {
     }
 
     fn alloc(&self, _what: &str, bytes: usize) -> Result<Rc<Memory>, DeviceError> {
-        let unused = || RefCell::new(vec![0; bytes.div_ceil(BLOCK)]);
-        Ok(Rc::new(Memory { bytes: RefCell::new(vec![0xEE; bytes]), written: unused(), read: unused() }))
+        let unused = vec![0; bytes.div_ceil(BLOCK)];
+        let read = Arc::new(Mutex::new(unused.clone()));
+        Ok(Rc::new(Memory { bytes: RefCell::new(vec![0xEE; bytes]), written: RefCell::new(unused), read }))
     }
 
     fn pinned(&self, _what: &str, bytes: usize) -> Result<Vec<u8>, DeviceError> {
@@ -156,7 +162,7 @@ impl Transfer for Recorder {
             ended.copies += 1;
         });
         let written = blocks(offset..offset + range.len());
-        if dst.read.borrow()[written.clone()].iter().any(|&job| job > queue.computations) {
+        if dst.read.lock().unwrap()[written.clone()].iter().any(|&job| job > queue.computations) {
             self.race("a place is overwritten while it may still be read".into());
         }
         dst.written.borrow_mut()[written].fill(queue.copies);
@@ -173,6 +179,10 @@ impl Transfer for Recorder {
         Ok(queue)
     }
 
+    fn device_memory<'a>(&'a self, buf: &'a Rc<Memory>) -> Result<Box<dyn DeviceMemory + 'a>, DeviceError> {
+        Ok(self.expose(buf))
+    }
+
     fn limit_link(&mut self, _bytes_per_second: Option<f64>) {
         unreachable!("layers do not set the link's speed")
     }
@@ -183,7 +193,7 @@ impl Transfer for Recorder {
 
     /// What the calling thread has waited for is all that it can know of.
     fn reached(&self, event: &Ended) -> Result<bool, DeviceError> {
-        let known = self.host.get();
+        let known = self.host.lock().unwrap();
         Ok(event.copies <= known.copies && event.computations <= known.computations)
     }
 
@@ -204,7 +214,7 @@ impl Transfer for Recorder {
     }
 
     fn host_waits(&self, event: &Ended) -> Result<(), DeviceError> {
-        Self::update(&self.host, |ended| ended.join(event));
+        self.host.lock().unwrap().join(event);
         // Whatever the host asks for from now on comes later.
         Self::update(&self.copy_queue, |ended| ended.join(event));
         Self::update(&self.compute_queue, |ended| ended.join(event));

@@ -25,6 +25,9 @@ pub use cust_raw as sys;
 pub use launch::{LaunchAttribute, LaunchConfig};
 pub use symbols::raw;
 
+/// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD` of `cuMemGetHandleForAddressRange` (CUDA 11.7): the handle is a file descriptor, an `int`.
+pub const DMA_BUF_FD: std::ffi::c_uint = 1;
+
 /// Whether the driver's library could be loaded. There may be no device all the same.
 pub fn driver_present() -> bool {
     library::loaded().is_ok()

@@ -253,7 +253,17 @@ symbols! {
     fn cuSurfObjectDestroy(surf_object: CUsurfObject);
     fn cuSurfObjectGetResourceDesc(p_res_desc: *mut CUDA_RESOURCE_DESC, surf_object: CUsurfObject);
 
+    fn cuPointerSetAttribute(value: *const c_void, attribute: CUpointer_attribute, ptr: CUdeviceptr);
+    fn cuFlushGPUDirectRDMAWrites(target: CUflushGPUDirectRDMAWritesTarget, scope: CUflushGPUDirectRDMAWritesScope);
+
     younger:
+    fn cuMemGetHandleForAddressRange(
+        handle: *mut c_void,
+        dptr: CUdeviceptr,
+        size: usize,
+        handle_type: c_uint,
+        flags: c_ulonglong,
+    );
     fn cuLaunchKernelEx(
         config: *const LaunchConfig,
         f: CUfunction,

@@ -90,10 +90,10 @@ impl Emulator {
     /// the launch; of several blocks' errors, the one of the lowest cluster is returned.
     ///
     /// # Safety
-    /// The kernel must reach global memory through `cuda_std`'s `mem` and `atomic` alone, where every address is checked, and
+    /// The kernel must reach global memory through `cuda_std`'s `mem`, `atomic` and `system` alone, where every address is checked, and
     /// stay inside its shared arrays. Its blocks must not write what other blocks access but in the order that `atomic` or the
     /// barriers of their cluster give, and until the launch returns no other host thread may copy from or to, or launch on, what it
-    /// accesses.
+    /// accesses, but for words that both sides reach as `system` does.
     pub unsafe fn launch<K: Kernel>(&self, grid: Grid, args: K::Args) -> Result<(), LaunchError> {
         check_shape(K::NAME, grid, self.shared_limit)?;
         let clusters = [0, 1, 2].map(|axis| grid.blocks[axis] / grid.cluster[axis]);

@@ -24,7 +24,8 @@
 //! - What the PTX compiler does to the code: a barrier that it duplicates or moves into a branch. Collectives are told
 //!   apart by their mask only: two lanes that meet in a shuffle and in a ballot of the same mask go through.
 //! - Accesses that don't go through `cuda_std::mem`: raw dereferences, and shared memory more than a kilobyte beyond its
-//!   array's ends. A thread that spins on a value another thread should write spins for ever. A kernel that needs more
+//!   array's ends. A thread that spins on a value another thread of the GPU should write spins for ever. (One that waits for the host or a
+//!   device, by `cuda_std::system`, does not: those are other threads of the system.) A kernel that needs more
 //!   than 128 KiB of stack ends the process.
 //! - Accesses to another block's shared memory before it has started or after its end: that is looked at when an address is mapped
 //!   (`cluster::map`), not when what it gave is used. A missing barrier before shows where the seed lets a cluster's blocks start one

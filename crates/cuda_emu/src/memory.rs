@@ -14,6 +14,10 @@ const POISON: u8 = 0xFF;
 const GUARD: usize = 1024;
 /// Alignment of every region in bytes, `cuMemAlloc`'s.
 pub(crate) const ALIGN: usize = 256;
+/// Regions of so many bytes or more begin at a page, and have a page to either side: the driver puts large allocations into pages of
+/// their own.
+const LARGE: usize = 64 << 10;
+const PAGE: usize = 4096;
 
 /// Why memory could not be allocated or copied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +60,8 @@ unsafe impl Sync for Region {}
 impl Region {
     /// `len` poisoned bytes, or `None` where the host has no such memory.
     pub(crate) fn new(len: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(len.checked_add(2 * GUARD)?, ALIGN).ok()?;
+        let (guard, align) = if len >= LARGE { (PAGE, PAGE) } else { (GUARD, ALIGN) };
+        let layout = Layout::from_size_align(len.checked_add(2 * guard)?, align).ok()?;
         // SAFETY: the size is not zero.
         let block = NonNull::new(unsafe { std::alloc::alloc(layout) })?;
         // SAFETY: `layout.size()` bytes were just allocated at `block`.
@@ -64,9 +69,14 @@ impl Region {
         Some(Region { block, layout, len })
     }
 
+    /// Bytes of each guard.
+    fn guard(&self) -> usize {
+        (self.layout.size() - self.len) / 2
+    }
+
     pub(crate) fn pointer(&self) -> *mut u8 {
         // SAFETY: inside the allocation, whose size is at least two guards.
-        unsafe { self.block.add(GUARD) }.as_ptr()
+        unsafe { self.block.add(self.guard()) }.as_ptr()
     }
 
     /// The address that kernels get. They make pointers of it again.
@@ -94,7 +104,8 @@ impl Region {
         // shared memory is asked), so that nobody writes meanwhile.
         let (before, after) = unsafe {
             let after = self.pointer().add(self.len);
-            (std::slice::from_raw_parts(self.block.as_ptr(), GUARD), std::slice::from_raw_parts(after, GUARD))
+            let guard = |start: *const u8| std::slice::from_raw_parts(start, self.guard());
+            (guard(self.block.as_ptr()), guard(after))
         };
         before.iter().chain(after).all(|&byte| byte == POISON)
     }

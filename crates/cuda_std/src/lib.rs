@@ -26,6 +26,7 @@ pub mod mem;
 pub mod mma;
 pub mod shared;
 pub mod simd;
+pub mod system;
 pub mod thread;
 pub mod warp;
 
@@ -39,7 +40,7 @@ pub use inventory;
 pub mod prelude {
     pub use crate::{
         F16, async_copy, atomic, cluster, dynamic_shared, float, grid, kernel, mem, mma, shared, shared_array, simd,
-        thread, warp,
+        system, thread, warp,
     };
 }
 

@@ -170,7 +170,8 @@ impl Controller {
         self.admin.strays() + self.queues.iter().map(QueuePair::strays).sum::<u64>()
     }
 
-    pub(crate) fn options(&self) -> &Options {
+    /// How it is used.
+    pub fn options(&self) -> &Options {
         &self.options
     }
 
@@ -233,11 +234,20 @@ impl Controller {
         self.create_all()
     }
 
+    /// Resets the controller. Queues that were lent are empty then, and what was outstanding in them is forgotten; what is outstanding in
+    /// the driver's own is issued again.
+    ///
+    /// # Errors
+    /// If the controller does not come back. It is of no use then.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        self.reset(false)
+    }
+
     /// Whether it is in a state to answer.
     ///
     /// # Errors
     /// If it has failed, or is gone.
-    pub(crate) fn health(&self) -> Result<(), Error> {
+    pub fn health(&self) -> Result<(), Error> {
         let (device, csts) = (self.door.name().to_owned(), Csts(self.door.read32(CSTS)));
         match csts {
             _ if csts.is_gone() => Err(Error::Gone { device }),

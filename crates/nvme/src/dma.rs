@@ -65,6 +65,17 @@ impl BusMemory {
         Ok(BusMemory { extents: merged, len, _owner: owner })
     }
 
+    /// Memories one behind the other, as one.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn joined(parts: Vec<BusMemory>) -> Result<Self, Error> {
+        let extents: Vec<_> =
+            parts.iter().flat_map(|part| &part.extents).map(|extent| (extent.bus, extent.len)).collect();
+        // SAFETY: the parts are the owner, and what was promised of each is what is promised of all.
+        unsafe { BusMemory::new(extents, Box::new(parts)) }
+    }
+
     /// How many bytes.
     #[expect(clippy::len_without_is_empty, reason = "there are some")]
     pub fn len(&self) -> usize {

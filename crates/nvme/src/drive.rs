@@ -126,6 +126,11 @@ impl Drive {
         &self.controller
     }
 
+    /// The controller, to lend queues of it to others.
+    pub fn controller_mut(&mut self) -> &mut Controller {
+        &mut self.controller
+    }
+
     /// Commands that were issued again, because they had failed, so far.
     pub fn retries(&self) -> u64 {
         self.retries

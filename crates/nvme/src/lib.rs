@@ -6,6 +6,7 @@
 //!   than RAM. `prp` describes it in commands.
 //! - A [`Controller`] is reset, enabled, asked who it is, and given queues. A [`Drive`] reads and writes one of its namespaces, and sees to what
 //!   fails. A [`LentQueue`] is for somebody else to drive, such as a GPU.
+//! - A [`Window`] shows memory of another device, such as a GPU's, to the bus; [`prove()`] finds a buffer in it.
 //! - [`System`] is what the kernel knows of drives: their drivers, and what they are used for.
 //! - `model` (with the feature `testing`) is a controller in plain Rust, for tests.
 //!
@@ -27,6 +28,8 @@ mod lent;
 #[cfg(feature = "testing")]
 pub mod model;
 mod pci;
+mod peer;
+mod prove;
 mod prp;
 mod queue;
 mod registers;
@@ -47,6 +50,8 @@ pub use error::Error;
 pub use identify::{ControllerIdentity, Namespace};
 pub use lent::LentQueue;
 pub use pci::{NoPciAddress, PciAddress};
+pub use peer::{DmaBufWindow, PEER_PAGE, PeerBar, Window};
+pub use prove::{Run, Unproven, prove};
 pub use prp::{PrpError, PrpList};
 pub use registers::{Cap, Cc, Csts, Registers, Version};
 pub use status::Status;

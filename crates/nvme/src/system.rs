@@ -170,11 +170,16 @@ impl System {
 
     /// Where BAR `index` of a function is on the bus.
     pub fn bar(&self, address: PciAddress, index: usize) -> Option<Range<u64>> {
+        self.resource(address, index).map(|(range, _)| range)
+    }
+
+    /// The same with the flags that Linux has for it (include/linux/ioport.h).
+    pub(crate) fn resource(&self, address: PciAddress, index: usize) -> Option<(Range<u64>, u64)> {
         let resources = text(&self.pci_folder(address).join("resource"))?;
         let mut numbers = resources.lines().nth(index)?.split_whitespace();
         let mut next = || u64::from_str_radix(numbers.next()?.strip_prefix("0x")?, 16).ok();
-        let (first, last) = (next()?, next()?);
-        (last > first).then(|| first..last + 1)
+        let (first, last, flags) = (next()?, next()?, next()?);
+        (first < last && last < u64::MAX).then(|| (first..last + 1, flags))
     }
 
     /// The function that the block device `name` belongs to.

@@ -2,10 +2,12 @@
 
 use super::sync::{Condvar, Mutex, MutexGuard, now, thread};
 use crate::{
-    BufferId, Dst, Filled, HostBuf, Options, Piece, ReadError, Source, Span,
-    protocol::{Protocol, Step},
+    BufferId, Completion, Dst, Filled, HostBuf, Landed, Options, Piece, Place, ReadError, Source, SourceError, Span,
+    protocol::{Protocol, Read, Step},
 };
 use std::{
+    any::Any,
+    collections::HashMap,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +20,8 @@ use std::{
 const TICK: Duration = Duration::from_millis(2);
 /// How long the consumer waits before it looks at the clock itself: a source that blocks where it should not cannot hold it up.
 const LOOK: Duration = Duration::from_millis(100);
+/// Pieces that are read into their places before the first of them is taken, at most: with pieces of 4 MiB, 1 GiB.
+const AHEAD: usize = 256;
 
 struct Shared {
     protocol: Mutex<Protocol>,
@@ -33,6 +37,37 @@ impl Shared {
     }
 }
 
+/// What is read into.
+enum Memory {
+    /// Buffers, whichever is free.
+    Lent(Vec<HostBuf>),
+    /// A place in the device's memory for each piece, which is there as long as the owner.
+    Places { places: Vec<Place>, _owner: Arc<dyn Any + Send + Sync> },
+}
+
+impl Memory {
+    /// Where a read goes.
+    fn of(&self, read: &Read) -> Dst {
+        match self {
+            Memory::Lent(buffers) => Dst::Host(buffers[read.buffer].share()),
+            Memory::Places { places, .. } => {
+                let Place { address, len, .. } = places[read.number];
+                Dst::Vram { address, len }
+            }
+        }
+    }
+
+    /// A piece came to where it should.
+    fn check(&self, piece: usize, landed: Landed) -> Result<Landed, SourceError> {
+        match self {
+            Memory::Places { places, .. } if places[piece].begin != landed.begin => {
+                Err(SourceError::Misplaced { got: landed.begin, want: places[piece].begin })
+            }
+            _ => Ok(landed),
+        }
+    }
+}
+
 /// Reads a list of pieces in a cycle, or once ([`Options::once`]), in order, ahead of who takes them.
 ///
 /// Reading begins at once, with piece 0, and goes on while there are buffers. Pieces are taken in the same order, and each buffer is
@@ -40,6 +75,9 @@ impl Shared {
 ///
 /// Dropping it waits for the reads in flight. A read that has been in flight for longer than [`Options::stall`] is waited for only if
 /// its buffer has no owner ([`HostBuf::new`]); else the thread stays behind with it, and the buffers.
+///
+/// With a source that writes the device's memory by itself, each piece can be read into a place of its own there instead
+/// ([`start_in_place`](Self::start_in_place)).
 pub struct ReadAhead {
     shared: Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
@@ -76,18 +114,53 @@ impl ReadAhead {
             }
         }
         source.prepare(&buffers);
-        let description = source.describe();
-        let names = pieces.iter().map(|piece| (piece.file, source.name(piece.file))).collect();
+        let names = names(&*source, &pieces);
         let owned = buffers.iter().all(HostBuf::is_owned);
-        let shared = Arc::new(Shared {
-            protocol: Mutex::new(Protocol::new(pieces, names, buffers.len(), source.depth(), options)),
-            to_reader: Condvar::new(),
-            to_consumer: Condvar::new(),
-        });
+        let protocol = Protocol::new(pieces, names, buffers.len(), source.depth(), options);
+        Self::spawn(source, protocol, Memory::Lent(buffers), owned)
+    }
+
+    /// Begins to read each piece into its place in the device's memory, which `source` has been
+    /// [prepared](Source::prepare_device) for. A piece is read when it is [permitted](Self::permit). To take it gives it away: nothing
+    /// has to be given back.
+    ///
+    /// # Safety
+    /// The memory is there until this is dropped and nobody else has a share of `owner`. From when a piece is permitted until it is
+    /// taken, and behind a [`seek`](Self::seek) until all reads have [come back](Self::drained), nobody reads or writes its place.
+    ///
+    /// # Errors
+    /// There are no pieces, a place is not that of the whole blocks around its piece, or no thread can be had.
+    pub unsafe fn start_in_place(
+        source: Box<dyn Source>,
+        pieces: Vec<Piece>,
+        places: Vec<Place>,
+        owner: Arc<dyn Any + Send + Sync>,
+        options: Options,
+    ) -> Result<Self, ReadError> {
+        if pieces.is_empty() || places.len() != pieces.len() {
+            return Err(ReadError::Start(format!("{} pieces and {} places", pieces.len(), places.len())));
+        }
+        for (piece, place) in pieces.iter().zip(&places) {
+            if piece.blocks(source.block()) != (place.begin, place.len) {
+                let Place { begin, len, .. } = place;
+                let why =
+                    format!("{piece:?} in blocks of {} bytes does not fill {len} from {begin} on", source.block());
+                return Err(ReadError::Start(why));
+            }
+        }
+        let names = names(&*source, &pieces);
+        let protocol = Protocol::new(pieces, names, AHEAD, source.depth(), options).in_place();
+        Self::spawn(source, protocol, Memory::Places { places, _owner: owner }, true)
+    }
+
+    fn spawn(source: Box<dyn Source>, protocol: Protocol, memory: Memory, owned: bool) -> Result<Self, ReadError> {
+        let description = source.describe();
+        let shared =
+            Arc::new(Shared { protocol: Mutex::new(protocol), to_reader: Condvar::new(), to_consumer: Condvar::new() });
         let theirs = shared.clone();
         let thread = thread::Builder::new()
             .name("read ahead".to_owned())
-            .spawn(move || read(&theirs, source, &buffers))
+            .spawn(move || read(&theirs, source, memory))
             .map_err(|error| ReadError::Start(format!("no thread: {error}")))?;
         Ok(Self { shared, thread: Some(thread), owned, description })
     }
@@ -119,6 +192,28 @@ impl ReadAhead {
         }
     }
 
+    /// As [`take`](Self::take), but waits for `patience` at most, or a tenth of a second if that is less: none if it is not there by then.
+    ///
+    /// # Errors
+    /// As there, and [`ReadError::Cancelled`].
+    pub fn take_within(
+        &self,
+        cancel: &AtomicBool,
+        piece: usize,
+        patience: Duration,
+    ) -> Result<Option<Filled>, ReadError> {
+        let mut protocol = self.shared.lock();
+        let mut filled = protocol.take(piece, now())?;
+        if filled.is_none() && cancel.load(Ordering::Relaxed) {
+            return Err(ReadError::Cancelled);
+        }
+        if filled.is_none() && !patience.is_zero() {
+            protocol = self.wait_for(protocol, patience.min(LOOK));
+            filled = protocol.take(piece, now())?;
+        }
+        Ok(filled)
+    }
+
     /// Takes the next piece, which has to be `piece`, if it is there.
     ///
     /// # Errors
@@ -136,8 +231,31 @@ impl ReadAhead {
         self.shared.to_reader.notify_one();
     }
 
+    /// Lets one more piece be read into its place: the first, or the one that was sought, or the one behind the last that was permitted,
+    /// in the cycle.
+    pub fn permit(&self) {
+        self.shared.lock().permit();
+        self.shared.to_reader.notify_one();
+    }
+
+    /// Waits until the reads have come back that were in flight at a [`seek`](Self::seek): from then on nothing is written into places
+    /// that are not permitted. Gives up a tenth of a second after `cancel` has become true.
+    ///
+    /// # Errors
+    /// One does not come back ([`ReadError::Stalled`]), the source is broken, or [`ReadError::Cancelled`].
+    pub fn drained(&self, cancel: &AtomicBool) -> Result<(), ReadError> {
+        let mut protocol = self.shared.lock();
+        while !protocol.drained(now())? {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(ReadError::Cancelled);
+            }
+            protocol = self.wait(protocol);
+        }
+        Ok(())
+    }
+
     /// Starts the cycle again at `piece` (modulo their number). What was read ahead is dropped, also reads that are still in flight,
-    /// when they come back. Buffers that are taken stay taken. Clears an error.
+    /// when they come back. Buffers that are taken stay taken, and no piece is permitted any more. Clears an error.
     pub fn seek(&self, piece: usize) {
         self.shared.lock().seek(piece);
         self.shared.to_reader.notify_one();
@@ -155,7 +273,11 @@ impl ReadAhead {
     }
 
     fn wait<'a>(&self, protocol: MutexGuard<'a, Protocol>) -> MutexGuard<'a, Protocol> {
-        self.shared.to_consumer.wait_timeout(protocol, LOOK).unwrap_or_else(PoisonError::into_inner).0
+        self.wait_for(protocol, LOOK)
+    }
+
+    fn wait_for<'a>(&self, protocol: MutexGuard<'a, Protocol>, time: Duration) -> MutexGuard<'a, Protocol> {
+        self.shared.to_consumer.wait_timeout(protocol, time).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -178,6 +300,11 @@ impl Drop for ReadAhead {
     }
 }
 
+/// The names of the pieces' files.
+fn names(source: &dyn Source, pieces: &[Piece]) -> HashMap<usize, String> {
+    pieces.iter().map(|piece| (piece.file, source.name(piece.file))).collect()
+}
+
 /// Says that the reading thread has ended, also when the source panics.
 struct Ended<'a>(&'a Shared);
 
@@ -189,9 +316,10 @@ impl Drop for Ended<'_> {
 }
 
 /// The reading thread.
-fn read(shared: &Shared, source: Box<dyn Source>, buffers: &[HostBuf]) {
+fn read(shared: &Shared, source: Box<dyn Source>, memory: Memory) {
     let _ended = Ended(shared);
-    // Dropped before `_ended`, so that nothing is written any more when the end is told.
+    // Dropped before `_ended`, so that nothing is written any more when the end is told; and what is written to, behind the source.
+    let memory = memory;
     let mut source = source;
     let mut done = Vec::new();
     loop {
@@ -206,8 +334,7 @@ fn read(shared: &Shared, source: Box<dyn Source>, buffers: &[HostBuf]) {
         match step {
             Step::Read(reads) => {
                 for read in reads {
-                    let dst = Dst::Host(buffers[read.buffer].share());
-                    if let Err(error) = source.submit(read.id, &read.piece, dst) {
+                    if let Err(error) = source.submit(read.id, &read.piece, memory.of(&read)) {
                         shared.lock().completed(read.id, Err(error), now());
                         shared.to_consumer.notify_all();
                     }
@@ -217,9 +344,13 @@ fn read(shared: &Shared, source: Box<dyn Source>, buffers: &[HostBuf]) {
                 let result = source.wait(TICK, &mut done);
                 let mut protocol = shared.lock();
                 let mut news = !done.is_empty() || result.is_err();
-                for completion in done.drain(..) {
-                    protocol.completed(completion.id, completion.result, now());
+                for Completion { id, result } in done.drain(..) {
+                    let piece = protocol.piece_of(id);
+                    let result =
+                        result.and_then(|landed| piece.map_or(Ok(landed), |piece| memory.check(piece, landed)));
+                    protocol.completed(id, result, now());
                 }
+                protocol.queued(&mut |id| source.is_queued(id), now());
                 if let Err(error) = result {
                     protocol.broke(error);
                 }

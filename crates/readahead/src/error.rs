@@ -112,6 +112,14 @@ pub enum SourceError {
     /// Asked to write VRAM.
     #[error("this source reads into host memory only, not into VRAM")]
     Vram,
+    /// A piece does not begin where its place was made for it.
+    #[error("the piece came to byte {got} of its place in device memory instead of byte {want}")]
+    Misplaced {
+        /// Where it begins.
+        got: usize,
+        /// Where it should.
+        want: usize,
+    },
     /// More reads than [`Source::depth`](crate::Source::depth).
     #[error("{depth} reads are in flight already, and this source has no more at once")]
     Full {
@@ -170,6 +178,12 @@ pub enum ReadError {
     AllTaken {
         /// How many there are.
         buffers: usize,
+    },
+    /// A piece was asked for that nobody has let be read.
+    #[error("piece {piece} was asked for before its place was free")]
+    NotPermitted {
+        /// Which piece.
+        piece: usize,
     },
     /// A piece was asked for that is not the next one.
     #[error("piece {asked} was asked for, but piece {next} is next: seek first")]

@@ -33,6 +33,7 @@ struct Job {
     piece: Piece,
     dst: HostBuf,
     attempts: u32,
+    /// When it was given to the system, as far as was seen.
     since: Instant,
 }
 
@@ -105,6 +106,11 @@ pub fn fill(
             }
         }
         progress(bytes);
+        for (id, job) in &mut in_flight {
+            if source.is_queued(*id) {
+                job.since = Instant::now();
+            }
+        }
         let oldest = in_flight.values().min_by_key(|job| job.since);
         let stuck = oldest.filter(|job| job.since.elapsed() >= options.stall);
         let error = match (result, stuck, oldest) {

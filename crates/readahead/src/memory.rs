@@ -77,6 +77,10 @@ impl Source for Memory {
         self.0.depth()
     }
 
+    fn is_queued(&self, id: u64) -> bool {
+        self.0.is_queued(id)
+    }
+
     fn block(&self) -> usize {
         self.0.block()
     }

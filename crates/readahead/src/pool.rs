@@ -6,8 +6,12 @@ use crate::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::{
+    collections::VecDeque,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -83,6 +87,10 @@ pub(crate) struct Pool<R> {
     in_flight: usize,
     depth: usize,
     part: usize,
+    /// The last reads that were submitted, the latest first: as many as there may be in flight.
+    latest: VecDeque<u64>,
+    /// How many of those no thread has begun. Threads take them in their order.
+    waiting: Arc<AtomicUsize>,
     description: String,
 }
 
@@ -93,14 +101,28 @@ impl<R: Reader> Pool<R> {
         let reader = Arc::new(reader);
         let (jobs, queue) = unbounded::<Job>();
         let (completions, done) = unbounded();
-        let (depth, part) = (threads, usize::MAX);
-        let mut pool =
-            Self { reader, jobs: Some(jobs), done, threads: Vec::new(), in_flight: 0, depth, part, description };
+        let mut pool = Self {
+            reader,
+            jobs: Some(jobs),
+            done,
+            threads: Vec::new(),
+            in_flight: 0,
+            depth: threads,
+            part: usize::MAX,
+            latest: VecDeque::new(),
+            waiting: Arc::default(),
+            description,
+        };
         for index in 0..threads {
             let (reader, queue, completions) = (pool.reader.clone(), queue.clone(), completions.clone());
+            let waiting = pool.waiting.clone();
             let work = move || {
                 let mut bounce = None;
                 while let Ok(mut job) = queue.recv() {
+                    // Parts are taken in their order.
+                    if job.part.offset == job.read.piece.offset {
+                        waiting.fetch_sub(1, Ordering::Relaxed);
+                    }
                     let result = reader.read(&job.part, &mut job.dst, &mut bounce);
                     drop(job.dst);
                     if let Some(completion) = job.read.ended(job.part, result) {
@@ -134,6 +156,7 @@ impl<R: Reader> Source for Pool<R> {
         }
         self.reader.check(piece, &dst)?;
         let jobs = self.jobs.as_ref().ok_or(SourceError::Ended)?;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let parts: Vec<usize> = (0..piece.len.max(1)).step_by(self.part).collect();
         let left = Parts { left: parts.len(), ended: Vec::new() };
         let read = Arc::new(Read { id, piece: *piece, parts: Mutex::new(left) });
@@ -144,6 +167,8 @@ impl<R: Reader> Source for Pool<R> {
             jobs.send(job).map_err(|_| SourceError::Ended)?;
         }
         self.in_flight += 1;
+        self.latest.push_front(id);
+        self.latest.truncate(self.depth);
         Ok(())
     }
 
@@ -164,6 +189,10 @@ impl<R: Reader> Source for Pool<R> {
 
     fn depth(&self) -> usize {
         self.depth
+    }
+
+    fn is_queued(&self, id: u64) -> bool {
+        self.latest.iter().take(self.waiting.load(Ordering::Relaxed)).any(|waits| *waits == id)
     }
 
     fn block(&self) -> usize {

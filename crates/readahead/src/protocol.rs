@@ -11,6 +11,12 @@
 //! `taken`. A ticket is void when the consumer has gone elsewhere (seek), or it or an earlier one has failed. A read whose ticket is void keeps
 //! its buffer until the source returns it, and nobody sees what it brought.
 //!
+//! Instead of buffers, pieces may have places, each its own, in the device's memory. Places overlap: what comes next lies where
+//! something else is still computed with. So the consumer permits one ticket after the other, when nothing in its place is needed any
+//! more, and who takes a piece has given nothing away: the buffers here only count the reads. A read of a void ticket may write what is
+//! another's by then, so nothing is begun, and the consumer puts nothing there by other means, before all such reads have come back
+//! (`drained`).
+//!
 //! Why nothing waits for ever: buffers go to tickets in order, so the ticket that is taken next has one before any later ticket does.
 //! It is being read, or some buffer is free, or else all are taken (the consumer's to give back) or in reads of void tickets, which
 //! come back or count as stalled. Each of these is an answer to `take`.
@@ -69,7 +75,8 @@ pub struct Filled {
 pub struct Span {
     /// Which piece.
     pub piece: usize,
-    /// When its read was handed to the source; the last attempt's, if there were several.
+    /// When its read was handed to the source, or by that to the system, if it had to queue there; the last attempt's, if there were
+    /// several.
     pub begin: Instant,
     /// When the source returned it.
     pub end: Instant,
@@ -102,7 +109,20 @@ enum State {
 pub(crate) struct Read {
     pub(crate) id: u64,
     pub(crate) piece: Piece,
+    /// The piece's number.
+    pub(crate) number: usize,
     pub(crate) buffer: usize,
+}
+
+/// Where a piece is read into, in the device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The device address of the first whole block that has some of the piece.
+    pub address: u64,
+    /// Bytes of the whole blocks.
+    pub len: usize,
+    /// Where the piece begins in them.
+    pub begin: usize,
 }
 
 /// What the reading thread does next.
@@ -125,6 +145,8 @@ pub(crate) struct Protocol {
     options: Options,
     /// Reads in flight at most.
     depth: usize,
+    /// Where each piece has a place of its own: the first ticket that may not be read yet.
+    permitted: Option<u64>,
     buffers: Vec<State>,
     /// The next ticket to be read; not before `take`.
     read: Ticket,
@@ -155,6 +177,7 @@ impl Protocol {
             names,
             options,
             depth: depth.max(1),
+            permitted: None,
             buffers: vec![State::Free; buffers],
             read: first,
             take: first,
@@ -167,6 +190,11 @@ impl Protocol {
         }
     }
 
+    /// The same where each piece is read into a place of its own, once it is permitted; at most so many pieces ahead.
+    pub(crate) fn in_place(self) -> Self {
+        Self { permitted: Some(0), ..self }
+    }
+
     // ---- the reading thread's side
 
     /// What the reading thread does next. Reads that are returned count as in flight.
@@ -175,20 +203,24 @@ impl Protocol {
         if self.stopped {
             return if in_flight > 0 && !self.broken { Step::Wait } else { Step::Exit };
         }
+        let depth = if self.permitted.is_some() && self.void_reads().next().is_some() { 0 } else { self.depth };
         let mut reads = Vec::new();
         for index in 0..self.buffers.len() {
             if let State::Again { ticket, attempts } = self.buffers[index] {
                 if self.is_void(ticket) {
                     self.buffers[index] = State::Free;
-                } else if in_flight < self.depth {
+                } else if in_flight < depth {
                     reads.push(self.begin(index, ticket, attempts, now));
                     in_flight += 1;
                 }
             }
         }
-        while in_flight < self.depth && self.failure.is_none() && !self.is_done() {
-            let Some(index) = self.buffers.iter().position(|state| matches!(state, State::Free)) else { break };
+        while in_flight < depth && self.failure.is_none() && !self.is_done() {
             let ticket = self.read;
+            if self.permitted.is_some_and(|permitted| ticket.number >= permitted) {
+                break;
+            }
+            let Some(index) = self.buffers.iter().position(|state| matches!(state, State::Free)) else { break };
             self.read = self.after(ticket);
             reads.push(self.begin(index, ticket, 0, now));
             in_flight += 1;
@@ -206,11 +238,38 @@ impl Protocol {
         self.options.once && self.read.number >= self.pieces.len() as u64
     }
 
+    /// Reads in flight that bring what nobody will take, and when they were begun.
+    fn void_reads(&self) -> impl Iterator<Item = (Ticket, Instant)> {
+        self.buffers.iter().filter_map(|state| match *state {
+            State::Reading { ticket, since, .. } if self.is_void(ticket) => Some((ticket, since)),
+            _ => None,
+        })
+    }
+
     fn begin(&mut self, buffer: usize, ticket: Ticket, attempts: u32, since: Instant) -> Read {
         self.ids += 1;
         let id = self.ids;
         self.buffers[buffer] = State::Reading { ticket, id, since, attempts: attempts + 1 };
-        Read { id, piece: self.pieces[ticket.piece], buffer }
+        Read { id, piece: self.pieces[ticket.piece], number: ticket.piece, buffer }
+    }
+
+    /// The piece of a read that is in flight.
+    pub(crate) fn piece_of(&self, id: u64) -> Option<usize> {
+        self.buffers.iter().find_map(|state| match *state {
+            State::Reading { ticket, id: its, .. } if its == id => Some(ticket.piece),
+            _ => None,
+        })
+    }
+
+    /// Reads of which `is_queued` is true have not been given to the system yet: they are not late.
+    pub(crate) fn queued(&mut self, is_queued: &mut dyn FnMut(u64) -> bool, now: Instant) {
+        for state in &mut self.buffers {
+            if let State::Reading { id, since, .. } = state
+                && is_queued(*id)
+            {
+                *since = now;
+            }
+        }
     }
 
     /// Takes in the end of a read. An id that is not in flight is ignored.
@@ -296,7 +355,7 @@ impl Protocol {
             if let State::Filled { ticket, begin } = *state
                 && ticket.number == number
             {
-                *state = State::Taken;
+                *state = if self.permitted.is_some() { State::Free } else { State::Taken };
                 self.take = self.after(ticket);
                 let len = self.pieces[piece].len;
                 return Ok(Some(Filled { piece, buffer: BufferId(index), begin, len }));
@@ -310,6 +369,10 @@ impl Protocol {
 
     /// Why no buffer can come to be read into unless the consumer gives one back, if that is so.
     fn starved(&self, now: Instant) -> Option<ReadError> {
+        if let Some(permitted) = self.permitted {
+            let Ticket { number, piece } = self.take;
+            return self.stuck(now).or((number >= permitted).then_some(ReadError::NotPermitted { piece }));
+        }
         let (mut taken, mut stuck) = (false, None);
         for state in &self.buffers {
             match *state {
@@ -332,6 +395,31 @@ impl Protocol {
         }
     }
 
+    /// One more piece may be read into its place: the next one behind those that are permitted, in the cycle.
+    pub(crate) fn permit(&mut self) {
+        if let Some(permitted) = &mut self.permitted {
+            *permitted += 1;
+        }
+    }
+
+    /// Whether all reads have come back that bring what nobody will take.
+    pub(crate) fn drained(&self, now: Instant) -> Result<bool, ReadError> {
+        match (&self.failure, self.void_reads().next()) {
+            (_, None) => Ok(true),
+            // The source as a whole: it will not say when they come back.
+            (Some((_, error)), _) if self.broken => Err(error.clone()),
+            _ if self.ended => Err(ReadError::Ended),
+            _ => self.stuck(now).map_or(Ok(false), Err),
+        }
+    }
+
+    /// The error of a read that nobody wants, and that does not come back.
+    fn stuck(&self, now: Instant) -> Option<ReadError> {
+        let mut late =
+            self.void_reads().filter(|(_, since)| now.saturating_duration_since(*since) >= self.options.stall);
+        late.next().map(|(ticket, since)| self.stalled(ticket, since, now))
+    }
+
     /// Goes on at `piece`, in the cycle: beyond the last one it begins again.
     pub(crate) fn seek(&mut self, piece: usize) {
         // All tickets before this one are void now.
@@ -339,6 +427,7 @@ impl Protocol {
         self.take = self.read;
         self.failure = None;
         self.broken = false;
+        self.permitted = self.permitted.map(|_| self.read.number);
         for state in &mut self.buffers {
             if matches!(state, State::Filled { .. } | State::Again { .. }) {
                 *state = State::Free;

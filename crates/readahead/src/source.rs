@@ -1,7 +1,7 @@
 //! What reads: [`Source`], and what it reads from and into.
 
 use crate::{SourceError, files::Aligned};
-use std::{any::Any, ptr::NonNull, sync::Arc, thread, time::Duration};
+use std::{any::Any, os::fd::OwnedFd, ptr::NonNull, sync::Arc, thread, time::Duration};
 
 /// A range of a file that is read at once. 1 to 4 MiB is what drives like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,12 @@ impl Piece {
             at = next;
             piece
         })
+    }
+
+    /// Where it begins in the whole blocks of `block` bytes, a power of two, that it lies in, and how many bytes those are.
+    pub fn blocks(&self, block: usize) -> (usize, usize) {
+        let begin = (self.offset % block as u64) as usize;
+        (begin, (begin + self.len).next_multiple_of(block))
     }
 }
 
@@ -136,7 +142,8 @@ impl HostBuf {
 pub enum Dst {
     /// Host memory.
     Host(HostBuf),
-    /// The device's memory, for sources that write it by themselves. Others answer [`SourceError::Vram`].
+    /// The device's memory, for sources that write it by themselves. Others answer [`SourceError::Vram`]. It is inside of what
+    /// [`Source::prepare_device`] was told of, and the same is asked of it as of host memory: room for whole blocks.
     Vram {
         /// The device address.
         address: u64,
@@ -153,6 +160,41 @@ impl Dst {
             Dst::Vram { .. } => Err(SourceError::Vram),
         }
     }
+}
+
+/// Memory of a device, as somebody has to know it who is to write it from elsewhere.
+pub trait DeviceMemory {
+    /// The device address of its first byte.
+    fn address(&self) -> u64;
+
+    /// How many bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there are no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The address of the device's slot, e.g. `0000:3B:00.0`, if it has one.
+    fn pci_address(&self) -> Option<String>;
+
+    /// Has the device write `bytes` from byte `offset` on. They are there on return.
+    ///
+    /// # Errors
+    /// In words.
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), String>;
+
+    /// Has the device read from byte `offset` on, as whatever it computes does: also what others have written there by now.
+    ///
+    /// # Errors
+    /// In words.
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), String>;
+
+    /// A dma-buf of it (Documentation/driver-api/dma-buf.rst in Linux).
+    ///
+    /// # Errors
+    /// Why the device's driver gives none.
+    fn dma_buf(&self) -> Result<OwnedFd, String>;
 }
 
 /// Where a piece's bytes are in the buffer that it was read into.
@@ -197,6 +239,13 @@ pub trait Source: Send {
     /// How many reads may be in flight.
     fn depth(&self) -> usize;
 
+    /// Whether a read in flight waits for others in the source itself, and has not been given to the system: then it is not the
+    /// drive's fault that it does not come back.
+    fn is_queued(&self, id: u64) -> bool {
+        let _ = id;
+        false
+    }
+
     /// What reads consist of: whole blocks of so many bytes of the file, a power of two. 1: of exactly the piece, which then
     /// begins at the destination's first byte, and nothing around it is written. Destinations are aligned to blocks.
     fn block(&self) -> usize;
@@ -210,6 +259,22 @@ pub trait Source: Send {
     /// until the source is dropped.
     fn prepare(&mut self, buffers: &[HostBuf]) {
         let _ = buffers;
+    }
+
+    /// Whether it might write a device's memory by itself: then it is asked to [`prepare`](Self::prepare_device) for that.
+    fn lands_in_device(&self) -> bool {
+        false
+    }
+
+    /// Makes device memory ready to be read into ([`Dst::Vram`]). It stays until the source is dropped and nobody has a share of `owner`,
+    /// and what it holds may be overwritten now. Behind a completion, what came can be seen by whatever the device is asked to compute from then on, once the
+    /// device has been told to look ([`DeviceMemory`]'s owner does that).
+    ///
+    /// # Errors
+    /// Why it cannot, in words. The source reads into host memory as before.
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        let _ = (memory, owner);
+        Err("it reads into host memory only".to_owned())
     }
 
     /// What file `file` is called in errors.
@@ -232,12 +297,24 @@ impl<S: Source + ?Sized> Source for Box<S> {
         (**self).depth()
     }
 
+    fn is_queued(&self, id: u64) -> bool {
+        (**self).is_queued(id)
+    }
+
     fn block(&self) -> usize {
         (**self).block()
     }
 
     fn prepare(&mut self, buffers: &[HostBuf]) {
         (**self).prepare(buffers)
+    }
+
+    fn lands_in_device(&self) -> bool {
+        (**self).lands_in_device()
+    }
+
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        (**self).prepare_device(memory, owner)
     }
 
     fn name(&self, file: usize) -> String {

@@ -1,9 +1,12 @@
-//! A source that fails on demand, for tests of those who use sources.
+//! Sources for tests of those who use sources: one that fails on demand, one that writes a device's memory by itself, and one that reads
+//! whole blocks, as drives do.
 
-use crate::{Completion, Dst, HostBuf, Piece, Source, SourceError};
+use crate::{Completion, DeviceMemory, Dst, HostBuf, Piece, Source, SourceError};
 use std::{
+    any::Any,
     collections::HashMap,
     io,
+    ptr::NonNull,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -158,6 +161,10 @@ impl<S: Source> Source for Faulty<S> {
         self.inner.depth()
     }
 
+    fn is_queued(&self, id: u64) -> bool {
+        self.inner.is_queued(id)
+    }
+
     fn block(&self) -> usize {
         self.inner.block()
     }
@@ -172,5 +179,171 @@ impl<S: Source> Source for Faulty<S> {
 
     fn describe(&self) -> String {
         format!("{}, with faults", self.inner.describe())
+    }
+}
+
+/// A source that reads whole blocks around each piece, as far as its files have them, through one that reads any bytes.
+pub struct Blocks<S> {
+    inner: S,
+    block: usize,
+    /// The files' bytes.
+    files: Vec<u64>,
+    /// Where the pieces in flight begin in their blocks, and how long they are.
+    reads: HashMap<u64, (usize, usize)>,
+}
+
+impl<S: Source> Blocks<S> {
+    /// `inner`, whose block is 1, in blocks of `block` bytes, a power of two. `files` are the lengths of its files.
+    pub fn new(inner: S, block: usize, files: Vec<u64>) -> Self {
+        assert_eq!(inner.block(), 1);
+        Self { inner, block, files, reads: HashMap::new() }
+    }
+}
+
+impl<S: Source> Source for Blocks<S> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        let buffer = dst.host()?;
+        let (begin, whole) = piece.blocks(self.block);
+        if buffer.len() < whole || !buffer.address().is_multiple_of(self.block) {
+            return Err(SourceError::Small { len: buffer.len(), need: whole, block: self.block });
+        }
+        let (offset, size) = (piece.offset - begin as u64, self.files[piece.file]);
+        let len = whole.min(size.saturating_sub(offset).max(1) as usize);
+        self.inner.submit(id, &Piece { offset, len, ..*piece }, Dst::Host(buffer))?;
+        self.reads.insert(id, (begin, piece.len));
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        let before = done.len();
+        let result = self.inner.wait(timeout, done);
+        for completion in &mut done[before..] {
+            let (begin, len) = self.reads.remove(&completion.id).expect("a read ends once");
+            if let Ok(landed) = &mut completion.result {
+                (landed.begin, landed.len) = (begin, landed.len.saturating_sub(begin).min(len));
+            }
+        }
+        result
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn is_queued(&self, id: u64) -> bool {
+        self.inner.is_queued(id)
+    }
+
+    fn block(&self) -> usize {
+        self.block
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.inner.name(file)
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, in blocks of {} bytes", self.inner.describe(), self.block)
+    }
+}
+
+/// A source that writes the memory of a device by itself, where a device's addresses are the CPU's: what another source reads lands
+/// there, whole blocks of it. From when a read begins until it ends there is garbage in its place, and behind one that failed whatever it
+/// brought: who needs what was there before, or uses it too early, sees that.
+pub struct WritesDevice<S> {
+    inner: S,
+    /// Why it cannot, after all.
+    refuses: Option<String>,
+    /// Device memory that was told of.
+    memory: Option<(u64, usize)>,
+    reads: HashMap<u64, (HostBuf, u64, usize)>,
+}
+
+impl<S: Source> WritesDevice<S> {
+    /// A source that reads as `inner` does.
+    ///
+    /// # Safety
+    /// Whoever calls [`Source::submit`] promises of the bytes at a device address what [`HostBuf::new`] asks for.
+    pub unsafe fn new(inner: S) -> Self {
+        Self { inner, refuses: None, memory: None, reads: HashMap::new() }
+    }
+
+    /// The same that turns out not to be able to, and says why.
+    pub fn refusing(self, why: &str) -> Self {
+        Self { refuses: Some(why.to_owned()), ..self }
+    }
+
+    /// Puts what a read brought, or garbage, into its place.
+    fn land(buffer: &mut HostBuf, address: u64, len: usize) {
+        let place = NonNull::new(address as *mut u8).expect("a device's memory is not at 0");
+        // SAFETY: `new`'s caller vouches for what `submit` was given. The buffer is memory of its own.
+        unsafe { place.copy_from_nonoverlapping(NonNull::from(&mut buffer.bytes()[..len]).cast(), len) }
+    }
+}
+
+impl<S: Source> Source for WritesDevice<S> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        let Dst::Vram { address, len } = dst else { return self.inner.submit(id, piece, dst) };
+        let (_, need) = piece.blocks(self.inner.block());
+        let inside = |&(start, all): &(u64, usize)| address >= start && address + len as u64 <= start + all as u64;
+        if len < need || !self.memory.as_ref().is_some_and(inside) {
+            return Err(SourceError::Small { len, need, block: self.inner.block() });
+        }
+        let mut buffer = HostBuf::allocate(self.inner.room(piece.len), self.inner.block());
+        buffer.bytes().fill(GARBAGE);
+        self.inner.submit(id, piece, Dst::Host(buffer.share()))?;
+        let mut garbage = HostBuf::allocate(len, 1);
+        garbage.bytes().fill(GARBAGE);
+        Self::land(&mut garbage, address, len);
+        self.reads.insert(id, (buffer, address, len));
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        let before = done.len();
+        let result = self.inner.wait(timeout, done);
+        for completion in &done[before..] {
+            if let Some((mut buffer, address, len)) = self.reads.remove(&completion.id) {
+                let len = len.min(buffer.len());
+                Self::land(&mut buffer, address, len);
+            }
+        }
+        result
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn is_queued(&self, id: u64) -> bool {
+        self.inner.is_queued(id)
+    }
+
+    fn block(&self) -> usize {
+        self.inner.block()
+    }
+
+    fn prepare(&mut self, buffers: &[HostBuf]) {
+        self.inner.prepare(buffers);
+    }
+
+    fn lands_in_device(&self) -> bool {
+        true
+    }
+
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, _: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        if let Some(why) = &self.refuses {
+            return Err(why.clone());
+        }
+        self.memory = Some((memory.address(), memory.len()));
+        Ok(())
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.inner.name(file)
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, written by the source", self.inner.describe())
     }
 }

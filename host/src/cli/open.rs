@@ -19,7 +19,7 @@ use crate::{
     demo,
     engine::{
         Budget, DeviceChoice, DiskReads, DriveChoice, Engine, LoadOptions, Loading, ModelFile, NvmeOptions, Placement,
-        Runner,
+        Runner, Submit,
     },
     gguf::Gguf,
     stream::{plan::RamAccess, ring::Buffers},
@@ -67,6 +67,9 @@ pub struct ModelArgs {
     /// The GPU that the drive may write to, by its PCI address. GPUNVME_GPU_BDF if absent, else what CUDA says.
     #[arg(long, value_name = "BDF")]
     nvme_gpu: Option<PciAddress>,
+    /// Who submits the drive's commands: cpu, or gpu (a kernel of the GPU that computes). cpu if absent.
+    #[arg(long, value_name = "WHO")]
+    nvme_submit: Option<Submit>,
     /// Write what disk, link and device did when to a file, for ui.perfetto.dev or chrome://tracing.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -220,7 +223,7 @@ impl ModelArgs {
             ram_access: self.ram_access,
             link_limit: self.link_limit,
             disk_reads: self.disk_reads,
-            nvme: NvmeOptions { drive: self.nvme, lba: self.nvme_lba, gpu: self.nvme_gpu },
+            nvme: NvmeOptions { drive: self.nvme, lba: self.nvme_lba, gpu: self.nvme_gpu, submit: self.nvme_submit },
             wanted,
             cancel: interrupt::flag(),
             announce: self.announce(),

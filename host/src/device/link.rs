@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Result, Transfer};
+use super::{DeviceError, Result, Transfer};
 
 /// A link of a given speed, by the clock: a copy starts when it may and the link is free, and ends when its bytes have gone
 /// through. What is late in reality does not delay the copies behind it, so that errors do not add up.
@@ -32,6 +32,14 @@ pub(super) fn sleep_until(end: Instant) {
     let left = end.saturating_duration_since(Instant::now());
     if !left.is_zero() {
         thread::sleep(left);
+    }
+}
+
+/// That others may write a device's memory: what they do is no copy, which a limit of the link could delay.
+pub(super) fn not_slowed_down(limit: Option<f64>) -> Result<()> {
+    match limit {
+        None => Ok(()),
+        Some(_) => Err(DeviceError::Unsupported("--link-limit delays copies, and not what others write".into())),
     }
 }
 

@@ -19,6 +19,7 @@ pub use cuda::driver::Launch;
 pub use error::DeviceError;
 use quant::TensorType;
 pub use read_at::{ReadAt, fill};
+use readahead::DeviceMemory;
 pub use replay::{Owner, ReplayKey, ReplayPart};
 pub use shared::SharedBytes;
 pub use stages::Scratch;
@@ -68,6 +69,10 @@ pub trait Transfer: Sized {
     /// Bytes of free memory that are no use to a plan: they go into kernels' code, and what allocations are rounded up by.
     fn headroom(&self) -> u64 {
         0
+    }
+    /// Opens the kernel by which it reads a drive by itself, if it can do that.
+    fn read_kernels(&self) -> Option<cuda::nvme::ReadKernels> {
+        None
     }
     /// Its number among the devices of its kind.
     fn index(&self) -> usize {
@@ -129,6 +134,17 @@ pub trait Transfer: Sized {
     /// Bytes per second of uploads while the device does nothing else, measured now, with the limit. Takes 20 to 30 ms.
     fn link_rate(&self) -> Result<f64> {
         link::rate(self)
+    }
+    /// `buf` for somebody who is to write it from elsewhere, past this device's queues.
+    ///
+    /// # Errors
+    /// That nobody can.
+    fn device_memory<'a>(&'a self, _buf: &'a Self::Buf) -> Result<Box<dyn DeviceMemory + 'a>> {
+        Err(DeviceError::Unsupported(format!("{} has no memory that others can write", self.name())))
+    }
+    /// Makes what others have written into [`Transfer::device_memory`] by now known to what is computed from now on.
+    fn acquire(&self) -> Result<()> {
+        Ok(())
     }
     /// The end of what has been asked to be computed so far.
     fn mark(&self) -> Result<Self::Event>;

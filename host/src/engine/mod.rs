@@ -17,7 +17,7 @@ pub mod tokenizer;
 
 pub use crate::stream::{
     DiskReads,
-    nvme::{DriveChoice, NvmeError, NvmeOptions, PciAddress},
+    nvme::{DriveChoice, NvmeError, NvmeOptions, PciAddress, Submit},
     ring::Buffers,
 };
 pub use bench::{Bench, Measured, Stage, Workload, mean_and_deviation};

@@ -9,11 +9,11 @@ use bytesize::ByteSize;
 
 use super::{Budget, EngineError, Placement, plan_for};
 use crate::{
-    device::{Device, DeviceError, Launch, top_k::Candidate},
+    device::{Device, DeviceError, Launch, cuda::nvme::Settings, top_k::Candidate},
     model::{Config, Embedding, Flowed, Layers, Model, State, Trace, Weights, forward},
     stream::{
         DiskReads, Progress, Reading, Reads, Streamed, Streams,
-        nvme::{NvmeOptions, NvmeReads},
+        nvme::{NvmeError, NvmeOptions, NvmeReads, Submit},
         plan::{RamAccess, Rates},
         ring::Buffers,
     },
@@ -75,7 +75,14 @@ impl LoadOptions {
         let nvme = self.nvme.or_environment()?;
         let Some(drive) = nvme.drive.filter(|_| self.streaming) else { return Ok(Box::new(self.disk_reads)) };
         nvme.check_gpu(dev.name(), dev.pci_address().as_deref())?;
-        Ok(Box::new(NvmeReads::new(drive, nvme.lba.unwrap_or(0), self.disk_reads)))
+        let reads = NvmeReads::new(drive, nvme.lba.unwrap_or(0), self.disk_reads).beside(nvme.gpu);
+        Ok(Box::new(match nvme.submit.unwrap_or_default() {
+            Submit::Cpu => reads,
+            Submit::Gpu => {
+                let no_gpu = || NvmeError::NoGpu { device: dev.name().to_owned() };
+                reads.by_gpu(dev.read_kernels().ok_or_else(no_gpu)?, Settings::default())
+            }
+        }))
     }
 }
 
@@ -266,7 +273,8 @@ impl<D: Device + 'static> Session<D> {
             );
         }
         if let Some(how) = layers.reads_by() {
-            (options.announce)(&format!("what is on disk is read by {how}"));
+            let way = layers.lands().map_or(String::new(), |way| format!("; it goes {way}"));
+            (options.announce)(&format!("what is on disk is read by {how}{way}"));
         }
         let embedding = if model.tied() { Embedding::Device(layers.output().clone()) } else { Embedding::Host };
         let always: u64 = placement.always.iter().map(|(_, bytes)| bytes).sum();

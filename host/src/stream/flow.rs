@@ -3,6 +3,13 @@
 //! Time is counted in turns: one group's computation each. Turn t computes the streamed group t modulo their number, so passes follow
 //! each other without a seam: while the last groups of one are computed, the first ones of the next are copied. Only events order
 //! copies and computations. A group that is asked for out of turn (a skipped layer, an error before) starts the flow anew there.
+//!
+//! What a source writes into the ring by itself is ordered by the host: such a piece is permitted when the event has passed that a copy
+//! would wait for, and a group is computed when its pieces have arrived.
+
+use std::time::Duration;
+
+use readahead::Piece;
 
 use super::{
     log::{Computed, Copied, Log},
@@ -19,8 +26,8 @@ use crate::{
 pub(super) enum Origin {
     /// In page-locked memory of this number, from this byte on.
     Pinned(usize, usize),
-    /// Behind the staging buffers: the first of its pieces.
-    Staged(usize),
+    /// In a file: the first of its pieces, and where in its first segment the matrix begins, whose place may have room for whole blocks.
+    Staged(usize, usize),
 }
 
 /// A segment of the layout, and what it is copied from.
@@ -34,8 +41,15 @@ struct Copy {
 #[derive(Clone, Copy)]
 enum From {
     Pinned(usize, usize),
-    Piece(usize),
+    /// A piece, and where in its segment it begins.
+    Piece(usize, usize),
 }
+
+/// How long is waited for a piece before it is looked whether others can be permitted: a layer of one token takes a GPU some 200 us.
+const GLANCE: Duration = Duration::from_micros(200);
+
+/// The same if none waits for a computation.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The ring in use.
 pub(super) struct Flow<D: Transfer> {
@@ -46,8 +60,8 @@ pub(super) struct Flow<D: Transfer> {
     first: Vec<usize>,
     /// What each group is called in the log.
     names: Vec<usize>,
-    /// The group of each piece.
-    pieces: Vec<usize>,
+    /// The group and the bytes of each piece.
+    pieces: Vec<(usize, u64)>,
     /// Page-locked memory that is copied from.
     rams: Vec<D::Pinned>,
     staging: Option<Staging<D>>,
@@ -55,6 +69,8 @@ pub(super) struct Flow<D: Transfer> {
     turn: u64,
     /// The copy to be made next, and the turn that it is for.
     next: (u64, usize),
+    /// The first copy that is not made, nor permitted to be read into its place, and the turn that it is for.
+    room: (u64, usize),
     /// The number of this pass, and the turn at which its cycle begins.
     pass: (u64, u64),
     /// The turn with which the flow began.
@@ -71,7 +87,8 @@ pub(super) struct Flow<D: Transfer> {
 }
 
 impl<D: Transfer> Flow<D> {
-    /// A flow of `layout`'s segments through `ring`; `origins` are each group's name in the log and where its matrices come from.
+    /// A flow of `layout`'s segments through `ring`; `origins` are each group's name in the log and where its matrices come from, those
+    /// in files as `pieces`.
     ///
     /// # Errors
     /// The device's.
@@ -81,6 +98,7 @@ impl<D: Transfer> Flow<D> {
         layout: Layout,
         origins: Vec<(usize, Vec<Origin>)>,
         rams: Vec<D::Pinned>,
+        pieces: &[Piece],
         staging: Option<Staging<D>>,
     ) -> Result<Self, DeviceError> {
         let groups = origins.len();
@@ -91,9 +109,10 @@ impl<D: Transfer> Flow<D> {
                 let segment = layout.segments[i].clone();
                 let from = match origins[segment.group].1[segment.unit] {
                     Origin::Pinned(ram, start) => From::Pinned(ram, start + segment.range.start as usize),
-                    Origin::Staged(first) => {
-                        piece = if segment.range.start == 0 { first } else { piece + 1 };
-                        From::Piece(piece)
+                    Origin::Staged(first, lead) => {
+                        let begins = segment.range.start == 0;
+                        piece = if begins { first } else { piece + 1 };
+                        From::Piece(piece, if begins { lead } else { 0 })
                     }
                 };
                 Copy { from, last: last(i, &layout.segments), segment }
@@ -102,10 +121,13 @@ impl<D: Transfer> Flow<D> {
         let first = (0..groups)
             .map(|group| copies.iter().position(|copy| copy.segment.group == group).expect("every group streams"))
             .collect();
-        let pieces =
-            copies.iter().filter(|copy| matches!(copy.from, From::Piece(_))).map(|copy| copy.segment.group).collect();
+        let of_piece = |copy: &Copy| match copy.from {
+            From::Piece(piece, _) => Some((copy.segment.group, pieces[piece].len as u64)),
+            From::Pinned(..) => None,
+        };
+        let pieces = copies.iter().filter_map(of_piece).collect();
         let (computed, copied) = (vec![None; groups], vec![None; groups]);
-        Ok(Flow {
+        let mut flow = Flow {
             ring,
             copies,
             first,
@@ -115,6 +137,7 @@ impl<D: Transfer> Flow<D> {
             staging,
             turn: 0,
             next: (0, 0),
+            room: (0, 0),
             pass: (0, 0),
             began: 0,
             before: None,
@@ -122,7 +145,9 @@ impl<D: Transfer> Flow<D> {
             copied,
             stopped: false,
             log: Log::new(dev)?,
-        })
+        };
+        flow.permit(dev, false)?;
+        Ok(flow)
     }
 
     /// How what is on disk is read, if anything is.
@@ -216,6 +241,7 @@ impl<D: Transfer> Flow<D> {
 
     /// Makes the copies that have room and data by now. One that fails is made again when its group's turn comes, and fails then.
     fn run_ahead(&mut self, dev: &D) {
+        self.stopped |= self.permit(dev, false).is_err();
         while !self.stopped {
             match self.copy(dev, false) {
                 Ok(true) => (),
@@ -233,24 +259,30 @@ impl<D: Transfer> Flow<D> {
 
     fn note_reads(&mut self) {
         if let Some(staging) = &self.staging {
-            staging.reads(&mut |read| self.log.read(self.names[self.pieces[read.piece]], &read));
+            staging.reads(&mut |read| self.log.read(self.names[self.pieces[read.piece].0], &read));
         }
     }
 
     /// Starts anew with `group`: what is in the ring, or under way, is not used.
     fn restart(&mut self, dev: &D, group: usize) -> Result<(), DeviceError> {
+        self.stopped = true;
         self.before = Some(dev.mark()?);
         self.turn = (self.turn / self.groups() + 1) * self.groups() + group as u64;
         self.began = self.turn;
         self.next = (self.turn, self.first[group]);
+        self.room = self.next;
         self.pass.1 = self.turn;
         if let Some(staging) = &mut self.staging {
             let following = self.copies[self.first[group]..].iter().chain(&self.copies);
             let piece = following.into_iter().find_map(|copy| match copy.from {
-                From::Piece(piece) => Some(piece),
+                From::Piece(piece, _) => Some(piece),
                 From::Pinned(..) => None,
             });
-            staging.seek(piece.unwrap_or(0));
+            staging.seek(piece.unwrap_or(0))?;
+            if staging.is_in_place() {
+                // Copies that nobody waits for any more order themselves with later ones, but not with reads.
+                dev.host_waits(&dev.mark_copies()?)?;
+            }
         }
         self.stopped = false;
         Ok(())
@@ -266,6 +298,9 @@ impl<D: Transfer> Flow<D> {
         if let Some(copied) = &self.copied[(self.turn % self.groups()) as usize] {
             dev.compute_waits(copied)?;
         }
+        if self.staging.as_ref().is_some_and(Staging::is_in_place) {
+            dev.acquire()?;
+        }
         Ok((idle, dev.mark()?))
     }
 
@@ -274,37 +309,106 @@ impl<D: Transfer> Flow<D> {
     fn copy(&mut self, dev: &D, wait: bool) -> Result<bool, DeviceError> {
         let ((turn, index), groups) = (self.next, self.groups());
         let Copy { segment, from, last } = &self.copies[index];
-        let after = turn.checked_sub(segment.after as u64).filter(|&after| after >= self.began);
-        let after = match after {
-            None => self.before.as_ref(),
-            Some(after) if after < self.turn => self.computed[(after % groups) as usize].as_ref(),
-            Some(_) => return Ok(false),
-        };
-        let asked = dev.mark_copies()?;
-        let (len, offset) = ((segment.range.end - segment.range.start) as usize, segment.offset as usize);
-        let end = match *from {
-            From::Pinned(ram, start) => dev.upload(&self.rams[ram], start..start + len, &self.ring, offset, after)?,
-            From::Piece(piece) => {
-                let staging = self.staging.as_mut().expect("pieces are staged");
-                match staging.upload(dev, piece, wait, &self.ring, offset, after)? {
-                    Some(end) => end,
-                    None => return Ok(false),
-                }
+        let (group, last) = (segment.group, *last);
+        let in_place = self.staging.as_ref().is_some_and(Staging::is_in_place);
+        let end = if let (From::Piece(piece, _), true) = (*from, in_place) {
+            if !self.arrived(dev, piece, wait)? {
+                return Ok(false);
             }
+            // Behind the copies of its group that were made before.
+            if last { Some(dev.mark_copies()?) } else { None }
+        } else {
+            let Some(after) = self.after(self.next) else { return Ok(false) };
+            let asked = dev.mark_copies()?;
+            let (len, offset) = ((segment.range.end - segment.range.start) as usize, segment.offset as usize);
+            let (end, bytes) = match *from {
+                From::Pinned(ram, start) => {
+                    (dev.upload(&self.rams[ram], start..start + len, &self.ring, offset, after)?, len as u64)
+                }
+                From::Piece(piece, lead) => {
+                    let after = after.cloned();
+                    let staging = self.staging.as_mut().expect("pieces are staged");
+                    match staging.upload(dev, piece, wait, &self.ring, offset + lead, after.as_ref())? {
+                        Some(end) => (end, self.pieces[piece].1),
+                        None => return Ok(false),
+                    }
+                }
+            };
+            self.log.copy(Copied {
+                group: self.names[group],
+                pass: self.pass.0 + (turn / groups - self.pass.1 / groups),
+                bytes,
+                staged: matches!(from, From::Piece(..)),
+                asked,
+                after: self.after(self.next).flatten().cloned(),
+                end: end.clone(),
+            });
+            Some(end)
         };
-        self.log.copy(Copied {
-            group: self.names[segment.group],
-            pass: self.pass.0 + (turn / groups - self.pass.1 / groups),
-            bytes: len as u64,
-            staged: matches!(from, From::Piece(_)),
-            asked,
-            after: after.cloned(),
-            end: end.clone(),
-        });
-        if *last {
-            self.copied[segment.group] = Some(end);
+        if last {
+            self.copied[group] = end;
         }
-        self.next = if index + 1 == self.copies.len() { (turn + 1, 0) } else { (turn + u64::from(*last), index + 1) };
+        self.next = self.behind(self.next);
         Ok(true)
+    }
+
+    /// The copy behind another.
+    fn behind(&self, (turn, index): (u64, usize)) -> (u64, usize) {
+        let last = self.copies[index].last;
+        if index + 1 == self.copies.len() { (turn + 1, 0) } else { (turn + u64::from(last), index + 1) }
+    }
+
+    /// What a copy has to wait for: the computation with what lies in its place, if there is one. None: it has not been asked for yet.
+    fn after(&self, (turn, index): (u64, usize)) -> Option<Option<&D::Event>> {
+        let after = turn.checked_sub(self.copies[index].segment.after as u64).filter(|&after| after >= self.began);
+        match after {
+            None => Some(self.before.as_ref()),
+            Some(after) if after < self.turn => Some(self.computed[(after % self.groups()) as usize].as_ref()),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether the piece that is next is in its place; with `wait`, waits for that. Others are permitted meanwhile.
+    fn arrived(&mut self, dev: &D, piece: usize, wait: bool) -> Result<bool, DeviceError> {
+        loop {
+            let more = self.permit(dev, wait)?;
+            let patience = match (wait, more) {
+                (false, _) => Duration::ZERO,
+                (true, true) => GLANCE,
+                (true, false) => LOOK,
+            };
+            if self.room <= self.next {
+                return Ok(false);
+            }
+            let staging = self.staging.as_ref().expect("pieces are staged");
+            if staging.arrived(piece, patience)? {
+                return Ok(true);
+            }
+            if !wait {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Permits pieces to be read into their places, as far as what lies there has been computed with; if `wait`, the next one for certain.
+    /// Whether one more only waits for a computation to end that has been asked for.
+    fn permit(&mut self, dev: &D, wait: bool) -> Result<bool, DeviceError> {
+        let Some(staging) = self.staging.as_ref().filter(|staging| staging.is_in_place()) else { return Ok(false) };
+        // As many as there are: from then on each waits for a computation that is to come.
+        loop {
+            if let From::Piece(..) = self.copies[self.room.1].from {
+                let Some(after) = self.after(self.room) else { return Ok(false) };
+                if let Some(after) = after
+                    && !dev.reached(after)?
+                {
+                    if !wait || self.room != self.next {
+                        return Ok(true);
+                    }
+                    dev.host_waits(after)?;
+                }
+                staging.permit();
+            }
+            self.room = self.behind(self.room);
+        }
     }
 }

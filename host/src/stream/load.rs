@@ -162,11 +162,12 @@ impl<P: AsMut<[u8]>> Rams<P> {
         let mut lent = Lent::new(self.memory);
         let mut targets = Vec::new();
         for (index, (_, image)) in self.images.iter().enumerate() {
-            for placed in image.tensors() {
+            let ranges = image.tensors().iter().map(|placed| placed.range.clone());
+            // SAFETY: page-locked memory does not move. The tensors of an image do not overlap, and nobody else has the memory before
+            // all reads have come back.
+            let lent = unsafe { lent.lend(index, AsMut::as_mut, ranges) };
+            for (placed, dst) in image.tensors().iter().zip(lent) {
                 let (file, range) = in_file(model, placed);
-                // SAFETY: page-locked memory does not move. The tensors of an image do not overlap, and nobody else has the memory
-                // before all reads have come back.
-                let dst = unsafe { lent.lend(index, |memory| &mut memory.as_mut()[placed.range.clone()]) };
                 targets.push(Target { file, offset: range.start as u64, dst });
             }
         }

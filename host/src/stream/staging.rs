@@ -1,12 +1,13 @@
-//! Matrices that are not in page-locked memory: their pieces are read into page-locked buffers, ahead of their use, and copied from
-//! there.
+//! Matrices that are not in page-locked memory: their pieces are read ahead of their use, into page-locked buffers and copied from
+//! there, or straight to where they belong by a source that writes the device's memory by itself.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
-use readahead::{BufferId, Options, Piece, ReadAhead, ReadError, Source, Span};
+use readahead::{BufferId, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, Span};
 
 use super::lent::Lent;
 use crate::device::{DeviceError, Transfer};
@@ -33,24 +34,33 @@ impl Loading {
     }
 }
 
-/// Page-locked buffers, and the thread that reads into them.
+/// The thread that reads, and what it reads into.
 pub(super) struct Staging<D: Transfer> {
-    // Dropped first: behind it, nothing is written into the buffers any more.
+    // Dropped first: behind it, nothing is written by reads any more.
     ahead: ReadAhead,
-    /// All buffers. One piece of memory is page-locked in a fraction of the time that many take, and can be in huge pages.
-    memory: Lent<D::Pinned>,
-    /// The first byte of each buffer.
-    starts: Vec<usize>,
-    /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
-    busy: VecDeque<(BufferId, D::Event)>,
-    bytes: u64,
+    memory: Memory<D>,
     /// Ends a wait for data.
     cancel: Arc<AtomicBool>,
 }
 
+enum Memory<D: Transfer> {
+    /// Page-locked buffers, each with the first of its bytes that is lent.
+    Buffers {
+        buffers: Lent<(D::Pinned, usize)>,
+        /// Buffers that are being copied to the device, in the order of the copies, with the end of each.
+        busy: VecDeque<(BufferId, D::Event)>,
+        bytes: u64,
+    },
+    /// Places in the device's memory, which stays as long as a read may write it.
+    Places { _device: Lent<D::Buf> },
+}
+
+/// Pieces are whole numbers of this, but for a matrix's first and last one, so that no two pieces share a block of a drive.
+const WHOLE: usize = 64 << 10;
+
 /// The longest piece where the buffers together have `bytes` bytes.
 pub(super) fn piece_bytes(bytes: u64) -> usize {
-    (bytes as usize / BUFFERS).clamp(PIECE.0, PIECE.1)
+    (bytes as usize / BUFFERS).clamp(PIECE.0, PIECE.1) / WHOLE * WHOLE
 }
 
 impl<D: Transfer> Staging<D> {
@@ -72,37 +82,85 @@ impl<D: Transfer> Staging<D> {
         let (room, block) = (source.room(longest), source.block());
         // One to be read into while another is copied.
         let most = if options.once { LOADING.buffers.min(pieces.len()) } else { BUFFERS };
-        let mut count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
-        let memory = loop {
-            match dev.pinned("the buffers for reads", count * room + block - 1) {
-                Err(e) if e.is_out_of_memory() && count > 1 => count /= 2,
-                answer => break answer?,
+        let count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
+        let mut buffers = Vec::new();
+        while buffers.len() < count {
+            match dev.pinned("the buffers for reads", room + block - 1) {
+                Ok(buffer) => {
+                    let start = buffer.as_ref().as_ptr().align_offset(block);
+                    buffers.push((buffer, start));
+                }
+                Err(e) if e.is_out_of_memory() && !buffers.is_empty() => break,
+                Err(e) => return Err(e),
             }
-        };
-        let first = memory.as_ref().as_ptr().align_offset(block);
-        let starts: Vec<usize> = (0..count).map(|index| first + index * room).collect();
-        let bytes = memory.as_ref().len() as u64;
-        let mut memory = Lent::new(vec![memory]);
-        let lent = starts.iter().map(|&start| {
-            // SAFETY: page-locked memory does not move. The buffers are apart, and their bytes are read by copies only, between `take`
-            // and `give_back`.
-            let lent = unsafe { memory.lend(0, |memory| &mut memory.as_mut()[start..start + room]) };
+        }
+        let bytes = buffers.iter().map(|(buffer, _)| buffer.as_ref().len() as u64).sum();
+        let mut buffers = Lent::new(buffers);
+        let lent = (0..buffers.len()).flat_map(|index| {
+            let start = buffers[index].1;
+            // SAFETY: page-locked memory does not move. The bytes are read by copies only, between `take` and `give_back`.
+            let lent =
+                unsafe { buffers.lend(index, |(buffer, _)| buffer.as_mut(), std::iter::once(start..start + room)) };
             // SAFETY: the device says so.
-            if dev.locks_pages() { unsafe { lent.page_locked() } } else { lent }
+            let page_locked = |lent: HostBuf| if dev.locks_pages() { unsafe { lent.page_locked() } } else { lent };
+            lent.into_iter().map(page_locked)
         });
         let lent = lent.collect();
         let ahead = ReadAhead::start(source, pieces, lent, options)?;
-        Ok(Staging { ahead, memory, starts, busy: VecDeque::new(), bytes, cancel })
+        Ok(Staging { ahead, memory: Memory::Buffers { buffers, busy: VecDeque::new(), bytes }, cancel })
+    }
+
+    /// Begins to read `pieces`, a cycle, into their places in `device`, which `source` has been prepared for: each when it is
+    /// [permitted](Self::permit).
+    ///
+    /// # Safety
+    /// As for [`ReadAhead::start_in_place`], but that the memory stays: places may be used by others until a piece is permitted, and from
+    /// when it has [arrived](Self::arrived) on.
+    ///
+    /// # Errors
+    /// Those of starting to read.
+    pub unsafe fn in_place(
+        device: Lent<D::Buf>,
+        source: Box<dyn Source>,
+        pieces: Vec<Piece>,
+        places: Vec<Place>,
+        options: Options,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Self, DeviceError> {
+        // SAFETY: the caller's promise; the memory is kept as long as there is a share of the owner.
+        let ahead = unsafe { ReadAhead::start_in_place(source, pieces, places, device.share(), options)? };
+        Ok(Staging { ahead, memory: Memory::Places { _device: device }, cancel })
+    }
+
+    /// Whether pieces are read straight to where they belong.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self.memory, Memory::Places { .. })
     }
 
     /// Page-locked memory.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        match self.memory {
+            Memory::Buffers { bytes, .. } => bytes,
+            Memory::Places { .. } => 0,
+        }
     }
 
     /// One line: how it is read.
     pub fn describe(&self) -> &str {
         self.ahead.describe()
+    }
+
+    /// Lets one more piece be read into its place: the first, or the one that was sought, or the one behind the last that was permitted.
+    pub fn permit(&self) {
+        self.ahead.permit();
+    }
+
+    /// Whether `piece` is in its place; waits for that for `patience` at most.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn arrived(&self, piece: usize, patience: Duration) -> Result<bool, DeviceError> {
+        Ok(self.ahead.take_within(&self.cancel, piece, patience)?.is_some())
     }
 
     /// Starts to copy `piece` to `ring[offset..]` once `after` has passed, and returns the copy's end. None where the piece has not been
@@ -119,44 +177,54 @@ impl<D: Transfer> Staging<D> {
         offset: usize,
         after: Option<&D::Event>,
     ) -> Result<Option<D::Event>, DeviceError> {
-        while let Some((_, end)) = self.busy.front() {
+        let Self { ahead, memory: Memory::Buffers { buffers, busy, .. }, cancel } = self else {
+            unreachable!("what is read into its place is not copied")
+        };
+        let give_back = |busy: &mut VecDeque<(BufferId, D::Event)>| {
+            if let Some((buffer, _)) = busy.pop_front() {
+                ahead.give_back(buffer);
+            }
+        };
+        while let Some((_, end)) = busy.front() {
             if !dev.reached(end)? {
                 break;
             }
-            self.give_back();
+            give_back(busy);
         }
         let filled = loop {
-            match if wait { self.ahead.take_unless(&self.cancel, piece).map(Some) } else { self.ahead.try_take(piece) }
-            {
+            match if wait { ahead.take_unless(cancel, piece).map(Some) } else { ahead.try_take(piece) } {
                 Ok(Some(filled)) => break filled,
                 Ok(None) => return Ok(None),
-                Err(ReadError::AllTaken { .. }) if !self.busy.is_empty() => {
-                    dev.host_waits(&self.busy[0].1)?;
-                    self.give_back();
+                Err(ReadError::AllTaken { .. }) if !busy.is_empty() => {
+                    dev.host_waits(&busy[0].1)?;
+                    give_back(busy);
                 }
                 Err(e) => return Err(e.into()),
             }
         };
-        let begin = self.starts[filled.buffer.index()] + filled.begin;
-        let result = dev.upload(&self.memory[0], begin..begin + filled.len, ring, offset, after);
+        let (buffer, start) = &buffers[filled.buffer.index()];
+        let range = start + filled.begin..start + filled.begin + filled.len;
+        let result = dev.upload(buffer, range, ring, offset, after);
         // A copy that failed may have begun; the next point of the queue is behind it.
         let end = match &result {
             Ok(end) => end.clone(),
             Err(_) => dev.mark_copies()?,
         };
-        self.busy.push_back((filled.buffer, end));
+        busy.push_back((filled.buffer, end));
         result.map(Some)
     }
 
-    fn give_back(&mut self) {
-        if let Some((buffer, _)) = self.busy.pop_front() {
-            self.ahead.give_back(buffer);
-        }
-    }
-
-    /// The next piece to be asked for is `piece`, whatever came before.
-    pub fn seek(&mut self, piece: usize) {
+    /// The next piece to be asked for is `piece`, whatever came before. Where pieces have places, behind this nothing is written there
+    /// that was begun before.
+    ///
+    /// # Errors
+    /// A read that may still write does not come back.
+    pub fn seek(&mut self, piece: usize) -> Result<(), DeviceError> {
         self.ahead.seek(piece);
+        if self.is_in_place() {
+            self.ahead.drained(&self.cancel)?;
+        }
+        Ok(())
     }
 
     /// The reads that have ended since this was last asked.

@@ -1,6 +1,7 @@
 //! A model's weights where the plan wants them: on the device to stay, or flowing through its ring.
 
 use std::{
+    any::Any,
     collections::HashMap,
     sync::{
         Arc,
@@ -9,21 +10,22 @@ use std::{
     time::Duration,
 };
 
-use readahead::{OpenError, Piece};
+use readahead::{OpenError, Piece, Place, Source};
 
 use super::{
     flow::{Flow, Origin},
+    lent::Lent,
     load::{Rams, Resident, fill_device, in_file, in_files, inputs},
     place::{Progress, place, view},
     plan::{Access, Inputs, Plan, STAGING, Tier},
     reads::{Reading, Reads},
-    ring,
+    ring::{self, Layout},
     staging::{Staging, piece_bytes},
 };
 use crate::{
     device::{Device, DeviceError, Head, HostMemory, Layer, Weight},
     model::{Compute, ComputeHead, Flowed, Layers, Model, Trace},
-    pack::{Image, Placed, TensorId, TensorPart},
+    pack::{Image, Placed, TENSOR_ALIGN, TensorId, TensorPart},
     platform,
 };
 
@@ -72,14 +74,96 @@ pub struct Streamed<D: Device> {
     pinned_bytes: u64,
     pageable: Option<String>,
     missing: Option<String>,
+    way: Option<String>,
     cancel: Arc<AtomicBool>,
 }
 
-/// A group's matrices that flow: their bytes by segment, and where they come from.
+/// What device memory is made reachable for others in.
+const PAGE: u64 = 4096;
+
+/// A group's matrices that flow: the bytes of their places by segment, and where they come from.
 struct Group {
     placed: Vec<Placed>,
     segments: Vec<Vec<u64>>,
     origins: Vec<Origin>,
+}
+
+impl Group {
+    /// Makes the places of matrices in files as large as the whole blocks of `block` bytes that they lie in, so that a source can read
+    /// these there. Matrices still begin where kernels want them to.
+    fn make_room(&mut self, pieces: &[Piece], block: usize) {
+        for (segments, origin) in self.segments.iter_mut().zip(&mut self.origins) {
+            let Origin::Staged(first, lead) = origin else { continue };
+            let (head, tail) = (pieces[*first], pieces[*first + segments.len() - 1]);
+            *lead = head.blocks(block).0.next_multiple_of(TENSOR_ALIGN);
+            let (begin, whole) = tail.blocks(block);
+            *segments.last_mut().expect("a matrix has bytes") += (whole - begin - tail.len) as u64;
+            segments[0] += *lead as u64;
+        }
+    }
+}
+
+/// Begins to read `pieces`: into their places in `ring`, where `source` can write there, and otherwise by way of page-locked buffers. Which of
+/// the two, and why, if there was a choice.
+#[expect(clippy::too_many_arguments, reason = "what is laid out, and where it comes from")]
+fn stage<D: Device>(
+    dev: &D,
+    ring: &D::Buf,
+    mut source: Box<dyn Source>,
+    layout: &Layout,
+    groups: &[Group],
+    pieces: &[Piece],
+    staging_bytes: u64,
+    reading: &Reading<'_>,
+) -> Result<(Staging<D>, Option<String>), DeviceError> {
+    let (options, cancel) = (reading.reads.options(), reading.cancel.clone());
+    let mut way = None;
+    if source.lands_in_device() {
+        let ring = Lent::new(vec![ring.clone()]);
+        match land(dev, &ring, &mut *source, layout, groups, pieces) {
+            Ok(places) => {
+                // SAFETY: nobody uses the ring but the flow, which permits a piece when its place is free.
+                let staging = unsafe { Staging::in_place(ring, source, pieces.to_vec(), places, options, cancel)? };
+                return Ok((staging, Some("straight into the device's memory".into())));
+            }
+            // What computes in RAM loses nothing.
+            Err(_) if dev.in_place() => {}
+            Err(why) => {
+                way = Some(format!(
+                    "by way of page-locked RAM, since the device's memory is out of the drive's reach ({why})"
+                ));
+            }
+        }
+    }
+    Ok((Staging::start(dev, source, pieces.to_vec(), staging_bytes, options, cancel)?, way))
+}
+
+/// Makes `ring` ready for `source` to write into, and finds the places of `pieces` in it.
+///
+/// # Errors
+/// Why that cannot be done, in words.
+fn land<D: Device>(
+    dev: &D,
+    ring: &Lent<D::Buf>,
+    source: &mut dyn Source,
+    layout: &Layout,
+    groups: &[Group],
+    pieces: &[Piece],
+) -> Result<Vec<Place>, String> {
+    let memory = dev.device_memory(&ring[0]).map_err(|e| e.to_string())?;
+    let mut places = vec![Place { address: 0, len: 0, begin: 0 }; pieces.len()];
+    let mut piece = 0;
+    for segment in &layout.segments {
+        let Origin::Staged(first, lead) = groups[segment.group].origins[segment.unit] else { continue };
+        let begins = segment.range.start == 0;
+        piece = if begins { first } else { piece + 1 };
+        let (begin, len) = pieces[piece].blocks(source.block());
+        let address = memory.address() + segment.offset + if begins { (lead - begin) as u64 } else { 0 };
+        places[piece] = Place { address, len, begin };
+    }
+    let owner: Arc<dyn Any + Send + Sync> = ring.share();
+    source.prepare_device(&*memory, &owner)?;
+    Ok(places)
 }
 
 impl<D: Device> Streamed<D> {
@@ -101,7 +185,7 @@ impl<D: Device> Streamed<D> {
         let (mut device_bytes, mut pinned_bytes) = (0, 0);
         let (mut residents, mut pieces, mut rams, mut mapped) =
             (Vec::new(), Vec::new(), Rams::default(), Rams::default());
-        let (mut pageable, mut missing) = (None, None);
+        let (mut pageable, mut missing, mut way) = (None, None, None);
         let staging_bytes = streams.staging_bytes.max(STAGING.0);
         for group in 0..=count {
             reading.wanted()?;
@@ -163,7 +247,7 @@ impl<D: Device> Streamed<D> {
                 let (file, range) = in_file(model, &placed);
                 let (start, longest) = (range.start as u64, piece_bytes(staging_bytes));
                 let cut: Vec<Piece> = Piece::cut(file, start, range.len() as u64, longest).collect();
-                moved.origins.push(Origin::Staged(pieces.len()));
+                moved.origins.push(Origin::Staged(pieces.len(), 0));
                 moved.segments.push(cut.iter().map(|piece| piece.len as u64).collect());
                 moved.placed.push(placed);
                 progress(range.len() as u64);
@@ -179,23 +263,35 @@ impl<D: Device> Streamed<D> {
         let flowing_memory = if groups.is_empty() {
             None
         } else {
+            let source = match pieces.is_empty() {
+                true => None,
+                false => Some(reading.reads.ahead(inputs(model)?, pageable.is_some())?),
+            };
+            let mut ring_bytes = streams.ring_bytes;
+            if let Some(source) = source.as_ref().filter(|source| source.lands_in_device()) {
+                groups.iter_mut().for_each(|group| group.make_room(&pieces, source.block()));
+                let units = |group: &Group| group.segments.iter().map(|unit| unit.iter().sum()).collect();
+                let least = ring::least(&groups.iter().map(units).collect::<Vec<Vec<u64>>>());
+                ring_bytes = ring_bytes.max(least).next_multiple_of(PAGE);
+            }
             let units: Vec<Vec<_>> = groups.iter().map(|group| group.segments.clone()).collect();
-            let layout = ring::lay(&units, streams.ring_bytes).ok_or_else(|| {
-                DeviceError::Unsupported(format!("a ring of {} bytes is too small for this model", streams.ring_bytes))
+            let layout = ring::lay(&units, ring_bytes).ok_or_else(|| {
+                DeviceError::Unsupported(format!("a ring of {ring_bytes} bytes is too small for this model"))
             })?;
-            let buf = dev.alloc("the streaming ring", streams.ring_bytes as usize)?;
-            device_bytes += streams.ring_bytes;
+            let buf = dev.alloc("the streaming ring", ring_bytes as usize)?;
+            device_bytes += ring_bytes;
             for (group, offsets) in groups.iter().zip(&layout.offsets) {
-                for (placed, &offset) in group.placed.iter().zip(offsets) {
-                    tensors.insert(placed.id, view(placed, buf.clone(), offset as usize));
+                for ((placed, origin), &offset) in group.placed.iter().zip(&group.origins).zip(offsets) {
+                    let lead = if let Origin::Staged(_, lead) = origin { *lead } else { 0 };
+                    tensors.insert(placed.id, view(placed, buf.clone(), offset as usize + lead));
                 }
             }
-            let staging = match pieces.is_empty() {
-                true => None,
-                false => {
-                    let source = reading.reads.ahead(inputs(model)?, pageable.is_some())?;
-                    let options = reading.reads.options();
-                    Some(Staging::start(dev, source, pieces, staging_bytes, options, reading.cancel.clone())?)
+            let staging = match source {
+                None => None,
+                Some(source) => {
+                    let (staging, taken) = stage(dev, &buf, source, &layout, &groups, &pieces, staging_bytes, reading)?;
+                    way = taken;
+                    Some(staging)
                 }
             };
             pinned_bytes += staging.as_ref().map_or(0, Staging::bytes);
@@ -209,7 +305,7 @@ impl<D: Device> Streamed<D> {
         let rams = rams.filled(model, reading, progress)?;
         let flow = match flowing_memory {
             None => None,
-            Some((buf, layout, groups, staging)) => Some(Flow::new(dev, buf, layout, groups, rams, staging)?),
+            Some((buf, layout, groups, staging)) => Some(Flow::new(dev, buf, layout, groups, rams, &pieces, staging)?),
         };
         let bytes_in = |of: fn(Tier) -> bool| -> u64 {
             let elsewhere = streams.elsewhere.iter().filter(|(_, tier)| of(**tier));
@@ -235,6 +331,7 @@ impl<D: Device> Streamed<D> {
             pinned_bytes,
             pageable,
             missing,
+            way,
             cancel: reading.cancel.clone(),
         })
     }
@@ -252,6 +349,11 @@ impl<D: Device> Streamed<D> {
     /// How what is on disk is read, if anything is.
     pub fn reads_by(&self) -> Option<&str> {
         self.flow.as_ref().and_then(Flow::reads_by)
+    }
+
+    /// Which way it takes from there, where the source might be able to write the device's memory by itself; and if it cannot, why not.
+    pub fn lands(&self) -> Option<&str> {
+        self.way.as_deref()
     }
 
     /// Bytes of the streamed ones that every pass reads from the model's files.

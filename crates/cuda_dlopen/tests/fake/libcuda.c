@@ -8,18 +8,22 @@
  *   FAKE_CUDA_CAPABILITY  ten times the compute capability (90)
  *   FAKE_CUDA_MEMORY      bytes of device memory (1 GiB)
  *   FAKE_CUDA_JIT_MS      how long a module takes to compile (0)
+ *   FAKE_CUDA_ORDERING    how far writes of other devices are ordered by themselves (0)
+ *   FAKE_CUDA_FLUSH       whether they can be waited for (1)
+ *   FAKE_CUDA_DMA_BUF     anything: there are dma-bufs
  *   FAKE_CUDA_FAIL        NAME=CODE: the function NAME answers CODE
- *   FAKE_CUDA_TRACE       anything: launches are told to stderr
+ *   FAKE_CUDA_TRACE       anything: launches, and waits for other devices, are told to stderr
  * Modules are text; a line ".entry NAME" is a kernel. Known kernels: fill(dst, value, count) stores bytes, crash() faults. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
        INVALID_CONTEXT = 201, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
-       ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+       ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
        INVALID_CLUSTER_SIZE = 912 };
 
 typedef unsigned result;
@@ -165,19 +169,33 @@ result cuDeviceGetAttribute(int *value, int attribute, int device) {
     case 81: *value = 228 << 10; return 0;  /* shared memory of a multiprocessor */
     case 97: *value = SHARED; return 0;     /* of a block, if it opts in */
     case 111: *value = 1 << 10; return 0;   /* of a block, reserved */
+    case 117: *value = (int)setting("FAKE_CUDA_FLUSH", 1); return 0;
+    case 118: *value = (int)setting("FAKE_CUDA_ORDERING", 0); return 0;
     default: return INVALID_VALUE;
     }
 }
 
-result cuDevicePrimaryCtxRetain(void **handle, int device) { BEGIN_ANYWHERE (void)device; *handle = &context; return 0; }
+/* How often the context was retained. */
+static int retained;
+
+result cuDevicePrimaryCtxRetain(void **handle, int device) {
+    BEGIN_ANYWHERE
+    (void)device;
+    retained++;
+    *handle = &context;
+    return 0;
+}
 
 result cuDevicePrimaryCtxRelease_v2(int device) {
     (void)device;
+    if (--retained > 0) return 0;
     if (allocated.count || registered.count || graphs) { fprintf(stderr, "fake driver: memory leaked\n"); abort(); }
     return 0;
 }
 
 result cuCtxSetCurrent(void *handle) { BEGIN_ANYWHERE current = handle; return 0; }
+
+result cuCtxGetStreamPriorityRange(int *least, int *greatest) { BEGIN *least = 0; *greatest = -5; return 0; }
 
 result cuStreamCreateWithPriority(struct queue **q, unsigned flags, int priority) {
     BEGIN (void)flags; (void)priority;
@@ -229,12 +247,40 @@ result cuMemAlloc_v2(address *start, size_t length) {
     if (!length) return INVALID_VALUE;
     if (length > (size_t)setting("FAKE_CUDA_MEMORY", 1L << 30) - used) return OUT_OF_MEMORY;
     void *memory = NULL;
-    if (posix_memalign(&memory, 256, length)) return OUT_OF_MEMORY;
+    if (posix_memalign(&memory, length < 4096 ? 256 : 4096, length)) return OUT_OF_MEMORY;
     memset(memory, 0xa5, length);
     add(&allocated, memory, length);
     used += length;
     *start = (address)(uintptr_t)memory;
     return 0;
+}
+
+/* Calls that copy return when what they did can be seen from elsewhere. */
+result cuPointerSetAttribute(const unsigned *value, unsigned attribute, address start) {
+    BEGIN
+    if (attribute != 6 || *value != 1 || !inside(&allocated, (void *)(uintptr_t)start, 1)) return INVALID_VALUE;
+    if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "seen from elsewhere\n");
+    return 0;
+}
+
+result cuFlushGPUDirectRDMAWrites(int target, int scope) {
+    BEGIN
+    if (target != 0 || scope != 100) return INVALID_VALUE;
+    if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "flush\n");
+    return 0;
+}
+
+/* A file of as many bytes, and not the memory. */
+result cuMemGetHandleForAddressRange(int *fd, address start, size_t length, unsigned type, unsigned long long flags) {
+    BEGIN
+    if (type != 1 || flags || start % 4096 || length % 4096) return INVALID_VALUE;
+    if (!getenv("FAKE_CUDA_DMA_BUF")) return NOT_SUPPORTED;
+    if (!inside(&allocated, (void *)(uintptr_t)start, length)) return INVALID_VALUE;
+    FILE *file = tmpfile();
+    if (!file) return OUT_OF_MEMORY;
+    *fd = dup(fileno(file));
+    fclose(file);
+    return *fd < 0 || ftruncate(*fd, (off_t)length) ? OUT_OF_MEMORY : 0;
 }
 
 /* Waits for nothing: work still queued for the memory faults when it runs. */

@@ -155,7 +155,7 @@ impl Guest {
                 host.fill(0, host.len(), 0xee);
                 read(&mut drive, host.bus(), at, WINDOW, len, &mut |at, out| host.copy_to(at, out), expected)?;
             }
-            let shm = Arc::new(self.shm.bus(&*door, self.iommu)?);
+            let shm = Arc::new(self.shm.bus(&*door)?);
             self.shm.clear();
             let copy = &mut |at: usize, out: &mut [u8]| self.shm.copy_to(at, out);
             read(&mut drive, &shm, 0, self.shm.len, all, copy, expected)?;

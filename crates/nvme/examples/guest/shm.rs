@@ -1,11 +1,12 @@
 //! QEMU's ivshmem-plain: memory behind a PCI BAR, which stands for a GPU's.
 
-use anyhow::{Context, Result};
-use nvme::{BusAddr, BusMemory, Door, PciAddress, System};
+use anyhow::{Context, Result, ensure};
+use nvme::{BusMemory, Door, PciAddress, PeerBar, System, Window, prove};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::{
     fs::{self, OpenOptions},
     ptr::NonNull,
+    time::Duration,
 };
 
 /// Vendor and device (docs/specs/ivshmem-spec.txt in QEMU), and the BAR with the memory.
@@ -15,7 +16,7 @@ const MEMORY_BAR: usize = 2;
 /// The memory, mapped. There is one, and it stays.
 pub struct Shm {
     ptr: NonNull<u8>,
-    bus: u64,
+    bar: PeerBar,
     pub len: usize,
 }
 
@@ -37,17 +38,24 @@ impl Shm {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.
         let ptr = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, &file, 0)? };
-        Ok(Shm { ptr: NonNull::new(ptr.cast()).context("mapped at 0")?, bus: range.start, len })
+        let bar = PeerBar::open(system, address, MEMORY_BAR)?;
+        ensure!(PeerBar::open(system, address, 0).is_err(), "registers were opened as memory");
+        Ok(Shm { ptr: NonNull::new(ptr.cast()).context("mapped at 0")?, bar, len })
     }
 
-    /// The memory as a drive sees it: through the IOMMU by addresses that are mapped for it, without one by the BAR's.
-    pub fn bus(&self, door: &dyn Door, iommu: bool) -> Result<BusMemory> {
-        if iommu {
-            // SAFETY: the mapping stays, and only copies are made.
-            return Ok(unsafe { door.map(self.ptr, self.len, Box::new(()))? });
-        }
+    /// The memory as a drive sees it: through the IOMMU by addresses that are mapped for it, without one by the BAR's. Where it is in the BAR
+    /// is proved as for a GPU, which writes its memory not by that way.
+    pub fn bus(&self, door: &dyn Door) -> Result<BusMemory> {
+        let mut write = |at: usize, bytes: &[u8]| {
+            assert!(at + bytes.len() <= self.len);
+            // SAFETY: inside the mapping; `bytes` is a Rust reference, so it is none of it.
+            unsafe { self.ptr.add(at).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+            Ok(())
+        };
+        let runs = prove(&self.bar, self.len, &mut write, Duration::from_secs(20))?;
+        ensure!(runs.len() == 1 && runs[0].at == 0, "{runs:?}");
         // SAFETY: the BAR stays where it is, and only copies are made.
-        Ok(unsafe { BusMemory::new([(BusAddr(self.bus), self.len)], Box::new(()))? })
+        Ok(unsafe { self.bar.map(door, 0, self.len, Box::new(()))? })
     }
 
     pub fn copy_to(&self, at: usize, out: &mut [u8]) {

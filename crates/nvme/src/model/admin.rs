@@ -23,7 +23,12 @@ impl Model {
             admin::CREATE_COMPLETION_QUEUE => self.create_completions(id, depth, d11, prp1),
             admin::CREATE_SUBMISSION_QUEUE => self.create_submissions(id, depth, d11, prp1),
             admin::DELETE_SUBMISSION_QUEUE if id > 0 => match self.submissions.remove(&id) {
-                Some(_) => Status::SUCCESS,
+                Some(_) => {
+                    // Its commands are aborted: they touch no memory any more (Base Specification, section 5.7).
+                    self.fetched.retain(|fetched| fetched.queue != id);
+                    self.missing.retain(|&(queue, _)| queue != id);
+                    Status::SUCCESS
+                }
                 None => INVALID_QUEUE,
             },
             admin::DELETE_COMPLETION_QUEUE if id > 0 => {
@@ -45,6 +50,8 @@ impl Model {
     fn create_completions(&mut self, id: u16, depth: u32, flags: u32, base: BusAddr) -> Status {
         match self.check(id, depth, flags, base, self.completions.contains_key(&id)) {
             Status::SUCCESS => {
+                // A new queue's doorbell is 0, whatever was written there before.
+                self.words.store(self.cap().completion_doorbell(id), 0);
                 self.completions.insert(id, CompletionQueue { base, depth, tail: 0, phase: true });
                 Status::SUCCESS
             }
@@ -59,6 +66,7 @@ impl Model {
         }
         match self.check(id, depth, flags, base, self.submissions.contains_key(&id)) {
             Status::SUCCESS => {
+                self.words.store(self.cap().submission_doorbell(id), 0);
                 self.submissions.insert(id, SubmissionQueue { base, depth, head: 0, completions });
                 Status::SUCCESS
             }
@@ -81,7 +89,8 @@ impl Model {
         let found = self.missing.iter().position(|&command| command == (queue, cid));
         let Some(found) = found.filter(|_| self.traits.aborts) else { return 1 };
         self.missing.remove(found);
-        u32::from(!self.post(queue, cid, 0, ABORT_REQUESTED))
+        let head = self.submissions.get(&queue).map_or(0, |queue| queue.head);
+        u32::from(!self.post(queue, queue, head, cid, 0, ABORT_REQUESTED))
     }
 
     fn identify(&mut self, cns: u32, namespace: u32, into: BusAddr) -> Status {

@@ -67,6 +67,18 @@ impl Words {
 pub trait Bus: Send + Sync {
     /// Where the CPU sees the `len` bytes at `address`. None: nobody answers there.
     fn resolve(&self, address: BusAddr, len: usize) -> Option<NonNull<u8>>;
+
+    /// Writes a command's data, `pieces` one after the other, each to an address on the bus. For memory that the CPU does not see. Whether
+    /// somebody answered at all of them.
+    fn write(&self, pieces: &[(BusAddr, &[u8])]) -> bool {
+        pieces.iter().all(|&(address, bytes)| {
+            let Some(memory) = self.resolve(address, bytes.len()) else { return false };
+            // SAFETY: the bus gave as many bytes, which are the device's while a command has them; `bytes` is a Rust reference and none of
+            // them.
+            unsafe { memory.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+            true
+        })
+    }
 }
 
 /// Reads aligned dwords.

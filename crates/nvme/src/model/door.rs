@@ -1,6 +1,6 @@
 //! The driver's way to a [`Model`].
 
-use super::{Media, Model, PageTable, Traits, Words};
+use super::{Bus, Media, Model, PageTable, Traits, Words};
 use crate::{BusAddr, BusMemory, DmaBuf, Door, Error, Registers, registers::DOORBELLS};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
@@ -48,18 +48,41 @@ pub struct ModelDoor {
 impl ModelDoor {
     /// A controller with these traits and namespaces, which steps on when the driver pauses, by a clock of its own.
     pub fn new(traits: Traits, media: Vec<Arc<Media>>) -> Arc<ModelDoor> {
-        Self::with_player(traits, media, Player::Pauses(AtomicU64::new(0)))
+        let words = Words::new(ModelDoor::registers(&traits));
+        Self::with_player(traits, media, Player::Pauses(AtomicU64::new(0)), words, |bus| bus)
     }
 
     /// One that a thread has to [`run`](Model::run).
     pub fn threaded(traits: Traits, media: Vec<Arc<Media>>) -> Arc<ModelDoor> {
-        Self::with_player(traits, media, Player::Thread)
+        let words = Words::new(ModelDoor::registers(&traits));
+        Self::threaded_in(traits, media, words, |bus| bus)
     }
 
-    fn with_player(traits: Traits, media: Vec<Arc<Media>>, player: Player) -> Arc<ModelDoor> {
-        let doorbells = (2 * (usize::from(traits.queues) + 1)) * (4 << traits.doorbell_stride);
-        let (words, bus) = (Arc::new(Words::new(DOORBELLS + doorbells)), Arc::new(PageTable::default()));
-        let model = Model::new(words.clone(), bus.clone(), traits, media);
+    /// The same whose registers are `words`, [`Self::registers`] bytes of zeros, and whose bus is made by `bus` of the one that has the
+    /// memory of this door.
+    pub fn threaded_in(
+        traits: Traits,
+        media: Vec<Arc<Media>>,
+        words: Words,
+        bus: impl FnOnce(Arc<dyn Bus>) -> Arc<dyn Bus>,
+    ) -> Arc<ModelDoor> {
+        Self::with_player(traits, media, Player::Thread, words, bus)
+    }
+
+    /// Bytes of a controller's registers.
+    pub fn registers(traits: &Traits) -> usize {
+        DOORBELLS + (2 * (usize::from(traits.queues) + 1)) * (4 << traits.doorbell_stride)
+    }
+
+    fn with_player(
+        traits: Traits,
+        media: Vec<Arc<Media>>,
+        player: Player,
+        words: Words,
+        outer: impl FnOnce(Arc<dyn Bus>) -> Arc<dyn Bus>,
+    ) -> Arc<ModelDoor> {
+        let (words, bus) = (Arc::new(words), Arc::new(PageTable::default()));
+        let model = Model::new(words.clone(), outer(bus.clone()), traits, media);
         Arc::new(ModelDoor {
             words,
             bus,

@@ -8,24 +8,45 @@ use std::sync::Mutex;
 pub struct Media {
     /// Bytes of a block.
     pub block_bytes: usize,
-    bytes: Mutex<Vec<u8>>,
+    bytes: Mutex<Stored>,
+}
+
+/// Where a namespace's bytes are.
+enum Stored {
+    Owned(Vec<u8>),
+    /// Somebody's, such as a mapped file's. They are read only.
+    Shared(Box<dyn AsRef<[u8]> + Send>),
+}
+
+impl Stored {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Stored::Owned(bytes) => bytes,
+            Stored::Shared(bytes) => (**bytes).as_ref(),
+        }
+    }
 }
 
 impl Media {
     /// Blocks of `block_bytes` bytes, a power of two, that hold `bytes`, a whole number of blocks.
     pub fn new(block_bytes: usize, bytes: Vec<u8>) -> Media {
         assert!(bytes.len().is_multiple_of(block_bytes));
-        Media { block_bytes, bytes: Mutex::new(bytes) }
+        Media { block_bytes, bytes: Mutex::new(Stored::Owned(bytes)) }
+    }
+
+    /// The same of bytes that stay where they are, such as a mapped file's, and cannot be written: the whole blocks of them.
+    pub fn shared(block_bytes: usize, bytes: impl AsRef<[u8]> + Send + 'static) -> Media {
+        Media { block_bytes, bytes: Mutex::new(Stored::Shared(Box::new(bytes))) }
     }
 
     /// Number of blocks.
     pub fn blocks(&self) -> u64 {
-        (self.bytes.lock().expect("no holder panics").len() / self.block_bytes) as u64
+        (self.bytes.lock().expect("no holder panics").bytes().len() / self.block_bytes) as u64
     }
 
     /// A copy of all bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        self.bytes.lock().expect("no holder panics").clone()
+        self.bytes.lock().expect("no holder panics").bytes().to_vec()
     }
 }
 
@@ -34,6 +55,7 @@ const INVALID_FIELD: Status = Status::new(0, 0x02, false);
 const INVALID_NAMESPACE: Status = Status::new(0, 0x0b, false);
 const OUT_OF_RANGE: Status = Status::new(0, 0x80, false);
 const TRANSFER_ERROR: Status = Status::new(0, 0x04, true);
+const WRITE_PROTECTED: Status = Status::new(0, 0x20, false);
 
 impl Model {
     /// Executes an I/O command.
@@ -64,17 +86,21 @@ impl Model {
             Err(status) => return status,
         };
         let mut at = (lba * block) as usize;
-        let mut bytes = media.bytes.lock().expect("no holder panics");
+        let mut stored = media.bytes.lock().expect("no holder panics");
+        if is_read {
+            let bytes = stored.bytes();
+            let mut next = |(address, len)| {
+                at += len;
+                (address, &bytes[at - len..at])
+            };
+            let pieces: Vec<_> = pieces.into_iter().map(&mut next).collect();
+            return if self.bus.write(&pieces) { Status::SUCCESS } else { TRANSFER_ERROR };
+        }
+        let Stored::Owned(bytes) = &mut *stored else { return WRITE_PROTECTED };
         for (address, len) in pieces {
             let Some(memory) = self.bus.resolve(address, len) else { return TRANSFER_ERROR };
-            let stored = &mut bytes[at..at + len];
             // SAFETY: the bus gave `len` bytes, which are the device's while a command has them; the media is a Rust allocation.
-            unsafe {
-                match is_read {
-                    true => memory.as_ptr().copy_from_nonoverlapping(stored.as_ptr(), len),
-                    false => stored.as_mut_ptr().copy_from_nonoverlapping(memory.as_ptr(), len),
-                }
-            }
+            unsafe { bytes[at..at + len].as_mut_ptr().copy_from_nonoverlapping(memory.as_ptr(), len) };
             at += len;
         }
         Status::SUCCESS

@@ -80,6 +80,20 @@ pub enum Fault {
     Missing,
     /// It completes, and once more so many steps later.
     Duplicate(u32),
+    /// It is executed and completes so many steps later, and at once comes a completion that is not the controller's to give: of this
+    /// submission queue, with this head and this command identifier.
+    Nonsense {
+        /// SQID.
+        queue: u16,
+        /// SQHD.
+        head: u16,
+        /// CID.
+        cid: u16,
+        /// Steps until the command's own completion.
+        late: u32,
+    },
+    /// It completes with this submission queue head.
+    Head(u16),
     /// The controller fails before it is executed (CSTS.CFS).
     Fatal,
 }
@@ -293,10 +307,20 @@ impl Model {
             rand::seq::SliceRandom::shuffle(&mut waiting[..], &mut self.rng);
         }
         for mut fetched in waiting {
+            if !self.submissions.contains_key(&fetched.queue) {
+                // The queue has just been deleted.
+                continue;
+            }
             let postponed = self.traits.shuffle.is_some() && self.rng.random_ratio(1, 4);
             if fetched.due > 0 || postponed {
                 fetched.due = fetched.due.saturating_sub(1);
                 self.fetched.push(fetched);
+                continue;
+            }
+            if let Some(Fault::Nonsense { queue, head, cid, late }) = fetched.fault {
+                // Not if the completion queue is full.
+                self.post(fetched.queue, queue, head.into(), cid, 0, Status::SUCCESS);
+                self.fetched.push(Fetched { fault: None, due: late, ..fetched });
                 continue;
             }
             let (result, status) = fetched.result.unwrap_or_else(|| self.execute(&fetched));
@@ -304,7 +328,10 @@ impl Model {
                 let (queue, command) = (fetched.queue, fetched.command);
                 self.fetched.push(Fetched { queue, command, fault: None, due, result: Some((result, status)) });
             }
-            if !self.post(fetched.queue, fetched.command.cid(), result, status) {
+            let (queue, cid) = (fetched.queue, fetched.command.cid());
+            let head = self.submissions.get(&queue).map_or(0, |queue| queue.head);
+            let head = if let Some(Fault::Head(head)) = fetched.fault { head.into() } else { head };
+            if !self.post(queue, queue, head, cid, result, status) {
                 // The completion queue is full.
                 self.fetched.push(Fetched { fault: None, result: Some((result, status)), ..fetched });
             }
@@ -320,10 +347,10 @@ impl Model {
         }
     }
 
-    /// Writes a completion, its phase last. Not if the queue is full.
-    fn post(&mut self, queue: u16, cid: u16, result: u32, status: Status) -> bool {
+    /// Writes a completion for submission queue `queue` that says to be of `named`, its phase last. Not if the queue is full.
+    fn post(&mut self, queue: u16, named: u16, head: u32, cid: u16, result: u32, status: Status) -> bool {
         let Some(submissions) = self.submissions.get(&queue) else { return true };
-        let (id, head) = (submissions.completions, submissions.head);
+        let id = submissions.completions;
         let told = self.words.load(self.cap().completion_doorbell(id));
         let Some(completions) = self.completions.get_mut(&id) else { return true };
         let next = (completions.tail + 1) % completions.depth;
@@ -343,7 +370,7 @@ impl Model {
             self.fail();
             return true;
         };
-        let Completion(dwords) = Completion([result, 0, u32::from(queue) << 16 | head, last]);
+        let Completion(dwords) = Completion([result, 0, u32::from(named) << 16 | head, last]);
         // SAFETY: the bus gave 16 bytes, aligned as queues are; the host reads them volatile.
         unsafe {
             let entry = entry.cast::<u32>();

@@ -3,5 +3,6 @@
 mod drive;
 mod faults;
 mod lent;
+mod prove;
 mod prp;
 mod setup;

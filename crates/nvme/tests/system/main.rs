@@ -2,6 +2,7 @@
 
 mod bind;
 mod machine;
+mod peer;
 mod usage;
 
 use machine::{Machine, address};

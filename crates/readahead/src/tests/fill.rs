@@ -2,12 +2,15 @@
 
 use super::{content, input, random_file};
 use crate::{
-    HostBuf, Options, ReadError, Source, SourceOptions, Target, fill, loader, open,
+    HostBuf, Landed, Options, Piece, ReadAhead, ReadError, Source, SourceError, SourceOptions, Target, fill, loader,
+    open,
+    pool::{Bounce, Pool, Reader},
     testing::{Fault, Faulty, Gate},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -96,5 +99,45 @@ fn filling_can_be_cancelled_and_fails_clearly() {
     if blocks.block() > 1 {
         let error = run(blocks, &target(100), &no, 3).unwrap_err().to_string();
         assert!(error.contains("reads blocks of 4096 bytes cannot fill"), "{error}");
+    }
+}
+
+/// Each read takes so long.
+struct Slow(Duration);
+
+impl Reader for Slow {
+    fn check(&self, _: &Piece, _: &HostBuf) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn read(&self, piece: &Piece, _: &mut HostBuf, _: &mut Bounce) -> Result<Landed, SourceError> {
+        thread::sleep(self.0);
+        Ok(Landed { begin: 0, len: piece.len })
+    }
+
+    fn block(&self) -> usize {
+        1
+    }
+
+    fn name(&self, _: usize) -> String {
+        "slow".to_owned()
+    }
+}
+
+/// One thread and a queue of eight: what is at its end waits longer than a read may take, and is not late.
+#[test]
+fn waiting_for_other_reads_is_no_stall() {
+    const READS: usize = 8;
+    let source = || Box::new(Pool::new(Slow(Duration::from_millis(80)), 1, READS - 1, String::new()).unwrap());
+    let target = |index| Target { file: 0, offset: 10 * index as u64, dst: HostBuf::allocate(10, 1) };
+    let targets: Vec<_> = (0..READS).map(target).collect();
+    assert_eq!(run(source(), &targets, &AtomicBool::new(false), 0).unwrap(), 10 * READS as u64);
+
+    let pieces: Vec<_> = Piece::cut(0, 0, 10 * READS as u64, 10).collect();
+    let buffers = (0..READS).map(|_| HostBuf::allocate(10, 1)).collect();
+    let options = Options { stall: Duration::from_millis(150), ..Options::default() };
+    let ahead = ReadAhead::start(source(), pieces, buffers, options).unwrap();
+    for piece in 0..READS {
+        ahead.give_back(ahead.take(piece).unwrap().buffer);
     }
 }

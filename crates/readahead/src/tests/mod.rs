@@ -2,6 +2,7 @@
 
 mod ahead;
 mod fill;
+mod in_place;
 mod model;
 mod protocol;
 mod sources;

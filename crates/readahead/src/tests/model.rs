@@ -11,7 +11,12 @@
 //! - `take` waits although all buffers are taken: deadlock;
 //! - one read more than the source's depth: the source sees it.
 //!
-//! What no interleaving shows (retries, how long a stall is) is in `tests/protocol.rs`.
+//! And for places in the device's memory:
+//! - reads begin before they are permitted: overlapping reads, wrong data;
+//! - `drained` does not wait, or `seek` leaves pieces permitted: what the consumer puts there is overwritten;
+//! - `permit` without its notification: deadlock.
+//!
+//! What no interleaving shows (retries, how long a stall is, that nothing begins while void reads write to places) is in `tests/protocol.rs`.
 
 mod sync {
     pub(crate) use shuttle::{
@@ -45,7 +50,7 @@ mod sync {
 mod ahead;
 
 use crate::{
-    BufferId, Completion, Dst, Filled, HostBuf, Landed, Options, Piece, ReadError, Source, SourceError,
+    BufferId, Completion, Dst, Filled, HostBuf, Landed, Options, Piece, Place, ReadError, Source, SourceError,
     testing::GARBAGE,
 };
 use ahead::ReadAhead;
@@ -96,12 +101,15 @@ struct Mean {
 
 impl Source for Mean {
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
-        let mut buffer = dst.host()?;
+        let mut buffer = match dst {
+            Dst::Host(buffer) => buffer,
+            Dst::Vram { address, len } => memory(address as usize as *mut u8, len),
+        };
         assert!(self.reads.len() < self.depth, "more reads than the source takes");
-        assert!(
-            self.reads.iter().all(|(_, _, other, _)| other.address() != buffer.address()),
-            "two reads in one buffer"
-        );
+        let apart = |other: &HostBuf| {
+            other.address() + other.len() <= buffer.address() || buffer.address() + buffer.len() <= other.address()
+        };
+        assert!(self.reads.iter().all(|(_, _, other, _)| apart(other)), "two reads in one buffer");
         if self.patience > 0 && chance(12) {
             return Err(io::Error::other("refused").into());
         }
@@ -170,13 +178,15 @@ fn start(buffers: usize, depth: usize, patience: u32) -> (Vec<HostBuf>, ReadAhea
     let gone = Arc::new(AtomicBool::new(false));
     let source = Mean { depth, reads: Vec::new(), patience, gone: gone.clone() };
     let memory: Vec<_> = (0..buffers).map(|_| HostBuf::allocate(LEN, 1)).collect();
-    let lent = memory.iter().map(|buffer| {
-        let ptr = std::ptr::NonNull::new(buffer.as_ptr()).unwrap();
-        // SAFETY: `memory` outlives the reader in these tests. All run on one OS thread.
-        unsafe { HostBuf::new(ptr, LEN, None) }
-    });
+    let lent = memory.iter().map(|buffer| self::memory(buffer.as_ptr(), LEN));
     let ahead = ReadAhead::start(Box::new(source), pieces(), lent.collect(), OPTIONS).unwrap();
     (memory, ahead, gone)
+}
+
+/// Memory that outlives the reader. All of it runs on one OS thread.
+fn memory(ptr: *mut u8, len: usize) -> HostBuf {
+    // SAFETY: as said; the tests look at the bytes when no read is to have them, which is what they test.
+    unsafe { HostBuf::new(std::ptr::NonNull::new(ptr).unwrap(), len, None) }
 }
 
 /// Whether a taken buffer holds the piece, and nothing writes to it.
@@ -255,6 +265,78 @@ fn give_back_elsewhere(buffers: usize, depth: usize) {
     copies.join().unwrap();
 }
 
+/// Where the pieces lie in a device's memory of [`RING`] bytes: the third over the halves of both others.
+const PLACES: [usize; PIECES] = [0, LEN, LEN / 2];
+const RING: usize = 2 * LEN;
+/// What the consumer puts there by other means.
+const OTHER: u8 = 0x0f;
+
+/// A device's memory with places, a reader into it, and whether its source is gone.
+fn start_in_place(depth: usize, patience: u32) -> (Arc<HostBuf>, ReadAhead, Arc<AtomicBool>) {
+    let gone = Arc::new(AtomicBool::new(false));
+    let source = Mean { depth, reads: Vec::new(), patience, gone: gone.clone() };
+    let ring = Arc::new(HostBuf::allocate(RING, 1));
+    let place = |&at: &usize| Place { address: (ring.address() + at) as u64, len: LEN, begin: 0 };
+    let places = PLACES.iter().map(place).collect();
+    // SAFETY: the ring is the owner; that its places are not used too early is what is tested.
+    let ahead = unsafe { ReadAhead::start_in_place(Box::new(source), pieces(), places, ring.clone(), OPTIONS) };
+    (ring, ahead.unwrap(), gone)
+}
+
+fn check_place(ring: &HostBuf, piece: usize) {
+    let bytes = &super::content(ring)[PLACES[piece]..][..LEN];
+    assert_eq!(bytes, data((piece * LEN) as u64), "wrong data in piece {piece}");
+}
+
+/// Takes pieces in their places, computes with the last one while others are read, and starts elsewhere now and then and after errors.
+fn consume_in_place(depth: usize) {
+    let (ring, ahead, gone) = start_in_place(depth, 12);
+    let overlap = |a: usize, b: usize| PLACES[a % PIECES].abs_diff(PLACES[b % PIECES]) < LEN;
+    // Turn t is that of piece t modulo their number. Turns before `computed` need their places no more.
+    let (mut computed, mut turn, mut permitted, mut taken) = (0, 0, 0, 0);
+    let mut restart = None;
+    while taken < 5 {
+        if let Some(piece) = restart.take() {
+            ahead.seek(piece);
+            if ahead.drained(&AtomicBool::new(false)).is_err() {
+                sync::thread::yield_now();
+                restart = Some(piece);
+                continue;
+            }
+            (computed, turn, permitted) = (piece, piece, piece);
+            memory(ring.as_ptr(), RING).bytes().fill(OTHER);
+            sync::thread::yield_now();
+            assert!(super::content(&ring) == [OTHER; RING], "a read wrote what is the consumer's");
+        }
+        while permitted < turn + 2 * PIECES && (computed..permitted).all(|other| !overlap(other, permitted)) {
+            ahead.permit();
+            permitted += 1;
+        }
+        if computed < turn && (permitted == turn || chance(2)) {
+            check_place(&ring, computed % PIECES);
+            computed += 1;
+            continue;
+        }
+        match ahead.take(turn % PIECES) {
+            Ok(filled) => {
+                check_place(&ring, filled.piece);
+                (turn, taken) = (turn + 1, taken + 1);
+            }
+            Err(ReadError::Failed { .. } | ReadError::Stalled { .. }) => restart = Some(turn % PIECES),
+            Err(error) => panic!("{error}"),
+        }
+        if chance(8) {
+            restart = Some(shuttle::rand::thread_rng().gen_range(0..PIECES));
+        }
+        if chance(20) {
+            break;
+        }
+    }
+    drop(ahead);
+    // A read that counts as stalled is left behind, with the memory.
+    assert!(gone.load(Ordering::SeqCst) || Arc::strong_count(&ring) > 1, "reads without memory behind the drop");
+}
+
 /// Runs `f` under a scheduler of shuttle's.
 fn run(scheduler: impl Scheduler + 'static, f: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
@@ -278,6 +360,14 @@ fn random_interleavings() {
 fn adversarial_interleavings() {
     for buffers in 1..=3 {
         run(PctScheduler::new_from_seed(SEED, 3, RUNS), move || consume(buffers, 2));
+    }
+}
+
+#[test]
+fn interleavings_of_reads_in_places() {
+    for depth in [1, 2, 4] {
+        run(RandomScheduler::new_from_seed(SEED, RUNS), move || consume_in_place(depth));
+        run(PctScheduler::new_from_seed(SEED, 3, RUNS), move || consume_in_place(depth));
     }
 }
 
@@ -308,4 +398,12 @@ fn all_interleavings_of_short_lives() {
         println!("life {number}: {runs} interleavings");
         assert!(runs < TOO_MANY, "life {number} has more than {runs} interleavings");
     }
+    run(DfsScheduler::new(Some(TOO_MANY), false), || {
+        let (ring, ahead, gone) = start_in_place(1, 0);
+        ahead.permit();
+        ahead.take(0).unwrap();
+        check_place(&ring, 0);
+        drop(ahead);
+        assert!(gone.load(Ordering::SeqCst));
+    });
 }

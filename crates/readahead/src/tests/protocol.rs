@@ -152,3 +152,104 @@ fn a_broken_source_is_asked_again_after_a_seek_only() {
     it.stop();
     assert!(matches!(it.next(now), Step::Wait));
 }
+
+fn in_place(pieces: usize) -> Protocol {
+    protocol(pieces, 4).in_place()
+}
+
+#[test]
+fn pieces_are_read_into_their_places_when_they_are_permitted() {
+    let (mut it, now) = (in_place(3), Instant::now());
+    assert!(matches!(it.next(now), Step::Sleep), "nothing is permitted");
+    let error = it.take(0, now).unwrap_err().to_string();
+    assert_eq!(error, "piece 0 was asked for before its place was free");
+    it.permit();
+    it.permit();
+    let two = reads(&mut it, now);
+    assert_eq!(two.iter().map(|read| (read.number, read.piece.offset)).collect::<Vec<_>>(), [(0, 0), (1, 100)]);
+    assert!(matches!(it.next(now), Step::Wait));
+    assert_eq!(it.take(0, now).unwrap(), None);
+    it.completed(two[1].id, whole(), now);
+    it.completed(two[0].id, whole(), now);
+    assert_eq!(it.take(0, now).unwrap().unwrap().piece, 0);
+    it.permit();
+    it.permit();
+    let cycle = reads(&mut it, now);
+    assert_eq!(cycle.iter().map(|read| read.number).collect::<Vec<_>>(), [2, 0], "the cycle goes round");
+    assert_eq!(it.take(1, now).unwrap().unwrap().piece, 1);
+    assert_eq!(it.take(2, now).unwrap(), None);
+}
+
+#[test]
+fn nothing_is_read_into_places_while_void_reads_may_write() {
+    let (mut it, now) = (in_place(3), Instant::now());
+    it.permit();
+    it.permit();
+    let old = reads(&mut it, now);
+    it.completed(old[0].id, whole(), now);
+    it.seek(2);
+    assert!(!it.drained(now).unwrap());
+    assert!(matches!(it.take(2, now), Err(ReadError::NotPermitted { piece: 2 })), "the sought one is not permitted");
+    it.permit();
+    assert!(matches!(it.next(now), Step::Wait), "one of before is still in flight");
+    assert_eq!(it.take(2, now).unwrap(), None);
+    it.completed(old[1].id, whole(), now);
+    assert!(it.drained(now).unwrap());
+    let new = reads(&mut it, now);
+    assert_eq!(new.iter().map(|read| read.number).collect::<Vec<_>>(), [2], "and no more than was permitted since");
+    it.completed(new[0].id, whole(), now);
+    assert_eq!(it.take(2, now).unwrap().unwrap().piece, 2);
+}
+
+#[test]
+fn retries_in_places_wait_for_void_reads_too() {
+    let (mut it, now) = (in_place(3), Instant::now());
+    (0..3).for_each(|_| it.permit());
+    let all = reads(&mut it, now);
+    // The second fails for good, so that the third is void; the first is to be tried again.
+    it.completed(all[1].id, Err(SourceError::Changed), now);
+    it.completed(all[0].id, Err(io::Error::other("once").into()), now);
+    assert!(matches!(it.next(now), Step::Wait));
+    it.completed(all[2].id, whole(), now);
+    let again = reads(&mut it, now);
+    assert_eq!(again.iter().map(|read| read.number).collect::<Vec<_>>(), [0]);
+    it.completed(again[0].id, whole(), now);
+    assert!(it.take(0, now).unwrap().is_some());
+    assert!(matches!(it.take(1, now), Err(ReadError::Failed { .. })));
+}
+
+#[test]
+fn a_void_read_that_does_not_come_back_is_the_error_of_who_waits_for_it() {
+    let (mut it, now) = (in_place(3), Instant::now());
+    it.permit();
+    let old = reads(&mut it, now)[0];
+    it.seek(1);
+    it.permit();
+    assert!(!it.drained(now).unwrap());
+    let late = now + STALL;
+    assert!(matches!(it.drained(late), Err(ReadError::Stalled { offset: 0, .. })));
+    assert!(matches!(it.take(1, late), Err(ReadError::Stalled { offset: 0, .. })));
+    it.completed(old.id, whole(), late);
+    assert!(it.drained(late).unwrap());
+    assert_eq!(reads(&mut it, late)[0].number, 1);
+    it.broke(io::Error::other("gone").into());
+    it.seek(1);
+    it.broke(io::Error::other("gone").into());
+    assert!(matches!(it.drained(late), Err(ReadError::Failed { .. })), "nobody knows when they come back");
+}
+
+#[test]
+fn reads_that_queue_in_the_source_are_not_late() {
+    let (mut it, now) = (protocol(3, 2), Instant::now());
+    let two = reads(&mut it, now);
+    let late = now + STALL;
+    it.queued(&mut |id| id == two[1].id, late);
+    assert!(it.expire(late), "the first has been read for so long");
+    it.completed(two[0].id, whole(), late);
+    assert!(!it.expire(late), "the second has not");
+    let (mut it, now) = (protocol(3, 2), late);
+    let two = reads(&mut it, now);
+    it.queued(&mut |id| id == two[0].id || id == two[1].id, now + STALL / 2);
+    assert!(!it.expire(now + STALL));
+    assert!(it.expire(now + STALL / 2 * 3));
+}

@@ -3,9 +3,12 @@
 use std::{
     cell::UnsafeCell,
     ops::{Deref, DerefMut, Range},
+    os::fd::OwnedFd,
     slice,
     sync::{Arc, Condvar, Mutex, MutexGuard},
 };
+
+use readahead::DeviceMemory;
 
 use crate::{
     device::{DeviceError, SharedBytes},
@@ -142,9 +145,43 @@ impl Memory {
         self.freed.notify_all();
     }
 
+    /// The address of the first byte, for who writes it from elsewhere. The lock does not know of them: who lets them write sees to it
+    /// that nobody uses what they may.
+    fn address(&self) -> usize {
+        UnsafeCell::raw_get(self.bytes.as_ptr()).expose_provenance()
+    }
+
     /// The address of a range's first byte.
     fn at(&self, held: Held) -> *mut u8 {
         UnsafeCell::raw_get(self.bytes[held.start..].as_ptr())
+    }
+}
+
+impl DeviceMemory for &Memory {
+    fn address(&self) -> u64 {
+        Memory::address(self) as u64
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn pci_address(&self) -> Option<String> {
+        None
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) -> std::result::Result<(), String> {
+        let range = offset..offset.saturating_add(bytes.len());
+        Memory::write(self, "write", range).map(|mut target| target.copy_from_slice(bytes)).map_err(|e| e.to_string())
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> std::result::Result<(), String> {
+        let range = offset..offset.saturating_add(bytes.len());
+        Memory::read(self, "read", range).map(|source| bytes.copy_from_slice(&source)).map_err(|e| e.to_string())
+    }
+
+    fn dma_buf(&self) -> std::result::Result<OwnedFd, String> {
+        Err("there is no dma-buf of a program's own memory".into())
     }
 }
 

@@ -17,10 +17,13 @@ use half::f16;
 use memory::Bytes;
 pub use memory::{CpuBuf, Memory};
 use rayon::prelude::*;
+use readahead::DeviceMemory;
 
 use super::{
     Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, ReadAt, Result, Rotation,
-    Scratch, SharedBytes, Tensor, Transfer, Weight, fill, new_scratch,
+    Scratch, SharedBytes, Tensor, Transfer, Weight, fill,
+    link::not_slowed_down,
+    new_scratch,
     top_k::{self, Candidate},
 };
 
@@ -154,6 +157,11 @@ impl Transfer for CpuDevice {
 
     fn limit_link(&mut self, bytes_per_second: Option<f64>) {
         self.link_limit = bytes_per_second;
+    }
+
+    fn device_memory<'a>(&'a self, buf: &'a CpuBuf) -> Result<Box<dyn DeviceMemory + 'a>> {
+        not_slowed_down(self.link_limit)?;
+        Ok(Box::new(buf.owned()?.as_ref()))
     }
 
     /// All that was asked to be computed has been, by the caller's own thread.

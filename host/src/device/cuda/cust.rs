@@ -3,6 +3,7 @@
 //! A `CustDriver` and its handles stay on the thread that opened it (they are not `Send`), and each call first makes the
 //! GPU's context the thread's current one, so several GPUs can be open at once.
 
+mod beside;
 mod event;
 mod gpu;
 mod graph;
@@ -13,19 +14,21 @@ mod throttle;
 
 use std::{
     cell::{Cell, OnceCell},
-    ffi::c_void,
+    ffi::{c_int, c_void},
     ops::Range,
+    os::fd::{FromRawFd, OwnedFd},
     ptr,
     rc::Rc,
 };
 
-use cuda_dlopen::{Code, LaunchAttribute, LaunchConfig, raw};
+use cuda_dlopen::{Code, DMA_BUF_FD, LaunchAttribute, LaunchConfig, raw};
 use cuda_std::kernel::{Args, Kernel};
+use cust::sys::{CUflushGPUDirectRDMAWritesScope, CUflushGPUDirectRDMAWritesTarget, CUpointer_attribute};
 
-pub use self::{event::Event, graph::Graph, memory::Mem, pinned::Pinned};
+pub use self::{beside::CustBeside, event::Event, graph::Graph, memory::Mem, pinned::Pinned};
 use self::{
     event::Timers,
-    gpu::Gpu,
+    gpu::{Gpu, RemoteWrites},
     graph::Failed,
     memory::{Landing, Staging},
     modules::{Entry, Modules, Source},
@@ -33,7 +36,7 @@ use self::{
 };
 use super::driver::{Driver, Grid, Launch, Profile, Properties};
 use crate::{
-    device::{DeviceError, HostMemory, MemoryInfo, ReadAt},
+    device::{DeviceError, HostMemory, MemoryInfo, ReadAt, link::not_slowed_down},
     ptx,
 };
 
@@ -152,6 +155,7 @@ impl Driver for CustDriver {
     type Pinned = Pinned;
     type Event = Event;
     type Graph = Graph;
+    type Beside = CustBeside;
 
     fn name(&self) -> &str {
         &self.gpu.name
@@ -280,8 +284,52 @@ impl Driver for CustDriver {
         Event::record(&self.gpu, &self.gpu.copy, true)
     }
 
+    fn beside(&self, module: &'static str) -> Result<CustBeside> {
+        self.gpu.capturing.refuse("an allocation")?;
+        CustBeside::new(&self.gpu, module, self.modules.ptx(module, None)?)
+    }
+
     fn limit_link(&self, bytes_per_second: Option<f64>) {
         self.link_limit.set(bytes_per_second);
+    }
+
+    fn open_to_others(&self, mem: &Mem) -> Result<()> {
+        not_slowed_down(self.link_limit.get())?;
+        if self.gpu.remote_writes == RemoteWrites::Unknown {
+            return Err(DeviceError::Unsupported(format!(
+                "{} neither orders other devices' writes nor waits for them (its driver may be older than CUDA 11.3)",
+                self.gpu.name
+            )));
+        }
+        self.gpu.activate()?;
+        let (on, attribute) = (1u32, CUpointer_attribute::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS);
+        // What calls have copied on return is then seen from elsewhere, too (GPUDirect RDMA, "Synchronization and Memory Ordering").
+        // SAFETY: the allocation is alive; of this attribute, the value is an unsigned int, which the driver reads.
+        let set = unsafe { raw::cuPointerSetAttribute(ptr::from_ref(&on).cast(), attribute, mem.address) };
+        self.gpu.check("cuPointerSetAttribute", set)
+    }
+
+    fn dma_buf(&self, mem: &Mem) -> Result<OwnedFd> {
+        self.gpu.activate()?;
+        let mut fd: c_int = -1;
+        let handle = ptr::from_mut(&mut fd).cast();
+        // SAFETY: the allocation is alive; of this type, the handle is an int, which the driver writes to a local one.
+        let got = unsafe { raw::cuMemGetHandleForAddressRange(handle, mem.address, mem.len, DMA_BUF_FD, 0) };
+        self.gpu.check("cuMemGetHandleForAddressRange", got)?;
+        // SAFETY: a new descriptor that is nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    fn acquire(&self) -> Result<()> {
+        if self.gpu.remote_writes == RemoteWrites::Ordered {
+            return Ok(());
+        }
+        self.gpu.activate()?;
+        let target = CUflushGPUDirectRDMAWritesTarget::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX;
+        let scope = CUflushGPUDirectRDMAWritesScope::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER;
+        // SAFETY: it takes no pointers.
+        let flushed = unsafe { raw::cuFlushGPUDirectRDMAWrites(target, scope) };
+        self.gpu.check("cuFlushGPUDirectRDMAWrites", flushed)
     }
 
     fn load_modules(&self, modules: &[&'static str]) -> Result<()> {

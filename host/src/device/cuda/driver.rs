@@ -3,12 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     ops::Range,
+    os::fd::OwnedFd,
 };
 
 pub use cuda_std::kernel::Grid;
 use cuda_std::kernel::Kernel;
 use gpu::gemv::{Room, Share};
 
+use super::beside::Beside;
 use crate::device::{DeviceError, HostMemory, MemoryInfo, ReadAt};
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -71,6 +73,8 @@ pub trait Driver: Sized + 'static {
     type Event: Clone + 'static;
     /// What [`Driver::capture`] recorded.
     type Graph: 'static;
+    /// A queue for kernels beside all others.
+    type Beside: Beside;
 
     /// The device's name for messages, e.g. `cuda:0 NVIDIA H200`.
     fn name(&self) -> &str;
@@ -130,8 +134,21 @@ pub trait Driver: Sized + 'static {
         offset: usize,
         after: Option<&Self::Event>,
     ) -> Result<Self::Event>;
+    /// A queue beside those of this driver, for `module`'s kernels. It may outlive the driver.
+    fn beside(&self, module: &'static str) -> Result<Self::Beside>;
     /// As [`crate::device::Transfer::limit_link`].
     fn limit_link(&self, bytes_per_second: Option<f64>);
+
+    /// Makes an allocation one that other devices write, and see, past this driver's queues.
+    fn open_to_others(&self, mem: &Self::Mem) -> Result<()>;
+    /// A dma-buf of an allocation, for who may write it from elsewhere.
+    fn dma_buf(&self, _mem: &Self::Mem) -> Result<OwnedFd> {
+        Err(DeviceError::Unsupported(format!("{} has no dma-bufs", self.name())))
+    }
+    /// As [`crate::device::Transfer::acquire`].
+    fn acquire(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Loads modules ([`Kernel::MODULE`]), all at once; otherwise, each is loaded when a kernel in it is first launched.
     fn load_modules(&self, modules: &[&'static str]) -> Result<()>;

@@ -5,17 +5,21 @@ use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
     ops::Range,
+    ptr::NonNull,
     rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
     time::Instant,
 };
 
 use cuda_emu::{Allocation, Emulator, MemoryError};
 use cuda_std::kernel::Kernel;
 
+use super::beside::{Beside, SharedMem};
 use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
 use crate::device::{
     DeviceError, HostMemory, MemoryInfo, ReadAt, fill,
-    link::{Throttle, sleep_until},
+    link::{Throttle, not_slowed_down, sleep_until},
 };
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -66,7 +70,7 @@ impl Machine {
 
 /// An emulated GPU.
 pub struct EmulatorDriver {
-    emulator: Emulator,
+    emulator: Arc<Emulator>,
     properties: Properties,
     capturing: Capturing,
     profile: Profile<Instant>,
@@ -86,7 +90,7 @@ impl EmulatorDriver {
     pub fn with_properties(seed: u64, properties: Properties) -> Self {
         let emulator = Emulator::new(seed).with_shared_limit(properties.shared_per_block as usize);
         EmulatorDriver {
-            emulator,
+            emulator: Arc::new(emulator),
             properties,
             capturing: Capturing::default(),
             profile: Profile::default(),
@@ -111,6 +115,7 @@ impl Driver for EmulatorDriver {
     type Pinned = Vec<u8>;
     type Event = Instant;
     type Graph = Infallible;
+    type Beside = EmulatorBeside;
 
     fn name(&self) -> &str {
         "emulator"
@@ -235,8 +240,16 @@ impl Driver for EmulatorDriver {
         self.mark()
     }
 
+    fn beside(&self, _module: &'static str) -> Result<EmulatorBeside> {
+        Ok(EmulatorBeside { emulator: self.emulator.clone(), launched: None })
+    }
+
     fn limit_link(&self, bytes_per_second: Option<f64>) {
         self.link_limit.set(bytes_per_second);
+    }
+
+    fn open_to_others(&self, _mem: &Allocation) -> Result<()> {
+        not_slowed_down(self.link_limit.get())
     }
 
     fn load_modules(&self, _modules: &[&'static str]) -> Result<()> {
@@ -299,5 +312,79 @@ impl Driver for EmulatorDriver {
 
     fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64> {
         Ok(to.duration_since(*from).as_secs_f64() - from.duration_since(*to).as_secs_f64())
+    }
+}
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
+/// A queue of an emulated GPU beside its others: a thread for each launch.
+pub struct EmulatorBeside {
+    emulator: Arc<Emulator>,
+    launched: Option<JoinHandle<Result<()>>>,
+}
+
+impl EmulatorBeside {
+    /// Waits for the kernel under way.
+    fn join(&mut self) -> Result<()> {
+        match self.launched.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Beside for EmulatorBeside {
+    fn name(&self) -> &str {
+        "emulator"
+    }
+
+    fn shared(&self, what: &str, bytes: usize) -> Result<SharedMem> {
+        // Kernels reach live allocations only, which begin anywhere in a page.
+        let len = bytes.max(1).next_multiple_of(PAGE);
+        let memory = self
+            .emulator
+            .alloc(len + PAGE)
+            .map_err(|error| DeviceError::Driver { call: "an allocation", message: format!("{what}: {error}") })?;
+        memory.write(0, &vec![0; len + PAGE]).map_err(memory_error("write"))?;
+        let address = memory.address().next_multiple_of(PAGE as u64);
+        let ptr = NonNull::new(std::ptr::with_exposed_provenance_mut(address as usize)).expect("memory has an address");
+        // SAFETY: inside the allocation, which its owner keeps and nobody else reaches.
+        Ok(unsafe { SharedMem::new(ptr, len, address, Arc::new(memory)) })
+    }
+
+    unsafe fn launch<K: Kernel>(&mut self, grid: Grid, args: K::Args) -> Result<()>
+    where
+        K::Args: 'static,
+    {
+        struct Bits<T>(T);
+        // SAFETY: kernel arguments are plain bits (`cuda_std::kernel::Param`).
+        unsafe impl<T> Send for Bits<T> {}
+        self.join()?;
+        let (emulator, args) = (self.emulator.clone(), Bits(args));
+        let run = move || {
+            let Bits(args) = { args };
+            // SAFETY: the caller's promise.
+            unsafe { emulator.launch::<K>(grid, args) }
+                .map_err(|e| DeviceError::Kernel { kernel: K::NAME, message: e.to_string() })
+        };
+        let started = thread::Builder::new().name(K::NAME.into()).spawn(run);
+        let no_thread = |e| DeviceError::Kernel { kernel: K::NAME, message: format!("no thread to run it: {e}") };
+        self.launched = Some(started.map_err(no_thread)?);
+        Ok(())
+    }
+
+    fn is_idle(&mut self) -> Result<bool> {
+        match &self.launched {
+            Some(launched) if !launched.is_finished() => Ok(false),
+            _ => self.join().map(|()| true),
+        }
+    }
+}
+
+impl Drop for EmulatorBeside {
+    fn drop(&mut self) {
+        let _ = self.launched.take().map(JoinHandle::join);
     }
 }

@@ -1,19 +1,22 @@
 //! The CUDA device: launches the kernels of `gpu/` through a [`Driver`], the real one or the emulator.
 
 pub mod bandwidth;
+pub mod beside;
 pub mod cust;
 pub mod driver;
 pub mod emulator;
 mod fused;
+pub mod nvme;
 mod pass;
 mod primitives;
 mod products;
 mod recordings;
 mod sample;
 
-use std::{ops::Range, rc::Rc};
+use std::{ops::Range, os::fd::OwnedFd, rc::Rc};
 
 use quant::TensorType;
+use readahead::DeviceMemory;
 
 use self::{driver::Driver, pass::Pass, recordings::Recordings};
 use super::{DeviceError, HostMemory, MemoryInfo, ReadAt, Result, Scratch, Tensor, Transfer};
@@ -42,6 +45,46 @@ pub struct CudaBuf<D: Driver> {
 impl<D: Driver> Clone for CudaBuf<D> {
     fn clone(&self) -> Self {
         CudaBuf { mem: self.mem.clone(), home: self.home.clone() }
+    }
+}
+
+/// An allocation, as somebody has to know it who is to write it from elsewhere.
+struct OnDevice<'a, D: Driver> {
+    driver: &'a D,
+    mem: &'a D::Mem,
+}
+
+impl<D: Driver> DeviceMemory for OnDevice<'_, D> {
+    fn address(&self) -> u64 {
+        D::address(self.mem)
+    }
+
+    fn len(&self) -> usize {
+        D::len(self.mem)
+    }
+
+    fn pci_address(&self) -> Option<String> {
+        self.driver.pci_address()
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) -> std::result::Result<(), String> {
+        let written = || -> Result<()> {
+            self.driver.write(self.mem, offset, bytes)?;
+            self.driver.host_waits(&self.driver.mark()?)
+        };
+        written().map_err(|e| e.to_string())
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> std::result::Result<(), String> {
+        let mut read = || {
+            self.driver.acquire()?;
+            self.driver.read(self.mem, offset, bytes)
+        };
+        read().map_err(|e: DeviceError| e.to_string())
+    }
+
+    fn dma_buf(&self) -> std::result::Result<OwnedFd, String> {
+        self.driver.dma_buf(self.mem).map_err(|e| e.to_string())
     }
 }
 
@@ -164,6 +207,11 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.index()
     }
 
+    fn read_kernels(&self) -> Option<nvme::ReadKernels> {
+        let driver = self.driver.clone();
+        Some(Box::new(move || Ok(Box::new(driver.beside(nvme::MODULE)?))))
+    }
+
     fn pci_address(&self) -> Option<String> {
         self.driver.pci_address()
     }
@@ -208,6 +256,15 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         after: Option<&D::Event>,
     ) -> Result<D::Event> {
         self.driver.upload(src, range, &dst.mem, offset, after)
+    }
+
+    fn device_memory<'a>(&'a self, buf: &'a CudaBuf<D>) -> Result<Box<dyn DeviceMemory + 'a>> {
+        self.driver.open_to_others(&buf.mem)?;
+        Ok(Box::new(OnDevice { driver: &*self.driver, mem: &*buf.mem }))
+    }
+
+    fn acquire(&self) -> Result<()> {
+        self.driver.acquire()
     }
 
     fn limit_link(&mut self, bytes_per_second: Option<f64>) {

@@ -11,6 +11,14 @@ pub enum NvmeError {
     /// The driver's.
     #[error(transparent)]
     Drive(#[from] nvme::Error),
+    /// A kernel is to read the drive, and there is no GPU to run it.
+    #[error(
+        "a GPU is to submit the reads of the drive (--nvme-submit gpu), but {device} computes: choose a GPU with --device, or leave it to the CPU"
+    )]
+    NoGpu {
+        /// The device.
+        device: String,
+    },
     /// There is no drive to be found.
     #[error(
         "no NVMe drive is taken from the kernel{seen}; `ntransformer nvme list` shows drives, `nvme bind BDF` takes one"

@@ -2,16 +2,18 @@
 //!
 //! - [`NvmeOptions`]: which drive, and where on it; from flags, variables, or by itself.
 //! - [`OnDrive`]: where the model's files are on it, checked against the files themselves. Whoever submits reads asks it for their blocks.
-//! - [`Landing`]: the buffers that reads go into, as the drive sees them.
-//! - [`DriveSource`]: the source whose commands the CPU submits.
+//! - [`Landing`]: the buffers that reads go into, as the drive sees them; [`Vram`]: the device's memory, where it can be reached.
+//! - [`DriveSource`]: the source whose commands the CPU submits. [`GpuSource`]: the one whose commands a GPU's kernel submits.
 //!
 //! docs/nvme.md has the picture.
 
 mod error;
+mod gpu;
 mod landing;
 mod on_drive;
 mod options;
 mod source;
+mod vram;
 
 use std::{
     cell::OnceCell,
@@ -23,13 +25,16 @@ use nvme::{Controller, Door, Drive, System};
 use readahead::{Input, OpenError, Source};
 
 use super::reads::{DiskReads, Reads};
+use crate::device::cuda::nvme::{ReadKernels, Settings};
 
 pub use ::nvme::PciAddress;
 pub use error::NvmeError;
+pub use gpu::{Counts, GpuSource};
 pub use landing::{Landing, Place};
 pub use on_drive::{Blocks, OnDrive};
-pub use options::{DriveChoice, NvmeOptions};
+pub use options::{DriveChoice, NvmeOptions, Submit};
 pub use source::DriveSource;
+pub use vram::{OpenBar, Vram, bar1};
 
 /// The namespace that models are on.
 const NAMESPACE: u32 = 1;
@@ -47,7 +52,7 @@ pub struct Opened {
 }
 
 /// A drive between two sources that read from it.
-pub(super) type Parked = Arc<Mutex<Option<Opened>>>;
+pub type Parked = Arc<Mutex<Option<Opened>>>;
 
 /// Makes the way to a drive.
 type Find = Box<dyn Fn() -> Result<Arc<dyn Door>, NvmeError>>;
@@ -61,6 +66,10 @@ pub struct NvmeReads {
     /// The drive while nothing reads from it: to reset a controller takes some drives a second.
     parked: Parked,
     device: OnceCell<String>,
+    /// The kernel that submits commands, where it is not the CPU that does.
+    kernels: Option<(ReadKernels, Settings)>,
+    gpu: Option<PciAddress>,
+    open_bar: OpenBar,
 }
 
 impl NvmeReads {
@@ -77,7 +86,25 @@ impl NvmeReads {
 
     /// The same by a way that is made by `find`, driven as `options` say.
     pub fn through(find: Find, lba: u64, files: DiskReads, options: nvme::Options) -> Self {
-        NvmeReads { find, lba, files, options, parked: Parked::default(), device: OnceCell::new() }
+        let (parked, device) = (Parked::default(), OnceCell::new());
+        NvmeReads { find, lba, files, options, parked, device, kernels: None, gpu: None, open_bar: bar1() }
+    }
+
+    /// The same with the GPU's address, if its driver does not say it.
+    pub fn beside(self, gpu: Option<PciAddress>) -> Self {
+        NvmeReads { gpu, ..self }
+    }
+
+    /// The same with another way to a GPU's memory than BAR1.
+    pub fn behind(self, open_bar: OpenBar) -> Self {
+        NvmeReads { open_bar, ..self }
+    }
+
+    /// The same with commands that a kernel submits, of the GPU that `kernels` opens. Its patience is what a command may take.
+    pub fn by_gpu(mut self, kernels: ReadKernels, settings: Settings) -> Self {
+        self.options.spare = self.options.spare.max(1);
+        self.kernels = Some((kernels, Settings { patience: self.options.timeout, ..settings }));
+        self
     }
 
     /// The drive, from where it is parked or else from the kernel, with the model checked.
@@ -95,7 +122,15 @@ impl NvmeReads {
 impl Reads for NvmeReads {
     fn ahead(&self, files: Vec<Input>, _cached: bool) -> Result<Box<dyn Source>, OpenError> {
         let opened = self.open(&files).map_err(|e| OpenError::Device(Box::new(e)))?;
-        Ok(Box::new(DriveSource::new(opened, self.parked.clone())))
+        let (parked, open_bar) = (self.parked.clone(), self.open_bar.clone());
+        let Some((kernels, settings)) = &self.kernels else {
+            return Ok(Box::new(DriveSource::new(opened, parked, self.gpu, open_bar)));
+        };
+        let kernel = kernels().map_err(|e| OpenError::Device(Box::new(e)))?;
+        match GpuSource::new(opened, parked, kernel, *settings) {
+            Ok(source) => Ok(Box::new(source.reaching(self.gpu, open_bar))),
+            Err(e) => Err(OpenError::Device(Box::new(e))),
+        }
     }
 
     fn once(&self, files: Vec<Input>, cached: bool) -> Result<Box<dyn Source>, OpenError> {

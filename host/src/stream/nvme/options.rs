@@ -67,6 +67,28 @@ impl DriveChoice {
     }
 }
 
+/// Who submits a drive's commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Submit {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A kernel of the GPU that computes.
+    Gpu,
+}
+
+impl FromStr for Submit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Submit::Cpu),
+            "gpu" => Ok(Submit::Gpu),
+            _ => Err("expected cpu or gpu".into()),
+        }
+    }
+}
+
 /// The drive that tier C is read from by our own driver; none: it is read from the model's files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NvmeOptions {
@@ -76,6 +98,8 @@ pub struct NvmeOptions {
     pub lba: Option<u64>,
     /// The GPU's address, for reads that go straight into its memory. None: what GPUNVME_GPU_BDF says, else what CUDA says.
     pub gpu: Option<PciAddress>,
+    /// Who submits its commands. None: the CPU.
+    pub submit: Option<Submit>,
 }
 
 impl NvmeOptions {
@@ -93,11 +117,13 @@ impl NvmeOptions {
             drive: self.drive.or(parsed(DRIVE, get(DRIVE), "auto, or a PCI address such as 0000:3b:00.0")?),
             lba: self.lba.or(parsed(LBA, get(LBA), "the number of a logical block, such as 0")?),
             gpu: self.gpu.or(parsed(GPU, get(GPU), "a PCI address such as 0000:01:00.0")?),
+            submit: self.submit,
         };
         let unused = |flag| Err(NvmeError::Unused { flag });
         match (all.drive, self.lba, self.gpu) {
             (None, Some(_), _) => unused("--nvme-lba"),
             (None, None, Some(_)) => unused("--nvme-gpu"),
+            (None, None, None) if self.submit.is_some() => unused("--nvme-submit"),
             _ => Ok(all),
         }
     }
@@ -148,9 +174,14 @@ mod tests {
         assert_eq!(with(none, &[]), Ok(none));
         assert_eq!(with(none, &[(DRIVE, ""), (LBA, ""), (GPU, "")]), Ok(none), "empty is not set");
         let set = [(DRIVE, "3B:00.0"), (LBA, "2048"), (GPU, "0000:01:00.0")];
-        let read = NvmeOptions { drive: Some(DriveChoice::At(at("3b:00.0"))), lba: Some(2048), gpu: Some(at("1:0.0")) };
+        let read = NvmeOptions {
+            drive: Some(DriveChoice::At(at("3b:00.0"))),
+            lba: Some(2048),
+            gpu: Some(at("1:0.0")),
+            ..none
+        };
         assert_eq!(with(none, &set), Ok(read));
-        let flags = NvmeOptions { drive: Some(DriveChoice::Auto), lba: Some(7), gpu: Some(at("2:0.0")) };
+        let flags = NvmeOptions { drive: Some(DriveChoice::Auto), lba: Some(7), gpu: Some(at("2:0.0")), ..none };
         assert_eq!(with(flags, &set), Ok(flags));
         let lba = NvmeOptions { lba: Some(7), ..none };
         assert_eq!(with(lba, &set), Ok(NvmeOptions { lba: Some(7), ..read }));

@@ -1,18 +1,21 @@
 //! A source whose commands the CPU submits.
 
 use std::{
+    any::Any,
     collections::HashMap,
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use nvme::PciAddress;
 use nvme::{Done, Drive, Operation, Transfer};
-use readahead::{Completion, Dst, HostBuf, Landed, Piece, Source, SourceError};
+use readahead::{Completion, DeviceMemory, Dst, HostBuf, Landed, Piece, Source, SourceError};
 
 use super::{
-    Opened, Parked,
+    Blocks, Opened, Parked,
     landing::{Landing, PAGE, Place},
+    vram::{OpenBar, Vram},
 };
 
 /// How long the driver polls by itself before the thread sleeps for a while, and how long that is. Commands for more than a millisecond
@@ -23,9 +26,20 @@ const NAP: Duration = Duration::from_micros(50);
 
 /// A read in flight.
 struct Read {
-    dst: HostBuf,
-    place: Place,
+    to: To,
     landed: Landed,
+}
+
+/// Where it goes.
+enum To {
+    Host {
+        dst: HostBuf,
+        place: Place,
+    },
+    /// The device's memory, up to this byte of it.
+    Vram {
+        end: usize,
+    },
 }
 
 /// Reads a model's files from a drive.
@@ -36,15 +50,20 @@ pub struct DriveSource {
     opened: Option<Opened>,
     parked: Parked,
     landing: Landing,
+    /// The GPU's address if its driver does not say it, and the way to its memory.
+    gpu: Option<PciAddress>,
+    open_bar: OpenBar,
+    vram: Option<Vram>,
     reads: HashMap<u64, Read>,
     ended: Vec<Done>,
 }
 
 impl DriveSource {
     /// Reads what was opened, and leaves it in `parked` afterwards.
-    pub(super) fn new(opened: Opened, parked: Parked) -> Self {
+    pub(super) fn new(opened: Opened, parked: Parked, gpu: Option<PciAddress>, open_bar: OpenBar) -> Self {
         let landing = Landing::new(opened.drive.controller().door().clone());
-        DriveSource { opened: Some(opened), parked, landing, reads: HashMap::new(), ended: Vec::new() }
+        let (reads, ended) = (HashMap::new(), Vec::new());
+        DriveSource { opened: Some(opened), parked, landing, gpu, open_bar, vram: None, reads, ended }
     }
 
     fn opened(&self) -> &Opened {
@@ -55,13 +74,43 @@ impl DriveSource {
         &mut self.opened.as_mut().expect("it is there until it is dropped").drive
     }
 
+    /// Starts a read into the device's memory, `len` bytes at `address`. The drive's blocks may be smaller than what the place was made
+    /// for: the first one goes to where the piece begins in its block, from where the piece begins in its place.
+    fn submit_to_device(
+        &mut self,
+        id: u64,
+        piece: &Piece,
+        blocks: Blocks,
+        address: u64,
+        len: usize,
+    ) -> Result<(), SourceError> {
+        let vram = self.vram.as_ref().ok_or(SourceError::Vram)?;
+        let (begin, need) = piece.blocks(self.block());
+        if len < need {
+            return Err(SourceError::Small { len, need, block: self.block() });
+        }
+        let (memory, place) = vram.place(address, len)?;
+        let at = place + begin - blocks.begin;
+        let transfer = Transfer { id, operation: Operation::Read, lba: blocks.lba, blocks: blocks.count, memory, at };
+        self.drive().submit(transfer).map_err(failed)?;
+        let landed = Landed { begin, len: piece.len };
+        self.reads.insert(id, Read { to: To::Vram { end: at + blocks.bytes }, landed });
+        Ok(())
+    }
+
     /// Takes in what has ended. Whether there was anything.
     fn settle(&mut self, done: &mut Vec<Completion>) -> bool {
         let any = !self.ended.is_empty();
         for Done { id, result } in self.ended.drain(..) {
-            let Some(Read { mut dst, place, landed }) = self.reads.remove(&id) else { continue };
-            let wanted = result.is_ok().then_some(landed.begin..landed.begin + landed.len);
-            self.landing.arrived(place, &mut dst, wanted);
+            let Some(Read { to, landed }) = self.reads.remove(&id) else { continue };
+            match (to, &self.vram) {
+                (To::Host { mut dst, place }, _) => {
+                    let wanted = result.is_ok().then_some(landed.begin..landed.begin + landed.len);
+                    self.landing.arrived(place, &mut dst, wanted);
+                }
+                (To::Vram { end }, Some(vram)) if result.is_ok() => vram.arrived(end),
+                (To::Vram { .. }, _) => {}
+            }
             done.push(Completion { id, result: result.map(|()| landed).map_err(failed) });
         }
         any
@@ -80,11 +129,14 @@ fn failed(error: nvme::Error) -> SourceError {
 
 impl Source for DriveSource {
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
-        let dst = dst.host()?;
         let (blocks, depth) = (self.opened().image.blocks(piece)?, self.depth());
         if self.reads.len() >= depth {
             return Err(SourceError::Full { depth });
         }
+        let dst = match dst {
+            Dst::Host(dst) => dst,
+            Dst::Vram { address, len } => return self.submit_to_device(id, piece, blocks, address, len),
+        };
         if !dst.address().is_multiple_of(PAGE) {
             return Err(SourceError::Unaligned { address: dst.address(), block: PAGE });
         }
@@ -92,14 +144,14 @@ impl Source for DriveSource {
             return Err(SourceError::Small { len: dst.len(), need: blocks.bytes, block: self.block() });
         }
         let landed = Landed { begin: blocks.begin, len: piece.len };
-        let mut read = Read { place: self.landing.place(&dst, blocks.bytes)?, dst, landed };
-        let (memory, at) = (read.place.bus.clone(), read.place.at);
+        let (place, mut dst) = (self.landing.place(&dst, blocks.bytes)?, dst);
+        let (memory, at) = (place.bus.clone(), place.at);
         let transfer = Transfer { id, operation: Operation::Read, lba: blocks.lba, blocks: blocks.count, memory, at };
         if let Err(error) = self.drive().submit(transfer) {
-            self.landing.arrived(read.place, &mut read.dst, None);
+            self.landing.arrived(place, &mut dst, None);
             return Err(failed(error));
         }
-        self.reads.insert(id, read);
+        self.reads.insert(id, Read { to: To::Host { dst, place }, landed });
         Ok(())
     }
 
@@ -135,6 +187,17 @@ impl Source for DriveSource {
         self.landing.prepare(buffers, depth);
     }
 
+    fn lands_in_device(&self) -> bool {
+        true
+    }
+
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        let Opened { drive, image } = self.opened.as_mut().expect("it is there until it is dropped");
+        let known = image.blocks(&Piece { file: 0, offset: 0, len: 1 }).map_err(|e| e.to_string())?.lba;
+        self.vram = Some(Vram::reach(memory, self.gpu, &self.open_bar, drive, known, owner)?);
+        Ok(())
+    }
+
     fn name(&self, file: usize) -> String {
         self.opened().image.name(file)
     }
@@ -142,7 +205,9 @@ impl Source for DriveSource {
     fn describe(&self) -> String {
         let Opened { drive, image } = self.opened();
         let controller = drive.controller();
-        let (name, way, landing) = (controller.name(), controller.door().describe(), self.landing.describe());
+        let landing =
+            self.vram.as_ref().map_or_else(|| self.landing.describe(), |vram| format!("by {}", vram.describe()));
+        let (name, way) = (controller.name(), controller.door().describe());
         let most = bytesize::ByteSize(controller.max_transfer() as u64);
         let commands = commands(drive);
         format!(

@@ -8,7 +8,7 @@ use cust::{
     device::Device,
     error::CudaError,
     stream::{Stream, StreamFlags},
-    sys::{CUcontext, CUdevice_attribute},
+    sys::{CUGPUDirectRDMAWritesOrdering, CUcontext, CUdevice_attribute, CUflushGPUDirectRDMAWritesOptions},
 };
 
 use super::super::driver::{Capturing, Properties};
@@ -58,6 +58,8 @@ pub(super) struct Gpu {
     pub numa_node: Option<u32>,
     /// Kernels that wait for the one before them themselves may start before its end (programmatic dependent launch).
     pub programmatic: bool,
+    /// What it takes to see what other devices have written into its memory.
+    pub remote_writes: RemoteWrites,
     /// Passes can be captured, as far as is known.
     pub graphs: Cell<bool>,
     pub capturing: Capturing,
@@ -104,6 +106,7 @@ impl Gpu {
             pci_address: pci_address(&device),
             ptx_capability,
             programmatic: possible && !is_set("NT_NO_PDL"),
+            remote_writes: RemoteWrites::of(&device),
             graphs: Cell::new(!is_set("NT_NO_GRAPH")),
             capturing: Capturing::default(),
             last_kernel: Cell::new(None),
@@ -114,6 +117,13 @@ impl Gpu {
     /// have set its own; setting takes some 20 ns.
     pub fn activate(&self) -> Result<()> {
         CurrentContext::set_current(&self.context).map_err(|e| self.error("cuCtxSetCurrent", code(e)))
+    }
+
+    /// The context once more, to be kept by who may outlive this.
+    pub fn keep_context(&self) -> Result<Context> {
+        // The driver counts who retains it.
+        let again = Device::get_device(self.index as u32).and_then(Context::new);
+        again.map_err(|e| self.error("cuDevicePrimaryCtxRetain", code(e)))
     }
 
     /// The context, for another thread.
@@ -168,6 +178,37 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // The streams are destroyed next, in their own context. There is nobody to tell of a failure.
         let _ = self.activate();
+    }
+}
+
+/// How a GPU sees what other devices write into its memory past its queues: whatever is launched after such a write is known to have
+/// ended, either finds it, or does when the driver has waited for it, or nobody knows (CUDA Driver API,
+/// `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING` and `CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RemoteWrites {
+    Ordered,
+    Flushed,
+    Unknown,
+}
+
+impl RemoteWrites {
+    fn of(device: &Device) -> Self {
+        use CUdevice_attribute::*;
+        let get = |attribute| {
+            let mut value = 0;
+            // SAFETY: the driver writes one int, to a local one.
+            let got = unsafe { raw::cuDeviceGetAttribute(&mut value, attribute, device.as_raw()) };
+            // Drivers before CUDA 11.3 do not know these.
+            got.map_or(0, |()| value)
+        };
+        let ordering = get(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING);
+        let options = get(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS);
+        let host = CUflushGPUDirectRDMAWritesOptions::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST as i32;
+        match ordering >= CUGPUDirectRDMAWritesOrdering::CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER as i32 {
+            true => RemoteWrites::Ordered,
+            false if options & host != 0 => RemoteWrites::Flushed,
+            false => RemoteWrites::Unknown,
+        }
     }
 }
 

@@ -102,9 +102,8 @@ impl Modules {
     /// Tells the multiprocessors to make shared memory of as much of their L1 cache as they can, for every kernel: two kernels
     /// that want it split differently cannot run on a multiprocessor at once.
     fn prefer_shared(&self, function: CUfunction, kernel: &'static str) -> Result<()> {
-        let (attribute, most) = (CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
         // SAFETY: the function's module is loaded.
-        unsafe { raw::cuFuncSetAttribute(function, attribute, most as i32) }.map_err(|code| {
+        unsafe { prefer_shared(function) }.map_err(|code| {
             self.gpu.kernel_error("cuFuncSetAttribute", code, kernel, "the split of shared memory was refused".into())
         })
     }
@@ -124,6 +123,15 @@ impl Modules {
         })
     }
 
+    /// The PTX of module `name` for this GPU. An error names `kernel`, for whose sake it is wanted, or else the module.
+    pub fn ptx(&self, name: &'static str, kernel: Option<&'static str>) -> Result<&'static str> {
+        let absent = || DeviceError::Kernel {
+            kernel: kernel.unwrap_or(name),
+            message: format!("this program contains no kernel module {name}"),
+        };
+        (self.source)(name, self.gpu.ptx_capability).ok_or_else(absent)
+    }
+
     /// Loads those of the modules `names` that are not loaded yet, each in a thread of its own: compiling takes a core. An
     /// error names `kernel`, for whose sake it is done, or else the module.
     pub fn load(&self, names: &[&'static str], kernel: Option<&'static str>) -> Result<()> {
@@ -132,11 +140,7 @@ impl Modules {
             if self.loaded.borrow().contains_key(name) || missing.iter().any(|&(other, _)| other == name) {
                 continue;
             }
-            let absent = || DeviceError::Kernel {
-                kernel: kernel.unwrap_or(name),
-                message: format!("this program contains no kernel module {name}"),
-            };
-            missing.push((name, (self.source)(name, self.gpu.ptx_capability).ok_or_else(absent)?));
+            missing.push((name, self.ptx(name, kernel)?));
         }
         let Some((&(_, first), others)) = missing.split_first() else { return Ok(()) };
 
@@ -191,6 +195,21 @@ impl Drop for Modules {
             let _ = unsafe { raw::cuModuleUnload(handle) };
         }
     }
+}
+
+/// As [`Modules::prefer_shared`].
+///
+/// # Safety
+/// The function's module is loaded.
+pub(super) unsafe fn prefer_shared(function: CUfunction) -> std::result::Result<(), Code> {
+    let (attribute, most) = (CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
+    // SAFETY: the caller's promise.
+    unsafe { raw::cuFuncSetAttribute(function, attribute, most as i32) }
+}
+
+/// As [`compile`], for who keeps the module by itself.
+pub(super) fn compile_module(ptx: &str) -> std::result::Result<CUmodule, (Code, String)> {
+    compile(ptx).map(|Handle(module)| module)
 }
 
 /// Has the driver compile and load `ptx`; an error comes with the compiler's log, in parentheses where there is one.

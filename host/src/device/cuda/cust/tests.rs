@@ -24,6 +24,7 @@ macro_rules! with_driver {
     };
 }
 
+mod beside;
 mod captures;
 mod launches;
 mod link;

@@ -1,6 +1,9 @@
 //! Memory, and what moves into and out of it.
 
+use std::env;
+
 use super::*;
+use crate::device::{Transfer, cuda::CudaDevice};
 
 #[test]
 fn memory_that_does_not_fit_is_said_with_the_numbers() {
@@ -176,4 +179,55 @@ fn handles_outlive_their_driver() {
     let event = driver.upload(&pinned, 0..64, &mem, 0, None).unwrap();
     // The stand-in ends the process when the context goes before its memory.
     drop((driver, mem, event, pinned));
+}
+
+/// Memory that others write: it has a dma-buf where the driver gives one, and kernels see what came when the driver has been asked to wait.
+#[test]
+fn memory_that_others_write_is_told_and_waited_for() {
+    let name = here!("memory_that_others_write_is_told_and_waited_for");
+    for (number, settings) in [
+        &[("FAKE_CUDA_TRACE", "1")][..],
+        &[("FAKE_CUDA_TRACE", "1"), ("FAKE_CUDA_ORDERING", "100"), ("FAKE_CUDA_DMA_BUF", "1")],
+        &[("FAKE_CUDA_FLUSH", "2")],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let number = number.to_string();
+        let settings = [settings, &[("NUMBER", &*number)]].concat();
+        if let Some(stderr) = fake::outer_with_driver(&name, &settings) {
+            assert_eq!(stderr.contains("flush"), number == "0", "{stderr}");
+            assert_eq!(stderr.contains("seen from elsewhere"), number != "2", "{stderr}");
+            continue;
+        }
+        let mut dev = CudaDevice::new(open());
+        let buf = dev.alloc("the ring", 8192).unwrap();
+        match env::var("NUMBER").unwrap().as_str() {
+            "2" => {
+                let error = dev.device_memory(&buf).err().expect("nobody knows when kernels see it").to_string();
+                assert!(error.contains("neither orders other devices' writes nor waits for them"), "{error}");
+            }
+            number => {
+                let memory = dev.device_memory(&buf).unwrap();
+                assert!(memory.len() == 8192 && memory.address().is_multiple_of(4096), "{:#x}", memory.address());
+                memory.write(4096, &[7; 4096]).unwrap();
+                // The stand-in's queues are lazy: the bytes are there only because they were waited for.
+                // SAFETY: the stand-in's device memory is the host's.
+                let byte = |at: u64| unsafe { *((memory.address() + at) as *const u8) };
+                assert_eq!((byte(4096), byte(8191)), (7, 7));
+                assert!(memory.write(8192, &[1]).is_err());
+                match (number, memory.dma_buf()) {
+                    ("0", Err(why)) => assert!(why.starts_with("cuMemGetHandleForAddressRange failed"), "{why}"),
+                    ("1", Ok(fd)) => assert_eq!(std::fs::File::from(fd).metadata().unwrap().len(), 8192),
+                    (number, result) => panic!("{number}: {result:?}"),
+                }
+                dev.acquire().unwrap();
+                drop(memory);
+                dev.limit_link(Some(1e9));
+                let error = dev.device_memory(&buf).err().expect("a slow link cannot be played").to_string();
+                assert!(error.contains("--link-limit delays copies"), "{error}");
+            }
+        }
+        return;
+    }
 }

@@ -1,0 +1,202 @@
+//! Another device's memory, such as a GPU's, as far as it is behind a PCI BAR or in a dma-buf: a way for a drive to write it.
+
+use crate::{BusAddr, BusMemory, Door, Error, PciAddress, System};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::{
+    any::Any,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    ptr::NonNull,
+};
+
+/// Bytes of a page: what can be mapped for a drive by itself.
+pub const PEER_PAGE: usize = 4096;
+
+/// A window through which the bus gets at memory of a device. Where in it a certain buffer is, if it is there at all, is another
+/// question: [`prove`](crate::prove) answers it.
+pub trait Window: Send + Sync {
+    /// How many bytes.
+    fn bytes(&self) -> u64;
+
+    /// The aligned 8 bytes at `at`, read now. What is written to the device behind this window by others before is in its memory then:
+    /// a read does not pass writes (PCI Express Base Specification, section "Transaction Ordering Rules").
+    fn read64(&self, at: u64) -> u64;
+
+    /// Makes `len` bytes from `at` on reachable for the device of `door`, whole pages.
+    ///
+    /// # Safety
+    /// As long as `owner` is not dropped, what is there may be written by the device.
+    ///
+    /// # Errors
+    /// If there is no way, and why.
+    unsafe fn map(
+        &self,
+        door: &dyn Door,
+        at: u64,
+        len: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<BusMemory, Error>;
+}
+
+/// A mapping of a file of the kernel's.
+struct Mapping {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address and a length; the mapping goes with the value, from whatever thread.
+unsafe impl Send for Mapping {}
+// SAFETY: shared references read whole words, volatile.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(
+        file: impl AsFd,
+        at: u64,
+        len: usize,
+        protection: ProtFlags,
+        advice: &'static str,
+    ) -> Result<Mapping, Error> {
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let ptr = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, at) };
+        let ptr = ptr.map_err(Error::system("mapping the other device's memory", advice))?;
+        Ok(Mapping { ptr: NonNull::new(ptr.cast()).expect("the kernel maps nothing at 0"), len })
+    }
+
+    fn read64(&self, at: u64) -> u64 {
+        assert!(at.is_multiple_of(8) && at < self.len as u64, "byte {at:#x} of {:#x}", self.len);
+        // SAFETY: inside the mapping, which is a whole number of pages, and aligned.
+        u64::from_le(unsafe { self.ptr.add(at as usize).cast::<u64>().read_volatile() })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this value's own mapping, which nothing refers to any more. It cannot fail.
+        let _ = unsafe { munmap(self.ptr.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A BAR of another device. The CPU only reads it.
+pub struct PeerBar {
+    device: String,
+    file: File,
+    mapping: Mapping,
+    /// The first byte's physical address.
+    bus: u64,
+}
+
+/// A BAR's flags in sysfs (include/linux/ioport.h in Linux): memory, which may be read ahead, so that reading it has no effect.
+const MEMORY: u64 = 0x200;
+const PREFETCHABLE: u64 = 0x2000;
+
+impl PeerBar {
+    /// BAR `index` of the device at `address`. Registers are refused: to read them may have effects.
+    ///
+    /// # Errors
+    /// If there is no such memory, or this user may not map it.
+    pub fn open(system: &System, address: PciAddress, index: usize) -> Result<PeerBar, Error> {
+        let refuse = |reason: String| Error::Refused { device: address.to_string(), reason };
+        let Some((range, flags)) = system.resource(address, index) else {
+            return Err(refuse(format!("it has no BAR{index}")));
+        };
+        if flags & MEMORY == 0 || flags & PREFETCHABLE == 0 {
+            return Err(refuse(format!("its BAR{index} is no memory but registers (flags {flags:#x})")));
+        }
+        let len =
+            usize::try_from(range.end - range.start).map_err(|_| refuse(format!("its BAR{index} is too large")))?;
+        let path = system.pci_folder(address).join(format!("resource{index}"));
+        // Writing is what the mapping for a drive takes; this process's own is read-only.
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.map_err(|cause| Error::Io { path, what: "opening", cause })?;
+        let advice = "; a kernel with CONFIG_IO_STRICT_DEVMEM refuses that while a driver has the device, unless it is started with iomem=relaxed";
+        let mapping = Mapping::new(&file, 0, len, ProtFlags::READ, advice)?;
+        Ok(PeerBar { device: address.to_string(), file, mapping, bus: range.start })
+    }
+}
+
+impl Window for PeerBar {
+    fn bytes(&self) -> u64 {
+        self.mapping.len as u64
+    }
+
+    fn read64(&self, at: u64) -> u64 {
+        self.mapping.read64(at)
+    }
+
+    unsafe fn map(
+        &self,
+        door: &dyn Door,
+        at: u64,
+        len: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<BusMemory, Error> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.bytes()) {
+            let reason = format!("bytes {at:#x} + {len:#x} are not in its BAR");
+            return Err(Error::Refused { device: self.device.clone(), reason });
+        }
+        if !door.holds() {
+            // No IOMMU: the drive puts physical addresses on the bus, and the bridges know whose they are. Not every architecture's
+            // bridges have the same addresses as its processors.
+            if !cfg!(target_arch = "x86_64") {
+                let reason = "without an IOMMU nobody knows its addresses on the bus on this architecture".to_owned();
+                return Err(Error::Refused { device: self.device.clone(), reason });
+            }
+            // SAFETY: the caller's promise.
+            return unsafe { BusMemory::new([(BusAddr(self.bus + at), len)], owner) };
+        }
+        // VFIO maps what this process has mapped, also if it is no RAM (`follow_fault_pfn` in drivers/vfio/vfio_iommu_type1.c), and
+        // for writing only what this process could write.
+        let mapping = Mapping::new(&self.file, at, len, ProtFlags::READ | ProtFlags::WRITE, "")?;
+        let ptr = mapping.ptr;
+        // SAFETY: the mapping goes with the owner, a BAR does not move, and no reference to it is made.
+        unsafe { door.map(ptr, len, Box::new((mapping, owner))) }
+    }
+}
+
+/// A dma-buf (Documentation/driver-api/dma-buf.rst in Linux) whose exporter lets programs map it. What is in it is one buffer, in order.
+pub struct DmaBufWindow {
+    mapping: std::sync::Arc<Mapping>,
+}
+
+impl DmaBufWindow {
+    /// Maps `len` bytes of a dma-buf.
+    ///
+    /// # Errors
+    /// If its exporter does not let programs map it.
+    pub fn open(dma_buf: &OwnedFd, len: usize) -> Result<DmaBufWindow, Error> {
+        let advice = "; its exporter lets only drivers of the kernel map it";
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let mapping = Mapping::new(dma_buf, 0, len.next_multiple_of(PEER_PAGE), protection, advice)?;
+        Ok(DmaBufWindow { mapping: mapping.into() })
+    }
+}
+
+impl Window for DmaBufWindow {
+    fn bytes(&self) -> u64 {
+        self.mapping.len as u64
+    }
+
+    fn read64(&self, at: u64) -> u64 {
+        self.mapping.read64(at)
+    }
+
+    unsafe fn map(
+        &self,
+        door: &dyn Door,
+        at: u64,
+        len: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<BusMemory, Error> {
+        if !door.holds() {
+            let reason = "a dma-buf tells no physical addresses, and there is no IOMMU to map it for the drive".into();
+            return Err(Error::Refused { device: door.name().to_owned(), reason });
+        }
+        assert!(at + len as u64 <= self.bytes(), "{at} + {len} of {} bytes", self.bytes());
+        // SAFETY: inside the mapping.
+        let ptr = unsafe { self.mapping.ptr.add(at as usize) };
+        // SAFETY: the mapping goes with the owner; its exporter keeps the memory in its place as long as it is mapped; no reference to it
+        // is made.
+        unsafe { door.map(ptr, len, Box::new((self.mapping.clone(), owner))) }
+    }
+}

@@ -1,0 +1,215 @@
+//! Pieces that a source writes into the ring by itself: begun only when the host knows that their places have been computed with.
+
+use std::{any::Any, os::fd::OwnedFd};
+
+use ntransformer::stream::{DiskReads, Reads};
+use readahead::{
+    Completion, Dst, Input, Memory as InMemory, MemoryRange, OpenError, Piece, Source, SourceError,
+    testing::{Blocks, WritesDevice},
+};
+
+use super::*;
+use crate::placement::Small;
+
+/// Memory that others write: its address, and who read each block last.
+pub(super) type Exposed = Arc<Mutex<Option<(u64, Arc<Mutex<Vec<usize>>>)>>>;
+
+struct Ring {
+    address: u64,
+    len: usize,
+}
+
+impl DeviceMemory for Ring {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn pci_address(&self) -> Option<String> {
+        None
+    }
+
+    fn write(&self, _: usize, _: &[u8]) -> Result<(), String> {
+        Err("nobody asks for it".into())
+    }
+
+    fn read(&self, _: usize, _: &mut [u8]) -> Result<(), String> {
+        Err("nobody asks for it".into())
+    }
+
+    fn dma_buf(&self) -> Result<OwnedFd, String> {
+        Err("nobody asks for it".into())
+    }
+}
+
+impl Recorder {
+    pub(super) fn expose(&self, memory: &Memory) -> Box<dyn DeviceMemory> {
+        let mut bytes = memory.bytes.borrow_mut();
+        let (address, len) = (bytes.as_mut_ptr().expose_provenance() as u64, bytes.len());
+        *self.exposed.lock().unwrap() = Some((address, memory.read.clone()));
+        Box::new(Ring { address, len })
+    }
+}
+
+/// Looks at each read that is begun whether it may overwrite its place.
+struct Watch<S> {
+    inner: S,
+    host: Arc<Mutex<Ended>>,
+    exposed: Exposed,
+    races: Arc<Mutex<Vec<String>>>,
+}
+
+impl<S: Source> Source for Watch<S> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        if let Dst::Vram { address, len } = dst {
+            let exposed = self.exposed.lock().unwrap();
+            let (start, read) = exposed.as_ref().expect("it was prepared");
+            let at = (address - start) as usize;
+            let known = self.host.lock().unwrap().computations;
+            if read.lock().unwrap()[blocks(at..at + len)].iter().any(|&job| job > known) {
+                self.races.lock().unwrap().push(format!("{piece:?} is read into a place that may be computed with"));
+            }
+        }
+        self.inner.submit(id, piece, dst)
+    }
+
+    fn wait(&mut self, timeout: std::time::Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        self.inner.wait(timeout, done)
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn block(&self) -> usize {
+        self.inner.block()
+    }
+
+    fn lands_in_device(&self) -> bool {
+        self.inner.lands_in_device()
+    }
+
+    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
+        self.inner.prepare_device(memory, owner)
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.inner.name(file)
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+/// Reads of every pass land in the ring, in blocks of so many bytes.
+struct Landing {
+    block: usize,
+    host: Arc<Mutex<Ended>>,
+    exposed: Exposed,
+    races: Arc<Mutex<Vec<String>>>,
+}
+
+impl Reads for Landing {
+    fn ahead(&self, files: Vec<Input>, _cached: bool) -> Result<Box<dyn Source>, OpenError> {
+        let bytes: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(&file.path).unwrap()).collect();
+        let sizes = bytes.iter().map(|bytes| bytes.len() as u64).collect();
+        let ranges = bytes.into_iter().map(|bytes| MemoryRange { name: "model".into(), bytes: Arc::new(bytes) });
+        let inner = Blocks::new(InMemory::new(ranges.collect(), 3)?, self.block, sizes);
+        // SAFETY: the recorder's memory stays; that nobody uses what a read may write is what is tested.
+        let inner = unsafe { WritesDevice::new(inner) };
+        let (host, exposed, races) = (self.host.clone(), self.exposed.clone(), self.races.clone());
+        Ok(Box::new(Watch { inner, host, exposed, races }))
+    }
+
+    fn once(&self, files: Vec<Input>, cached: bool) -> Result<Box<dyn Source>, OpenError> {
+        DiskReads::Auto.once(files, cached)
+    }
+}
+
+/// Some matrices come from the file, some from RAM, through one ring.
+fn stage(small: &Small, rng: &mut SmallRng, block: usize, above: u64) -> (Stage, Arc<Mutex<Vec<String>>>) {
+    let gguf = Arc::new(Gguf::open(&small.path).unwrap());
+    let model = Model::new(gguf.clone(), None, 64).unwrap();
+    let (mut streams, mut groups, mut copies) = (Streams::default(), Vec::new(), 0);
+    for layer in 0..=LAYERS {
+        let ids = if layer < LAYERS { model.layer_tensors(layer) } else { model.head_tensors() };
+        let mut copied = Vec::new();
+        for id in ids.into_iter().filter(|id| gguf.tensors()[id.0].rows() > 1) {
+            let tier = match rng.random_range(0..4) {
+                0 => continue,
+                1 => Tier::Ram { device: 0, access: Access::Copy },
+                _ => Tier::Disk { device: 0 },
+            };
+            copies += usize::from(matches!(tier, Tier::Ram { .. }));
+            streams.elsewhere.insert(id, tier);
+            copied.push(gguf.tensors()[id.0].bytes);
+        }
+        groups.push(copied);
+    }
+    streams.ring_bytes = ring::least(&groups) + above;
+    let dev = Recorder::default();
+    let races = Arc::<Mutex<_>>::default();
+    let reads = Landing { block, host: dev.host.clone(), exposed: dev.exposed.clone(), races: races.clone() };
+    let reading = Reading { reads: &reads, ..Reading::default() };
+    let layers = Streamed::load(&dev, &model, &streams, &reading, &mut |_| ()).unwrap();
+    assert!(layers.read_bytes() == 0 || layers.lands() == Some("straight into the device's memory"));
+    (Stage { gguf, model, dev, layers, copies }, races)
+}
+
+/// However large the ring and the drive's blocks: every layer is whole, its neighbours are, too, and no read is begun into a place that
+/// the host does not know to have been computed with.
+#[test]
+fn reads_into_the_ring_and_computations_are_ordered() {
+    let small = Small::of("Q8_0");
+    let mut direct = 0;
+    for round in 0..40 {
+        let mut rng = SmallRng::seed_from_u64(100 + round);
+        let block = [512, 4096, 65536][round as usize % 3];
+        let above = if round % 4 == 0 { 0 } else { rng.random_range(0..300_000) };
+        let (mut stage, races) = stage(&small, &mut rng, block, above);
+        direct += stage.layers.read_bytes();
+        for _ in 0..4 {
+            for id in 0..=LAYERS {
+                stage.compute(id, true).unwrap();
+                if rng.random_bool(0.3) {
+                    // Time passes.
+                    stage.dev.host_waits(&stage.dev.mark().unwrap()).unwrap();
+                }
+            }
+        }
+        stage.assert_no_races();
+        assert_eq!(*races.lock().unwrap(), Vec::<String>::new(), "round {round}");
+    }
+    assert!(direct > 0);
+}
+
+/// Layers in any order, and failures anywhere: what was on its way when the flow starts anew does no harm.
+#[test]
+fn starting_anew_waits_for_reads_that_may_write() {
+    let small = Small::of("Q8_0");
+    let mut failures = 0;
+    for round in 0..30 {
+        let mut rng = SmallRng::seed_from_u64(200 + round);
+        let (mut stage, races) = stage(&small, &mut rng, 4096, 100_000);
+        let mut last = LAYERS;
+        for _ in 0..30 {
+            if rng.random_bool(0.1) {
+                stage.dev.fail_upload.set(Some(rng.random_range(0..10)));
+            }
+            stage.dev.fail_marks.set(rng.random_bool(0.05));
+            let id = if rng.random_bool(0.5) { rng.random_range(0..=LAYERS) } else { (last + 1) % (LAYERS + 1) };
+            last = id;
+            failures += usize::from(stage.compute(id, rng.random_bool(0.9)).is_err());
+        }
+        stage.dev.fail_upload.set(None);
+        stage.dev.fail_marks.set(false);
+        stage.pass();
+        stage.assert_no_races();
+        assert_eq!(*races.lock().unwrap(), Vec::<String>::new(), "round {round}");
+    }
+    assert!(failures > 50, "{failures}");
+}
