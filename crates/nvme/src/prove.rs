@@ -165,7 +165,7 @@ impl Pattern {
     fn words(self, page: usize) -> impl Iterator<Item = (usize, u64)> {
         let word = move |line: usize, index: usize| match (line, index) {
             (0, 0) => self.attempt ^ page as u64,
-            _ => mix(mix(self.attempt.wrapping_add(page as u64)).wrapping_add((line * LINE + index) as u64)),
+            _ => mix(mix(self.attempt ^ mix(page as u64)).wrapping_add((line * LINE + index) as u64)),
         };
         let lines = self.lines(page).into_iter().enumerate();
         lines.flat_map(move |(line, at)| (0..LINE / 8).map(move |index| (at + 8 * index, word(line, index))))
