@@ -79,15 +79,15 @@ pub fn completions_of_nothing<D: Driver>(driver: &D) {
     let faults = move |_: u64, command: &Command| {
         nth += 1;
         let cid = command.cid();
-        let nonsense = |queue, head, cid| Some(Fault::Nonsense { queue, head, cid, late: 200 });
+        let nonsense = |queue, head, cid, late| Some(Fault::Nonsense { queue, head, cid, late });
         match nth % 10 {
             // The command's own identifier in another queue's name.
-            1 => nonsense(1, 0, cid),
-            3 => nonsense(0xffff, 0xffff, cid),
+            1 => nonsense(1, 0, cid, 20_000),
+            3 => nonsense(0xffff, 0xffff, cid, 20_000),
             // Another generation's, a slot that is free or that there is none of, and what is kept for other uses.
-            5 => nonsense(id, 3, cid ^ 1 << 9),
-            7 => nonsense(id, 0xffff, cid & !0x3f | 0x3f),
-            9 => nonsense(id, 0, 0xffff),
+            5 => nonsense(id, 3, cid ^ 1 << 9, 200),
+            7 => nonsense(id, 0xffff, cid & !0x3f | 0x3f, 200),
+            9 => nonsense(id, 0, 0xffff, 200),
             // The right command, and an absurd head.
             0 => Some(Fault::Head(0xffff)),
             _ => None,
@@ -209,8 +209,9 @@ pub fn stop<D: Driver>(driver: &D) {
     for how in [Stop::Drain, Stop::Leave] {
         let mut rig = rig(driver, 8, Duration::from_secs(20));
         let reads = blocks(2000);
-        // From the hundredth on they take some time. (A step of the controller takes a microsecond or less.)
-        let late = |nth: u64, _: &Command| (nth >= 100).then_some(Fault::Late(20_000));
+        // From the hundredth on they take some time (a step of the controller takes a microsecond or less), or never end.
+        let steps = if how == Stop::Drain { 20_000 } else { u32::MAX };
+        let late = move |nth: u64, _: &Command| (nth >= 100).then_some(Fault::Late(steps));
         rig.played.with(|model| model.faults(Box::new(late)));
         let ram = rig.ram(2000 * 512, 65536, 0);
         rig.start(&reads, &ram.pages, ram.first);
