@@ -23,7 +23,7 @@ impl Memory {
     /// A source over `ranges` with `threads` copies at once.
     pub fn new(ranges: Vec<MemoryRange>, threads: usize) -> Result<Self, OpenError> {
         let description = format!("copies from memory, {} threads", threads.max(1));
-        Pool::new(Ranges(ranges), threads, description).map(Self)
+        Pool::new(Ranges(ranges), threads, 0, description).map(Self)
     }
 }
 

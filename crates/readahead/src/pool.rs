@@ -95,8 +95,9 @@ pub(crate) struct Pool<R> {
 }
 
 impl<R: Reader> Pool<R> {
-    /// Starts `threads` threads, one at least, and takes so many reads at once.
-    pub(crate) fn new(reader: R, threads: usize, description: String) -> Result<Self, OpenError> {
+    /// Starts `threads` threads, one at least, and takes so many reads at once, or `ahead` more: a thread that is done finds its next one
+    /// there, and does not wait until somebody has heard of its last one.
+    pub(crate) fn new(reader: R, threads: usize, ahead: usize, description: String) -> Result<Self, OpenError> {
         let threads = threads.max(1);
         let reader = Arc::new(reader);
         let (jobs, queue) = unbounded::<Job>();
@@ -107,7 +108,7 @@ impl<R: Reader> Pool<R> {
             done,
             threads: Vec::new(),
             in_flight: 0,
-            depth: threads,
+            depth: threads + ahead,
             part: usize::MAX,
             latest: VecDeque::new(),
             waiting: Arc::default(),
@@ -139,11 +140,10 @@ impl<R: Reader> Pool<R> {
         Ok(pool)
     }
 
-    /// Takes twice as many reads: a thread that is done finds its next one there, and does not wait until somebody has heard of its last
-    /// one. And has several threads do the parts of `part` bytes of a longer read, so that the one that is needed first is there first. For
-    /// readers whose block is 1.
+    /// Has several threads do the parts of `part` bytes of a longer read, so that the one that is needed first is there first. For readers
+    /// whose block is 1.
     fn divided(mut self, part: usize) -> Self {
-        (self.depth, self.part) = (2 * self.depth, part);
+        self.part = part;
         self
     }
 }
@@ -363,14 +363,14 @@ impl Reader for Cached {
 /// [`Pread`] in a pool of `depth` threads. `why` says why it is not io_uring.
 pub(crate) fn pread(files: Files, depth: usize, why: &str) -> Result<Pool<Pread>, OpenError> {
     let description = format!("pread, {}, {} threads ({why})", files.describe(), depth.max(1));
-    Pool::new(Pread(files), depth, description)
+    Pool::new(Pread(files), depth, 0, description)
 }
 
 /// [`Cached`] in a pool.
 pub(crate) fn cached(inputs: Vec<Input>, threads: usize, direct: bool) -> Result<Pool<Cached>, OpenError> {
     let files = Files::open(inputs, direct)?;
     let description = format!("page cache first, then pread, {}, {} threads", files.describe(), threads.max(1));
-    Ok(Pool::new(Cached(files), threads, description)?.divided(PART))
+    Ok(Pool::new(Cached(files), threads, threads, description)?.divided(PART))
 }
 
 #[cfg(test)]
@@ -422,7 +422,7 @@ mod tests {
             (53, |_| Err(SourceError::Changed), Err(())),
         ];
         for (offset, result, expected) in cases {
-            let mut pool = Pool::new(Odd { offset, result }, 3, "odd".into()).unwrap().divided(16);
+            let mut pool = Pool::new(Odd { offset, result }, 3, 3, "odd".into()).unwrap().divided(16);
             assert_eq!(pool.depth(), 6);
             let buffer = HostBuf::allocate(100, 1);
             let mut done = Vec::new();

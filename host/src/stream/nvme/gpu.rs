@@ -52,10 +52,8 @@ struct Active {
 /// Where a read goes.
 enum Into {
     Host(HostBuf, Place),
-    /// The GPU's memory, up to this byte of it.
-    Vram {
-        end: usize,
-    },
+    /// The GPU's memory.
+    Vram,
 }
 
 /// A command of a read.
@@ -257,8 +255,8 @@ impl GpuSource {
                 let wanted = failed.is_none().then_some(landed.begin..landed.begin + landed.len);
                 self.landing.arrived(place, &mut dst, wanted);
             }
-            (Into::Vram { end }, Some(vram)) if failed.is_none() => vram.arrived(end),
-            (Into::Vram { .. }, _) => {}
+            (Into::Vram, Some(vram)) if failed.is_none() => vram.arrived(),
+            (Into::Vram, _) => {}
         }
         let result = failed.map_or(Ok(landed), |failed| Err(SourceError::Device(Box::new(failed))));
         done.push(Completion { id: command.read, result });
@@ -345,7 +343,7 @@ impl Source for GpuSource {
             }
             Dst::Vram { address, len } => {
                 let (memory, at, landed) = self.in_vram(piece, blocks, address, len)?;
-                (memory, at, landed, Into::Vram { end: at + blocks.bytes })
+                (memory, at, landed, Into::Vram)
             }
         };
         // A command has 65,536 blocks at most (NLB counts from 0 in 16 bits).
