@@ -20,10 +20,10 @@ use ntransformer::{
     engine::{self, Budget, DeviceChoice, EngineError, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::Model,
-    stream::{DiskReads, nvme::NvmeReads},
+    stream::{DiskReads, Reading, nvme::NvmeReads},
 };
 
-use crate::{models, placement::Small, split::Parts};
+use crate::{models, placement::Small, split::Parts, zero_copy};
 
 const PASSES: [&[u32]; 4] = [&[1, 5, 9, 14, 200], &[3], &[77], &[4]];
 
@@ -230,6 +230,21 @@ fn split_models_are_packed() {
     door.model().faults(Box::new(|_, _| Some(Fault::Status(MEDIA_ERROR))));
     let error = error_of(&mut *runner);
     assert!(error.contains("of-00003.gguf on model: reading "), "{error}");
+}
+
+/// Beside weights on the device and in RAM, which come from the file.
+#[test]
+fn any_mix_is_resident_to_the_bit() {
+    let small = Small::of("Q8_0");
+    let gguf = Arc::new(Gguf::open(&small.path).unwrap());
+    let whole = &mut *models::open(DeviceChoice::Cpu, &gguf, None);
+    let expected = models::logits_of_passes(whole, zero_copy::PASSES);
+    for seed in 1..=5 {
+        let door = ModelDoor::new(Traits::default(), vec![holding(&gguf, 4096, 3, seed % 2 == 0)]);
+        let reading = Reading { reads: &reads(&door, 3), ..Reading::default() };
+        let (found, _) = zero_copy::logits(CpuDevice::new(), gguf.clone(), seed, &reading);
+        assert!(found.iter().zip(&expected).all(|(f, e)| f.to_bits() == e.to_bits()), "seed {seed}");
+    }
 }
 
 #[test]

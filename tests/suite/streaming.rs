@@ -64,6 +64,8 @@ fn blocks(bytes: Range<usize>) -> Range<usize> {
 enum Op {
     Upload,
     Compute(usize),
+    /// What others have written is made known to what follows.
+    Acquire,
 }
 
 /// A device with a queue for copies and one for computations.
@@ -177,6 +179,11 @@ impl Transfer for Recorder {
             return Err(DeviceError::Unsupported("this copy fails".into()));
         }
         Ok(queue)
+    }
+
+    fn acquire(&self) -> Result<(), DeviceError> {
+        self.ops.borrow_mut().push(Op::Acquire);
+        Ok(())
     }
 
     fn device_memory<'a>(&'a self, buf: &'a Rc<Memory>) -> Result<Box<dyn DeviceMemory + 'a>, DeviceError> {

@@ -28,7 +28,7 @@ use serde_json::Value;
 use super::{models, placement::Small, setup, synth};
 
 /// A prompt and tokens after it, so that all ways of computing are gone.
-const PASSES: [&[u32]; 4] = [&[1, 5, 9, 14, 200], &[3], &[77], &[4]];
+pub const PASSES: [&[u32]; 4] = [&[1, 5, 9, 14, 200], &[3], &[77], &[4]];
 const PROMPT: usize = PASSES[0].len();
 
 /// Each matrix on the device, copied from RAM, read in RAM, or copied from the file: at random.
@@ -59,13 +59,18 @@ fn mixed(model: &Model, seed: u64) -> Streams {
     streams
 }
 
-/// The logits of [`PASSES`], and the bytes that are read in RAM and those that cross the link.
-fn logits<D: Device + 'static>(mut dev: D, gguf: Arc<Gguf>, seed: u64) -> (Vec<f32>, [u64; 2]) {
+/// The logits of [`PASSES`], of a model that is mixed by `seed`, and the bytes that are read in RAM and those that cross the link.
+pub fn logits<D: Device + 'static>(
+    mut dev: D,
+    gguf: Arc<Gguf>,
+    seed: u64,
+    reading: &Reading<'_>,
+) -> (Vec<f32>, [u64; 2]) {
     let model = Model::new(gguf, None, 64).unwrap();
     let dims = &model.config.dims;
     dev.prepare(dims, PROMPT).unwrap();
     let mut state = State::new(&dev, dims, model.config.layers, PROMPT, PROMPT).unwrap();
-    let layers = Streamed::load(&dev, &model, &mixed(&model, seed), &Reading::default(), &mut |_| ()).unwrap();
+    let layers = Streamed::load(&dev, &model, &mixed(&model, seed), reading, &mut |_| ()).unwrap();
     let bytes = [layers.zero_copy_bytes(), ntransformer::model::Layers::streamed_bytes(&layers)];
     let mut weights = Weights::new(Embedding::Host, Box::new(layers));
     let (mut all, mut start) = (Vec::new(), 0);
@@ -89,12 +94,13 @@ fn any_mix_is_resident_to_the_bit() {
             let expected = models::logits_of_passes(&mut *models::open(device, &gguf, None), PASSES);
             // The emulator's pace allows one.
             for seed in 1..=if device == DeviceChoice::Emulator { 1 } else { 5 } {
+                let (gguf, files) = (gguf.clone(), Reading::default());
                 let (found, [zero_copy, streamed]) = match device {
-                    DeviceChoice::Cpu => logits(CpuDevice::new(), gguf.clone(), seed),
-                    DeviceChoice::Emulator => logits(CudaDevice::new(EmulatorDriver::new(seed)), gguf.clone(), seed),
+                    DeviceChoice::Cpu => logits(CpuDevice::new(), gguf, seed, &files),
+                    DeviceChoice::Emulator => logits(CudaDevice::new(EmulatorDriver::new(seed)), gguf, seed, &files),
                     _ => {
                         let driver = CustDriver::open(0, |line| eprintln!("{line}")).unwrap();
-                        logits(CudaDevice::new(driver), gguf.clone(), seed)
+                        logits(CudaDevice::new(driver), gguf, seed, &files)
                     }
                 };
                 assert!(0 < zero_copy && zero_copy < streamed, "{zero_copy} of {streamed} bytes");

@@ -217,6 +217,16 @@ mod tests {
     }
 
     #[test]
+    fn memories_are_joined_in_order() {
+        let parts = [&[(0x8000, 0x1000), (0x2000, 0x1000)][..], &[(0x3000, 0x2000)], &[(0x1000, 0x1000)]];
+        let joined = BusMemory::joined(parts.map(|part| memory(part).unwrap()).into()).unwrap();
+        assert_eq!((joined.len(), joined.extents.len()), (0x5000, 3));
+        let at = [0, 0x1000, 0x2000, 0x3fff, 0x4000].map(|at| joined.resolve(at).unwrap().0.0);
+        assert_eq!(at, [0x8000, 0x2000, 0x3000, 0x4fff, 0x1000]);
+        assert!(BusMemory::joined(vec![]).is_err());
+    }
+
+    #[test]
     fn impossible_addresses_are_refused() {
         assert!(memory(&[]).is_err() && memory(&[(0x1000, 0)]).is_err());
         assert!(memory(&[(u64::MAX - 10, 4096)]).is_err());

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Bytes of a page: what can be mapped for a drive by itself.
@@ -18,8 +19,8 @@ pub trait Window: Send + Sync {
     /// How many bytes.
     fn bytes(&self) -> u64;
 
-    /// The aligned 8 bytes at `at`, read now. What is written to the device behind this window by others before is in its memory then:
-    /// a read does not pass writes (PCI Express Base Specification, section "Transaction Ordering Rules").
+    /// The aligned 8 bytes at `at`, read now. What others have written to the device behind this window before, anywhere, is in its memory
+    /// then: a read does not pass writes (PCI Express Base Specification, section 2.4.1, "Transaction Ordering Rules").
     fn read64(&self, at: u64) -> u64;
 
     /// Makes `len` bytes from `at` on reachable for the device of `door`, whole pages.
@@ -81,10 +82,16 @@ impl Drop for Mapping {
 pub struct PeerBar {
     device: String,
     file: File,
-    mapping: Mapping,
+    bytes: u64,
     /// The first byte's physical address.
     bus: u64,
+    /// The part that is mapped, and where it begins.
+    part: Mutex<Option<(u64, Mapping)>>,
 }
+
+/// Bytes of a part that is mapped at once. All of a BAR of 256 GiB would take half a gibibyte of page tables; a part takes 128 KiB and
+/// a fifth of a millisecond.
+const PART: u64 = 64 << 20;
 
 /// A BAR's flags in sysfs (include/linux/ioport.h in Linux): memory, which may be read ahead, so that reading it has no effect.
 const MEMORY: u64 = 0x200;
@@ -103,25 +110,42 @@ impl PeerBar {
         if flags & MEMORY == 0 || flags & PREFETCHABLE == 0 {
             return Err(refuse(format!("its BAR{index} is no memory but registers (flags {flags:#x})")));
         }
-        let len =
-            usize::try_from(range.end - range.start).map_err(|_| refuse(format!("its BAR{index} is too large")))?;
+        let bytes = range.end - range.start;
         let path = system.pci_folder(address).join(format!("resource{index}"));
         // Writing is what the mapping for a drive takes; this process's own is read-only.
         let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(|cause| Error::Io { path, what: "opening", cause })?;
-        let advice = "; a kernel with CONFIG_IO_STRICT_DEVMEM refuses that while a driver has the device, unless it is started with iomem=relaxed";
-        let mapping = Mapping::new(&file, 0, len, ProtFlags::READ, advice)?;
-        Ok(PeerBar { device: address.to_string(), file, mapping, bus: range.start })
+        let bar = PeerBar { device: address.to_string(), file, bytes, bus: range.start, part: Mutex::new(None) };
+        *bar.part() = Some((0, bar.map_part(0)?));
+        Ok(bar)
+    }
+
+    fn part(&self) -> MutexGuard<'_, Option<(u64, Mapping)>> {
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps the part that begins at `start`.
+    fn map_part(&self, start: u64) -> Result<Mapping, Error> {
+        let advice = "; a kernel with CONFIG_IO_STRICT_DEVMEM refuses that while a driver has the device, unless it is \
+                      started with iomem=relaxed";
+        Mapping::new(&self.file, start, PART.min(self.bytes - start) as usize, ProtFlags::READ, advice)
     }
 }
 
 impl Window for PeerBar {
     fn bytes(&self) -> u64 {
-        self.mapping.len as u64
+        self.bytes
     }
 
+    /// Ones where a part cannot be mapped, as where nobody answers.
     fn read64(&self, at: u64) -> u64 {
-        self.mapping.read64(at)
+        assert!(at.is_multiple_of(8) && at < self.bytes, "byte {at:#x} of {:#x}", self.bytes);
+        let mut part = self.part();
+        let start = at / PART * PART;
+        if part.as_ref().is_none_or(|(mapped, _)| *mapped != start) {
+            *part = self.map_part(start).ok().map(|mapping| (start, mapping));
+        }
+        part.as_ref().map_or(u64::MAX, |(start, mapping)| mapping.read64(at - start))
     }
 
     unsafe fn map(
@@ -156,7 +180,7 @@ impl Window for PeerBar {
 
 /// A dma-buf (Documentation/driver-api/dma-buf.rst in Linux) whose exporter lets programs map it. What is in it is one buffer, in order.
 pub struct DmaBufWindow {
-    mapping: std::sync::Arc<Mapping>,
+    mapping: Arc<Mapping>,
 }
 
 impl DmaBufWindow {

@@ -165,7 +165,7 @@ impl Pattern {
     fn words(self, page: usize) -> impl Iterator<Item = (usize, u64)> {
         let word = move |line: usize, index: usize| match (line, index) {
             (0, 0) => self.attempt ^ page as u64,
-            _ => mix(mix(self.attempt.wrapping_add(page as u64)).wrapping_add((line * LINE + index) as u64)),
+            _ => mix(mix(self.attempt ^ mix(page as u64)).wrapping_add((line * LINE + index) as u64)),
         };
         let lines = self.lines(page).into_iter().enumerate();
         lines.flat_map(move |(line, at)| (0..LINE / 8).map(move |index| (at + 8 * index, word(line, index))))
@@ -269,5 +269,33 @@ impl Search<'_> {
             }
         }
         runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// No page's line is another's, nor that of another attempt, so that pages that were exchanged, or have old lines, do not pass.
+    #[test]
+    fn lines_are_unlike() {
+        let (mut words, mut places) = (HashSet::new(), HashSet::new());
+        for attempt in [1, 2, mix(3)] {
+            for page in (0..1000).chain([1 << 26]) {
+                let pattern = Pattern { attempt };
+                for (at, word) in pattern.words(page) {
+                    // The first word is the attempt and the page, which small attempts here have in common.
+                    assert!(at == 0 || words.insert(word), "attempt {attempt}, page {page}, byte {at}");
+                    assert!(at.is_multiple_of(8) && at + 8 <= PEER_PAGE);
+                }
+                let [first, between, last] = pattern.lines(page);
+                assert!(first == 0 && between >= LINE && between + LINE <= last && last + LINE == PEER_PAGE);
+                places.insert(between);
+                assert_eq!(pattern.page(attempt ^ page as u64, page + 1), Some(page));
+                assert_eq!(pattern.page(attempt ^ page as u64, page), None);
+            }
+        }
+        assert_eq!(places.len(), PEER_PAGE / LINE - 2, "lines in between are everywhere");
     }
 }

@@ -58,7 +58,7 @@ fn what_is_not_the_model_is_told_apart() {
     check(
         others,
         8,
-        &format!("bytes, and not [{len}]; lay it there (`ntransformer nvme write model {path}`), or name the model"),
+        &format!("bytes, and not [{len}]; lay it there (`ntransformer nvme write model {path}`), name the model"),
     );
     let mut bytes = packed.clone();
     bytes[8 * 512 + 8] = 9;

@@ -130,11 +130,11 @@ impl Reads for Landing {
     }
 }
 
-/// Some matrices come from the file, some from RAM, through one ring.
-fn stage(small: &Small, rng: &mut SmallRng, block: usize, above: u64) -> (Stage, Arc<Mutex<Vec<String>>>) {
+/// Some matrices come from the file, some from RAM, through one ring. With what goes wrong, and the layers that are read from the file.
+fn stage(small: &Small, rng: &mut SmallRng, block: usize, above: u64) -> (Stage, Arc<Mutex<Vec<String>>>, Vec<usize>) {
     let gguf = Arc::new(Gguf::open(&small.path).unwrap());
     let model = Model::new(gguf.clone(), None, 64).unwrap();
-    let (mut streams, mut groups, mut copies) = (Streams::default(), Vec::new(), 0);
+    let (mut streams, mut groups, mut copies, mut read) = (Streams::default(), Vec::new(), 0, Vec::new());
     for layer in 0..=LAYERS {
         let ids = if layer < LAYERS { model.layer_tensors(layer) } else { model.head_tensors() };
         let mut copied = Vec::new();
@@ -144,6 +144,9 @@ fn stage(small: &Small, rng: &mut SmallRng, block: usize, above: u64) -> (Stage,
                 1 => Tier::Ram { device: 0, access: Access::Copy },
                 _ => Tier::Disk { device: 0 },
             };
+            if tier == (Tier::Disk { device: 0 }) && !read.contains(&layer) {
+                read.push(layer);
+            }
             copies += usize::from(matches!(tier, Tier::Ram { .. }));
             streams.elsewhere.insert(id, tier);
             copied.push(gguf.tensors()[id.0].bytes);
@@ -157,7 +160,7 @@ fn stage(small: &Small, rng: &mut SmallRng, block: usize, above: u64) -> (Stage,
     let reading = Reading { reads: &reads, ..Reading::default() };
     let layers = Streamed::load(&dev, &model, &streams, &reading, &mut |_| ()).unwrap();
     assert!(layers.read_bytes() == 0 || layers.lands() == Some("straight into the device's memory"));
-    (Stage { gguf, model, dev, layers, copies }, races)
+    (Stage { gguf, model, dev, layers, copies }, races, read)
 }
 
 /// However large the ring and the drive's blocks: every layer is whole, its neighbours are, too, and no read is begun into a place that
@@ -170,7 +173,7 @@ fn reads_into_the_ring_and_computations_are_ordered() {
         let mut rng = SmallRng::seed_from_u64(100 + round);
         let block = [512, 4096, 65536][round as usize % 3];
         let above = if round % 4 == 0 { 0 } else { rng.random_range(0..300_000) };
-        let (mut stage, races) = stage(&small, &mut rng, block, above);
+        let (mut stage, races, read) = stage(&small, &mut rng, block, above);
         direct += stage.layers.read_bytes();
         for _ in 0..4 {
             for id in 0..=LAYERS {
@@ -183,6 +186,14 @@ fn reads_into_the_ring_and_computations_are_ordered() {
         }
         stage.assert_no_races();
         assert_eq!(*races.lock().unwrap(), Vec::<String>::new(), "round {round}");
+        // Between what was computed before and a layer that was read, what came is made known.
+        let ops = stage.dev.ops.borrow();
+        let acquired = |to: usize| ops[..to].iter().rev().find(|op| **op != Op::Upload) == Some(&Op::Acquire);
+        let known = (0..ops.len()).all(|at| match ops[at] {
+            Op::Compute(layer) => acquired(at) || !read.contains(&layer),
+            _ => true,
+        });
+        assert!(known, "round {round}: {ops:?}");
     }
     assert!(direct > 0);
 }
@@ -194,7 +205,7 @@ fn starting_anew_waits_for_reads_that_may_write() {
     let mut failures = 0;
     for round in 0..30 {
         let mut rng = SmallRng::seed_from_u64(200 + round);
-        let (mut stage, races) = stage(&small, &mut rng, 4096, 100_000);
+        let (mut stage, races, _) = stage(&small, &mut rng, 4096, 100_000);
         let mut last = LAYERS;
         for _ in 0..30 {
             if rng.random_bool(0.1) {

@@ -49,6 +49,30 @@ fn memory_behind_a_bar_is_read() {
     assert!(error.contains("resource1: opening failed"), "{error}");
 }
 
+/// Only a part is mapped at once.
+#[test]
+fn a_large_bar_is_read_in_parts() {
+    const LARGE: u64 = 200 << 20;
+    let machine = machine();
+    let folder = format!("/sys/bus/pci/devices/{GPU}");
+    machine.file(
+        &format!("{folder}/resource"),
+        format!("0x0 0x0 0x0\n0x0000004000000000 0x{:016x} 0x000000000014220c\n", 0x40_0000_0000u64 + LARGE - 1),
+    );
+    let file = fs::File::options().write(true).open(machine.path(&format!("{folder}/resource1"))).unwrap();
+    file.set_len(0).unwrap();
+    file.set_len(LARGE).unwrap();
+    let places = [0, (64 << 20) - 8, 64 << 20, (128 << 20) + 4096, LARGE - 8];
+    for at in places {
+        file.write_all_at(&(at + 1).to_le_bytes(), at).unwrap();
+    }
+    let bar = PeerBar::open(&machine.system(), address(GPU), 1).unwrap();
+    assert_eq!(bar.bytes(), LARGE);
+    for at in places.into_iter().chain(places.into_iter().rev()) {
+        assert_eq!((bar.read64(at), bar.read64(at ^ 8)), (at + 1, 0), "{at:#x}");
+    }
+}
+
 #[test]
 #[should_panic(expected = "byte 0x10000 of 0x10000")]
 fn nothing_behind_its_end_is_read() {

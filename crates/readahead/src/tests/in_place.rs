@@ -2,7 +2,8 @@
 
 use super::{by, content, input, random_file};
 use crate::{
-    DeviceMemory, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, SourceOptions, open,
+    Completion, DeviceMemory, Dst, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, SourceError,
+    SourceOptions, open,
     testing::{Fault, Faulty, GARBAGE, Gate, WritesDevice},
 };
 use std::{
@@ -155,6 +156,57 @@ fn a_read_that_failed_leaves_garbage_that_nobody_takes() {
     }
     let at = (it.places[1].address - it.memory.address()) as usize;
     assert!(content(&it.memory.0)[at..at + it.places[1].len].iter().all(|&byte| byte == GARBAGE));
+}
+
+/// Says that pieces begin elsewhere than they should.
+struct Shifted<S>(S);
+
+impl<S: Source> Source for Shifted<S> {
+    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
+        self.0.submit(id, piece, dst)
+    }
+
+    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
+        let result = self.0.wait(timeout, done);
+        done.iter_mut().flat_map(|completion| &mut completion.result).for_each(|landed| landed.begin += 1);
+        result
+    }
+
+    fn depth(&self) -> usize {
+        self.0.depth()
+    }
+
+    fn block(&self) -> usize {
+        self.0.block()
+    }
+
+    fn name(&self, file: usize) -> String {
+        self.0.name(file)
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+#[test]
+fn a_piece_that_comes_elsewhere_is_an_error() {
+    let (file, _) = random_file(FILE, 42);
+    let source = open(vec![input(&file)], &SourceOptions::default()).unwrap();
+    // SAFETY: the memory stays, and nobody looks at it.
+    let mut source = unsafe { WritesDevice::new(source) };
+    let owner: Arc<dyn Any + Send + Sync> = Arc::new(());
+    let memory = Memory(HostBuf::allocate(1 << 20, 4096));
+    source.prepare_device(&memory, &owner).unwrap();
+    let pieces = vec![Piece { file: 0, offset: 100, len: 5000 }];
+    let (begin, len) = pieces[0].blocks(source.block());
+    let places = vec![Place { address: memory.address(), len, begin }];
+    let source = Box::new(Shifted(source));
+    // SAFETY: as above.
+    let ahead = unsafe { ReadAhead::start_in_place(source, pieces, places, owner, Options::default()).unwrap() };
+    ahead.permit();
+    let error = ahead.take(0).unwrap_err().to_string();
+    assert!(error.contains(&format!("the piece came to byte {} of its place", begin + 1)), "{error}");
 }
 
 #[test]

@@ -140,7 +140,9 @@ pub trait Driver: Sized + 'static {
     fn limit_link(&self, bytes_per_second: Option<f64>);
 
     /// Makes an allocation one that other devices write, and see, past this driver's queues.
-    fn open_to_others(&self, mem: &Self::Mem) -> Result<()>;
+    fn open_to_others(&self, _mem: &Self::Mem) -> Result<()> {
+        Ok(())
+    }
     /// A dma-buf of an allocation, for who may write it from elsewhere.
     fn dma_buf(&self, _mem: &Self::Mem) -> Result<OwnedFd> {
         Err(DeviceError::Unsupported(format!("{} has no dma-bufs", self.name())))

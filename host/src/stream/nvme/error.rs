@@ -99,8 +99,8 @@ pub enum NvmeError {
     },
     /// A model is there, but not this one.
     #[error(
-        "{device}: the model at block {lba} is not {}: {what}; lay it there (`ntransformer nvme write {device} {}`), or name the model that \
-         is there with -m", model.display(), model.display()
+        "{device}: the model at block {lba} is not {}: {what}; lay it there (`ntransformer nvme write {device} {}`), name the model that \
+         is there with -m, or leave out --nvme (GPUNVME_PCI_BDF)", model.display(), model.display()
     )]
     OtherModel {
         /// The drive.

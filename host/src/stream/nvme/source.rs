@@ -32,14 +32,8 @@ struct Read {
 
 /// Where it goes.
 enum To {
-    Host {
-        dst: HostBuf,
-        place: Place,
-    },
-    /// The device's memory, up to this byte of it.
-    Vram {
-        end: usize,
-    },
+    Host { dst: HostBuf, place: Place },
+    Vram,
 }
 
 /// Reads a model's files from a drive.
@@ -94,7 +88,7 @@ impl DriveSource {
         let transfer = Transfer { id, operation: Operation::Read, lba: blocks.lba, blocks: blocks.count, memory, at };
         self.drive().submit(transfer).map_err(failed)?;
         let landed = Landed { begin, len: piece.len };
-        self.reads.insert(id, Read { to: To::Vram { end: at + blocks.bytes }, landed });
+        self.reads.insert(id, Read { to: To::Vram, landed });
         Ok(())
     }
 
@@ -108,8 +102,8 @@ impl DriveSource {
                     let wanted = result.is_ok().then_some(landed.begin..landed.begin + landed.len);
                     self.landing.arrived(place, &mut dst, wanted);
                 }
-                (To::Vram { end }, Some(vram)) if result.is_ok() => vram.arrived(end),
-                (To::Vram { .. }, _) => {}
+                (To::Vram, Some(vram)) if result.is_ok() => vram.arrived(),
+                (To::Vram, _) => {}
             }
             done.push(Completion { id, result: result.map(|()| landed).map_err(failed) });
         }
