@@ -228,7 +228,8 @@ pub unsafe extern "C" fn nt_options_set_nvme_gpu(options: *mut nt_options, gpu: 
 pub unsafe extern "C" fn nt_options_set_nvme_submit(options: *mut nt_options, who: *const c_char) -> nt_status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let (options, who) = unsafe { (object_mut(options, "options")?, utf8(who, NT_ZERO_TERMINATED, "who submits")?) };
+        let (options, who) =
+            unsafe { (object_mut(options, "options")?, utf8(who, NT_ZERO_TERMINATED, "who submits")?) };
         let who = who.parse().map_err(|e| Failure::argument(format!("who submits {who:?}: {e}")))?;
         options.0.load.nvme.submit = Some(who);
         Ok(())
