@@ -483,6 +483,15 @@ nt_status nt_options_set_nvme_gpu(nt_options *options,
                                   const char *gpu);
 
 /**
+ * Who submits the commands to that drive: "cpu", as where this is not called, or "gpu", a kernel of the GPU that computes.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new(); `who` is null or zero-terminated.
+ */
+nt_status nt_options_set_nvme_submit(nt_options *options,
+                                     const char *who);
+
+/**
  * The library's version, such as "0.1.0".
  */
 const char *nt_version(void);

@@ -219,3 +219,19 @@ pub unsafe extern "C" fn nt_options_set_nvme_gpu(options: *mut nt_options, gpu: 
         Ok(())
     })
 }
+
+/// Who submits the commands to that drive: "cpu", as where this is not called, or "gpu", a kernel of the GPU that computes.
+///
+/// # Safety
+/// `options` is null or from nt_options_new(); `who` is null or zero-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_nvme_submit(options: *mut nt_options, who: *const c_char) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (options, who) =
+            unsafe { (object_mut(options, "options")?, utf8(who, NT_ZERO_TERMINATED, "who submits")?) };
+        let who = who.parse().map_err(|e| Failure::argument(format!("who submits {who:?}: {e}")))?;
+        options.0.load.nvme.submit = Some(who);
+        Ok(())
+    })
+}

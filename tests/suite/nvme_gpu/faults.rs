@@ -148,7 +148,7 @@ pub fn late_for_the_next_list<D: Driver>(driver: &D) {
 /// A command that does not complete is outstanding, and nothing else is wrong; behind the queues' renewal all goes on.
 pub fn missing<D: Driver>(driver: &D) {
     for depth in [1, 8] {
-        let mut rig = rig(driver, depth, Duration::from_millis(100));
+        let mut rig = rig(driver, depth, Duration::from_millis(500));
         let reads = blocks(60);
         // One never completes, and one so late that it would be after the end of its list: it must not write any more then.
         rig.played.with(|model| {

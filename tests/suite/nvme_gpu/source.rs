@@ -134,7 +134,7 @@ fn on_pieces<D: Driver>(driver: &D) -> (OnPlayed, Vec<Piece>) {
 
 fn failing<D: Driver>(driver: &D, tries: usize, fault: Fault) -> Result<(), String> {
     let (mut on, pieces) = on_pieces(driver);
-    on.timeout = Duration::from_millis(100);
+    on.timeout = Duration::from_millis(400);
     let result = on.read(driver, &pieces, Some(times(LBA, tries, fault))).map_err(|e| e.to_string());
     assert_eq!(on.played.door.bus().misses(), 0);
     result
@@ -160,7 +160,7 @@ pub fn missing_completions<D: Driver>(driver: &D) {
     assert_eq!(failing(driver, 1, Fault::Missing), Ok(()));
     assert_eq!(failing(driver, 2, Fault::Late(u32::MAX)), Ok(()));
     let error = failing(driver, 4, Fault::Missing).unwrap_err();
-    assert!(error.contains(&format!("block {LBA} on did not complete within 100ms (attempt 4)")), "{error}");
+    assert!(error.contains(&format!("block {LBA} on did not complete within 400ms (attempt 4)")), "{error}");
 }
 
 /// A controller that has failed is reset.

@@ -104,6 +104,8 @@ static void options_are_checked(void) {
     FAILS(nt_options_set_nvme_lba(NULL, 0), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_nvme_gpu(NULL, "3b:00.0"), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_nvme_gpu(options, "cuda:0"), NT_STATUS_ARGUMENT, "\"cuda:0\" is no PCI address");
+    FAILS(nt_options_set_nvme_submit(NULL, "gpu"), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_nvme_submit(options, "tpu"), NT_STATUS_ARGUMENT, "who submits \"tpu\": expected cpu or gpu");
     FAILS(nt_options_set_ram_access(NULL, "auto"), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_ram_access(options, "dma"), NT_STATUS_ARGUMENT, "expected auto, copy or zero-copy");
     FAILS(nt_generation_set_temperature(generation, -1), NT_STATUS_ARGUMENT, "temperature is -1");

@@ -46,11 +46,11 @@ struct Active {
     commands: usize,
     failed: Option<Failed>,
     landed: Landed,
-    into: Into,
+    to: To,
 }
 
 /// Where a read goes.
-enum Into {
+enum To {
     Host(HostBuf, Place),
     /// The GPU's memory.
     Vram,
@@ -249,14 +249,14 @@ impl GpuSource {
         if active.commands > 0 {
             return;
         }
-        let Some(Active { failed, landed, into, .. }) = self.reads.remove(&command.read) else { return };
-        match (into, &self.vram) {
-            (Into::Host(mut dst, place), _) => {
+        let Some(Active { failed, landed, to, .. }) = self.reads.remove(&command.read) else { return };
+        match (to, &self.vram) {
+            (To::Host(mut dst, place), _) => {
                 let wanted = failed.is_none().then_some(landed.begin..landed.begin + landed.len);
                 self.landing.arrived(place, &mut dst, wanted);
             }
-            (Into::Vram, Some(vram)) if failed.is_none() => vram.arrived(),
-            (Into::Vram, _) => {}
+            (To::Vram, Some(vram)) if failed.is_none() => vram.arrived(),
+            (To::Vram, _) => {}
         }
         let result = failed.map_or(Ok(landed), |failed| Err(SourceError::Device(Box::new(failed))));
         done.push(Completion { id: command.read, result });
@@ -329,7 +329,7 @@ impl Source for GpuSource {
         if self.reads.len() >= depth {
             return Err(SourceError::Full { depth });
         }
-        let (memory, at, landed, into) = match dst {
+        let (memory, at, landed, to) = match dst {
             Dst::Host(dst) => {
                 if !dst.address().is_multiple_of(PAGE) {
                     return Err(SourceError::Unaligned { address: dst.address(), block: PAGE });
@@ -339,18 +339,18 @@ impl Source for GpuSource {
                 }
                 let place = self.landing.place(&dst, blocks.bytes)?;
                 let landed = Landed { begin: blocks.begin, len: piece.len };
-                (place.bus.clone(), place.at, landed, Into::Host(dst, place))
+                (place.bus.clone(), place.at, landed, To::Host(dst, place))
             }
             Dst::Vram { address, len } => {
                 let (memory, at, landed) = self.in_vram(piece, blocks, address, len)?;
-                (memory, at, landed, Into::Vram)
+                (memory, at, landed, To::Vram)
             }
         };
         // A command has 65,536 blocks at most (NLB counts from 0 in 16 bits).
         let block = self.namespace().block_bytes;
         let most = (self.controller().max_transfer() / block).min(1 << 16) as u64;
         let commands = blocks.count.div_ceil(most) as usize;
-        self.reads.insert(id, Active { commands, failed: None, landed, into });
+        self.reads.insert(id, Active { commands, failed: None, landed, to });
         for first in (0..blocks.count).step_by(most as usize) {
             let count = most.min(blocks.count - first) as u32;
             self.waiting.push_back(Command {

@@ -29,7 +29,7 @@ pub trait ReadKernel: Send {
     /// Starts the kernel. Dropping this waits for it.
     ///
     /// # Safety
-    /// As for [`kernel::read_list`].
+    /// As for [`kernel::read_list`](fn@kernel::read_list).
     ///
     /// # Errors
     /// Nothing was started.
