@@ -12,7 +12,7 @@ use std::{
 
 use ::nvme::{
     Command, Status,
-    model::{Fault, Media, ModelDoor, Traits},
+    model::{Choose, Fault, Media, ModelDoor, Traits},
 };
 use ntransformer::{
     cli::nvme::{storage::DirectDrive, write},
@@ -120,7 +120,7 @@ fn from_a_drive_is_resident_to_the_bit() {
 }
 
 /// Commands whose first block is one of `blocks` have this fault.
-fn at_blocks(blocks: std::ops::Range<u64>, fault: Fault) -> Box<dyn FnMut(u64, &Command) -> Option<Fault> + Send> {
+fn at_blocks(blocks: std::ops::Range<u64>, fault: Fault) -> Choose {
     Box::new(move |_, command| {
         let lba = u64::from(command.0[11]) << 32 | u64::from(command.0[10]);
         blocks.contains(&lba).then_some(fault)

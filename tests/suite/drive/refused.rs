@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::symlink, path::Path, process::Stdio, sync::Arc};
 
 use ::nvme::{
-    Command, System,
-    model::{Fault, Media, ModelDoor, Traits},
+    System,
+    model::{Choose, Fault, Media, ModelDoor, Traits},
 };
 use ntransformer::{engine::DeviceChoice, gguf::Gguf, stream::nvme::DriveChoice};
 
@@ -84,7 +84,7 @@ fn what_is_not_the_model_is_told_apart() {
 fn faults_while_a_drive_is_opened() {
     let small = Small::of("Q8_0");
     let media = holding(&Gguf::open(&small.path).unwrap(), 512, 0, true);
-    let load_with = |faults: Box<dyn FnMut(u64, &Command) -> Option<Fault> + Send>| {
+    let load_with = |faults: Choose| {
         let door = ModelDoor::new(Traits::default(), vec![media.clone()]);
         door.model().faults(faults);
         load(&small.path, DeviceChoice::Cpu, &reads(&door, 0)).map_err(|error| error.to_string())
