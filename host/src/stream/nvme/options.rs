@@ -187,15 +187,9 @@ mod tests {
         assert_eq!(with(lba, &set), Ok(NvmeOptions { lba: Some(7), ..read }));
         assert_eq!(with(none, &[(DRIVE, "auto")]).unwrap().drive, Some(DriveChoice::Auto));
         // A machine's settings may be complete also while no drive is used.
-        assert_eq!(with(none, &[(LBA, "5")]), Ok(lba.map_lba(5)));
+        assert_eq!(with(none, &[(LBA, "5")]), Ok(NvmeOptions { lba: Some(5), ..none }));
         assert!(with(lba, &[]).unwrap_err().starts_with("--nvme-lba says more"));
         assert!(with(NvmeOptions { gpu: Some(at("2:0.0")), ..none }, &[]).unwrap_err().starts_with("--nvme-gpu says"));
-    }
-
-    impl NvmeOptions {
-        fn map_lba(self, lba: u64) -> Self {
-            NvmeOptions { lba: Some(lba), ..self }
-        }
     }
 
     #[test]
