@@ -90,6 +90,10 @@ pub trait Transfer: Sized {
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
         self.pinned(what, bytes).map(HostMemory::Pinned)
     }
+    /// `count` times `bytes` bytes of such memory. A device may make them of one piece, which takes a fraction of the time.
+    fn pinned_parts(&self, what: &str, bytes: usize, count: usize) -> Result<Vec<Self::Pinned>> {
+        (0..count).map(|_| self.pinned(what, bytes)).collect()
+    }
     /// Whether the pages of [`Transfer::pinned`] memory stay where they are in physical memory, because the device's driver holds them
     /// there.
     fn locks_pages(&self) -> bool {

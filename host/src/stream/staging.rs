@@ -82,18 +82,18 @@ impl<D: Transfer> Staging<D> {
         let (room, block) = (source.room(longest), source.block());
         // One to be read into while another is copied.
         let most = if options.once { LOADING.buffers.min(pieces.len()) } else { BUFFERS };
-        let count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
-        let mut buffers = Vec::new();
-        while buffers.len() < count {
-            match dev.pinned("the buffers for reads", room + block - 1) {
-                Ok(buffer) => {
-                    let start = buffer.as_ref().as_ptr().align_offset(block);
-                    buffers.push((buffer, start));
-                }
-                Err(e) if e.is_out_of_memory() && !buffers.is_empty() => break,
-                Err(e) => return Err(e),
+        let mut count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
+        let buffers = loop {
+            match dev.pinned_parts("the buffers for reads", room + block - 1, count) {
+                Err(e) if e.is_out_of_memory() && count > 1 => count /= 2,
+                answer => break answer?,
             }
-        }
+        };
+        let with_start = |buffer: D::Pinned| {
+            let start = buffer.as_ref().as_ptr().align_offset(block);
+            (buffer, start)
+        };
+        let buffers: Vec<_> = buffers.into_iter().map(with_start).collect();
         let bytes = buffers.iter().map(|(buffer, _)| buffer.as_ref().len() as u64).sum();
         let mut buffers = Lent::new(buffers);
         let lent = (0..buffers.len()).flat_map(|index| {

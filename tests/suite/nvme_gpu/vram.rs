@@ -54,7 +54,9 @@ impl Vram for CustDriver {
             // live allocations, and the copy has ended when this returns.
             unsafe {
                 raw::cuCtxSetCurrent(context as *mut _).unwrap();
-                raw::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), stream as *mut _).unwrap();
+                let copied = raw::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), stream as *mut _);
+                copied
+                    .unwrap_or_else(|e| panic!("{} bytes from {:p} to {address:#x}: {e}", bytes.len(), bytes.as_ptr()));
                 raw::cuStreamSynchronize(stream as *mut _).unwrap();
             }
         })

@@ -195,6 +195,11 @@ impl Driver for CustDriver {
         Pinned::new(&self.gpu, what, bytes)
     }
 
+    fn pinned_parts(&self, what: &str, bytes: usize, count: usize) -> Result<Vec<Pinned>> {
+        self.gpu.capturing.refuse("an allocation")?;
+        if count == 0 { Ok(Vec::new()) } else { Pinned::parts(&self.gpu, what, bytes, count) }
+    }
+
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Pinned>> {
         self.gpu.capturing.refuse("an allocation")?;
         Pinned::lock(&self.gpu, what, bytes)

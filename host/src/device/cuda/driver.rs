@@ -110,6 +110,10 @@ pub trait Driver: Sized + 'static {
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<Self::Pinned>> {
         self.pinned(what, bytes).map(HostMemory::Pinned)
     }
+    /// As [`crate::device::Transfer::pinned_parts`].
+    fn pinned_parts(&self, what: &str, bytes: usize, count: usize) -> Result<Vec<Self::Pinned>> {
+        (0..count).map(|_| self.pinned(what, bytes)).collect()
+    }
     /// As [`crate::device::Transfer::locks_pages`].
     fn locks_pages(&self) -> bool {
         false

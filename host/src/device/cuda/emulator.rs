@@ -167,6 +167,16 @@ impl Driver for EmulatorDriver {
         mem.len()
     }
 
+    /// All or nothing, as where they are one piece.
+    fn pinned_parts(&self, what: &str, bytes: usize, count: usize) -> Result<Vec<Vec<u8>>> {
+        let free = self.machine.as_ref().map(|Machine(limits)| limits.ram.get());
+        let parts: Result<Vec<_>> = (0..count).map(|_| self.pinned(what, bytes)).collect();
+        if let (Err(_), Some(Machine(limits)), Some(free)) = (&parts, &self.machine, free) {
+            limits.ram.set(free);
+        }
+        parts
+    }
+
     fn pinned(&self, what: &str, bytes: usize) -> Result<Vec<u8>> {
         self.capturing.refuse("an allocation")?;
         if let Some(Machine(limits)) = &self.machine {

@@ -225,6 +225,10 @@ impl<D: Driver> Transfer for CudaDevice<D> {
         self.driver.pinned(what, bytes)
     }
 
+    fn pinned_parts(&self, what: &str, bytes: usize, count: usize) -> Result<Vec<D::Pinned>> {
+        self.driver.pinned_parts(what, bytes, count)
+    }
+
     fn try_pinned(&self, what: &str, bytes: usize) -> Result<HostMemory<D::Pinned>> {
         self.driver.try_pinned(what, bytes)
     }

@@ -1,6 +1,6 @@
 //! Page-locked host memory.
 
-use std::rc::Rc;
+use std::{ptr::NonNull, rc::Rc, slice};
 
 use cuda_dlopen::{Code, raw};
 use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr};
@@ -14,18 +14,46 @@ use crate::{
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
-/// Page-locked host memory: an anonymous mapping near the GPU, in huge pages where the system has them.
-///
-/// All of it is one registration: the driver refuses a copy that spans two.
+/// Page-locked host memory, or a part of some that is this value's own.
 pub struct Pinned {
-    gpu: Rc<Gpu>,
-    map: MmapMut,
+    region: Rc<Region>,
+    /// The first byte, at a page of the region.
+    start: NonNull<u8>,
     len: usize,
 }
+
+/// An anonymous mapping near the GPU, in huge pages where the system has them. Its bytes are those of the [`Pinned`] that it was divided
+/// into: nobody makes a reference to the whole.
+///
+/// All of it is one registration: the driver refuses a copy that spans two.
+struct Region {
+    gpu: Rc<Gpu>,
+    base: NonNull<u8>,
+    _map: MmapMut,
+}
+
+/// Parts of a region begin at multiples of this.
+const PAGE: usize = 4096;
 
 impl Pinned {
     /// `len` zeros, or why the driver does not lock so many.
     pub(super) fn lock(gpu: &Rc<Gpu>, what: &str, len: usize) -> Result<HostMemory<Pinned>> {
+        Ok(match Pinned::lock_parts(gpu, what, len, 1)? {
+            Ok(mut parts) => HostMemory::Pinned(parts.remove(0)),
+            Err(code) => HostMemory::Pageable { why: refused(gpu, what, len, code) },
+        })
+    }
+
+    /// `count` times `len` zeros, one region, or the driver's refusal.
+    fn lock_parts(
+        gpu: &Rc<Gpu>,
+        what: &str,
+        len: usize,
+        count: usize,
+    ) -> Result<std::result::Result<Vec<Pinned>, Code>> {
+        let step = len.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX);
+        // The last part needs no whole pages.
+        let (part, len) = (len, step.saturating_mul(count - 1).saturating_add(len));
         gpu.activate()?;
         // Page-locking makes every page real, so a mapping that only overcommits would end in the OOM killer.
         // Where the system doesn't tell, the driver decides.
@@ -39,10 +67,18 @@ impl Pinned {
         let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
         // SAFETY: the mapping is live, and `drop` unregisters it before it ends.
         match unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) } {
-            Ok(()) => Ok(HostMemory::Pinned(Pinned { gpu: gpu.clone(), map, len })),
+            Ok(()) => {
+                let base = NonNull::from(&mut *map).cast::<u8>();
+                let region = Rc::new(Region { gpu: gpu.clone(), base, _map: map });
+                let parts = (0..count).map(|index| {
+                    // SAFETY: the mapping has so many steps.
+                    let start = unsafe { base.add(index * step) };
+                    Pinned { region: region.clone(), start, len: part }
+                });
+                Ok(Ok(parts.collect()))
+            }
             Err(code @ (Code::OUT_OF_MEMORY | Code::OPERATING_SYSTEM | Code::NOT_SUPPORTED | Code::NOT_PERMITTED)) => {
-                let why = format!("{} refuses to page-lock {len} bytes for {what}: {code}", gpu.name);
-                Ok(HostMemory::Pageable { why })
+                Ok(Err(code))
             }
             Err(code) => Err(gpu.error("cuMemHostRegister", code)),
         }
@@ -50,34 +86,49 @@ impl Pinned {
 
     /// `len` zeros; that the driver refuses them is an error.
     pub(super) fn new(gpu: &Rc<Gpu>, what: &str, len: usize) -> Result<Pinned> {
-        match Pinned::lock(gpu, what, len)? {
-            HostMemory::Pinned(pinned) => Ok(pinned),
-            HostMemory::Pageable { why } => Err(DeviceError::Unsupported(format!(
-                "{why}, and copies to the device take some page-locked memory: let this process lock more (ulimit -l, or a container's limit)"
+        Ok(Pinned::parts(gpu, what, len, 1)?.remove(0))
+    }
+
+    /// The same `count` times, of one region.
+    pub(super) fn parts(gpu: &Rc<Gpu>, what: &str, len: usize, count: usize) -> Result<Vec<Pinned>> {
+        match Pinned::lock_parts(gpu, what, len, count)? {
+            Ok(parts) => Ok(parts),
+            Err(Code::OUT_OF_MEMORY) => {
+                let free = platform::memory().map_or(0, |memory| memory.free);
+                Err(out_of_memory(what, len.saturating_mul(count), free))
+            }
+            Err(code) => Err(DeviceError::Unsupported(format!(
+                "{}, and copies to the device take some page-locked memory: let this process lock more (ulimit -l, or a container's limit)",
+                refused(gpu, what, len, code)
             ))),
         }
     }
 
     /// The GPU that it was locked for.
     pub(super) fn gpu(&self) -> &Rc<Gpu> {
-        &self.gpu
+        &self.region.gpu
     }
 
     /// Where kernels find it.
     pub(super) fn device_address(&self) -> Result<CUdeviceptr> {
-        self.gpu.activate()?;
+        let gpu = self.gpu();
+        gpu.activate()?;
         let mut address = 0;
         // SAFETY: the driver writes the address to a local. The mapping was registered with DEVICEMAP, and is as long as `self` lives.
-        let found = unsafe { raw::cuMemHostGetDevicePointer_v2(&mut address, self.map.as_ptr().cast_mut().cast(), 0) };
-        self.gpu.check("cuMemHostGetDevicePointer", found)?;
+        let found = unsafe { raw::cuMemHostGetDevicePointer_v2(&mut address, self.start.as_ptr().cast(), 0) };
+        gpu.check("cuMemHostGetDevicePointer", found)?;
         Ok(address)
     }
 
     /// The bytes `start..end`.
     pub(super) fn range(&self, what: &'static str, start: usize, end: usize) -> Result<&[u8]> {
         check_range(what, start, Some(end), self.len)?;
-        Ok(&self.map[start..end])
+        Ok(&self.as_ref()[start..end])
     }
+}
+
+fn refused(gpu: &Gpu, what: &str, len: usize, code: Code) -> String {
+    format!("{} refuses to page-lock {len} bytes for {what}: {code}", gpu.name)
 }
 
 fn out_of_memory(what: &str, len: usize, free: u64) -> DeviceError {
@@ -92,24 +143,26 @@ fn out_of_memory(what: &str, len: usize, free: u64) -> DeviceError {
 
 impl AsRef<[u8]> for Pinned {
     fn as_ref(&self) -> &[u8] {
-        &self.map[..self.len]
+        // SAFETY: bytes of a mapping that is there as long as the region is. They are this value's own.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl AsMut<[u8]> for Pinned {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.map[..self.len]
+        // SAFETY: as above.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
-impl Drop for Pinned {
+impl Drop for Region {
     fn drop(&mut self) {
         // Copies out of it, on the copy queue or (staging) on the compute queue, and kernels that read it must have ended before the
         // pages go.
         let _ = self.gpu.activate();
         let _ = self.gpu.wait(&self.gpu.copy);
         let _ = self.gpu.wait(&self.gpu.compute);
-        // SAFETY: registered by `lock`; unregistered once.
-        let _ = unsafe { raw::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
+        // SAFETY: registered by `lock_parts`; unregistered once, with the last of its parts.
+        let _ = unsafe { raw::cuMemHostUnregister(self.base.as_ptr().cast()) };
     }
 }
