@@ -210,7 +210,7 @@ pub fn stop<D: Driver>(driver: &D) {
         let mut rig = rig(driver, 8, Duration::from_secs(20));
         let reads = blocks(2000);
         // From the hundredth on they take some time (a step of the controller takes a microsecond or less), or never end.
-        let steps = if how == Stop::Drain { 20_000 } else { u32::MAX };
+        let steps = if how == Stop::Drain { 200_000 } else { u32::MAX };
         let late = move |nth: u64, _: &Command| (nth >= 100).then_some(Fault::Late(steps));
         rig.played.with(|model| model.faults(Box::new(late)));
         let ram = rig.ram(2000 * 512, 65536, 0);

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
+    mem::ManuallyDrop,
     ptr::{self, NonNull},
     sync::Arc,
 };
@@ -194,7 +195,7 @@ impl Drop for CustBeside {
 
 /// Page-locked memory.
 struct Locked {
-    map: MmapMut,
+    map: ManuallyDrop<MmapMut>,
     kept: Arc<Kept>,
 }
 
@@ -218,7 +219,7 @@ impl Locked {
         // SAFETY: the mapping is live, and `drop` unregisters it before it ends.
         let registered = unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) };
         kept.check("cuMemHostRegister", registered)?;
-        Ok(Locked { map, kept: kept.clone() })
+        Ok(Locked { map: ManuallyDrop::new(map), kept: kept.clone() })
     }
 }
 
@@ -226,6 +227,11 @@ impl Drop for Locked {
     fn drop(&mut self) {
         let _ = self.kept.activate();
         // SAFETY: registered by `new`, and no kernel uses it: who launches one keeps the memory until its end.
-        let _ = unsafe { raw::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
+        let unlocked = unsafe { raw::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
+        // What the driver still takes for locked stays mapped: other memory at its addresses would be refused in copies.
+        if unlocked.is_ok() {
+            // SAFETY: once, and nobody uses it any more.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
     }
 }

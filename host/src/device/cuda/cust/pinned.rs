@@ -1,6 +1,6 @@
 //! Page-locked host memory.
 
-use std::{ptr::NonNull, rc::Rc, slice};
+use std::{mem::ManuallyDrop, ptr::NonNull, rc::Rc, slice};
 
 use cuda_dlopen::{Code, raw};
 use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr};
@@ -29,7 +29,7 @@ pub struct Pinned {
 struct Region {
     gpu: Rc<Gpu>,
     base: NonNull<u8>,
-    _map: MmapMut,
+    map: ManuallyDrop<MmapMut>,
 }
 
 /// Parts of a region begin at multiples of this.
@@ -69,7 +69,7 @@ impl Pinned {
         match unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) } {
             Ok(()) => {
                 let base = NonNull::from(&mut *map).cast::<u8>();
-                let region = Rc::new(Region { gpu: gpu.clone(), base, _map: map });
+                let region = Rc::new(Region { gpu: gpu.clone(), base, map: ManuallyDrop::new(map) });
                 let parts = (0..count).map(|index| {
                     // SAFETY: the mapping has so many steps.
                     let start = unsafe { base.add(index * step) };
@@ -163,6 +163,11 @@ impl Drop for Region {
         let _ = self.gpu.wait(&self.gpu.copy);
         let _ = self.gpu.wait(&self.gpu.compute);
         // SAFETY: registered by `lock_parts`; unregistered once, with the last of its parts.
-        let _ = unsafe { raw::cuMemHostUnregister(self.base.as_ptr().cast()) };
+        let unlocked = unsafe { raw::cuMemHostUnregister(self.base.as_ptr().cast()) };
+        // What the driver still takes for locked stays mapped: other memory at its addresses would be refused in copies.
+        if unlocked.is_ok() {
+            // SAFETY: once, and nobody has a part of it any more.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
     }
 }
