@@ -14,7 +14,7 @@ import json
 import sys
 
 WIDTH, LEFT, RIGHT, TOP = 960, 74, 14, 46
-LANE, GAP, AXIS, LEGEND = 34, 12, 30, 26
+LANE, GAP, AXIS, LEGEND, LINE = 34, 12, 30, 44, 18
 # Layers of even and odd number, so that neighbours differ.
 FILL = {
     "pass": ("#e8e8ee", "#d8d8e2"),
@@ -192,6 +192,8 @@ def legend(out, spans, y):
     who = {"waits for weights": "compute", "waits for room in the ring": "link", "waits for the disk": "link", "waits for the host": "link"}
     rows += [(f"{who[name]} {name}", fill) for name, fill in WAIT.items() if name in names]
     for label, fill in rows:
+        if x + 15 + len(label) * CHARACTER > WIDTH - RIGHT:
+            x, y = LEFT, y + LINE
         out.append(f'<rect x="{x:.1f}" y="{y - 9}" width="11" height="11" fill="{fill}"/>')
         text(out, x + 15, y, label)
         x += 15 + len(label) * CHARACTER + 12
