@@ -14,7 +14,7 @@ use std::{
 pub const PEER_PAGE: usize = 4096;
 
 /// A window through which the bus gets at memory of a device. Where in it a certain buffer is, if it is there at all, is another
-/// question: [`prove`](crate::prove) answers it.
+/// question: [`prove()`](crate::prove()) answers it.
 pub trait Window: Send + Sync {
     /// How many bytes.
     fn bytes(&self) -> u64;
