@@ -7,6 +7,7 @@ mod beside;
 mod event;
 mod gpu;
 mod graph;
+mod locked;
 mod memory;
 mod modules;
 mod pinned;

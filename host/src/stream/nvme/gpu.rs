@@ -412,9 +412,8 @@ impl Source for GpuSource {
     }
 
     fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
-        let Opened { drive, image } = self.opened.as_mut().expect("it is there until it is dropped");
-        let known = image.blocks(&Piece { file: 0, offset: 0, len: 1 }).map_err(|e| e.to_string())?.lba;
-        self.vram = Some(Vram::reach(memory, self.gpu, &self.open_bar, drive, known, owner)?);
+        let opened = self.opened.as_mut().expect("it is there until it is dropped");
+        self.vram = Some(opened.reach(memory, self.gpu, &self.open_bar, owner)?);
         Ok(())
     }
 

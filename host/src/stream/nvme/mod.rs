@@ -16,13 +16,14 @@ mod source;
 mod vram;
 
 use std::{
+    any::Any,
     cell::OnceCell,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use nvme::{Controller, Door, Drive, System};
-use readahead::{Input, OpenError, Source};
+use readahead::{DeviceMemory, Input, OpenError, Piece, Source};
 
 use super::reads::{DiskReads, Reads};
 use crate::device::cuda::nvme::{ReadKernels, Settings};
@@ -49,6 +50,21 @@ pub struct Opened {
     pub drive: Drive,
     /// Where the model is on it.
     pub image: Arc<OnDrive>,
+}
+
+impl Opened {
+    /// Makes the device's memory reachable for the drive: as [`Vram::reach`], tried with the model's first block.
+    fn reach(
+        &mut self,
+        memory: &dyn DeviceMemory,
+        gpu: Option<PciAddress>,
+        open_bar: &OpenBar,
+        owner: &Arc<dyn Any + Send + Sync>,
+    ) -> Result<Vram, String> {
+        let first = Piece { file: 0, offset: 0, len: 1 };
+        let known = self.image.blocks(&first).map_err(|e| e.to_string())?.lba;
+        Vram::reach(memory, gpu, open_bar, &mut self.drive, known, owner)
+    }
 }
 
 /// A drive between two sources that read from it.

@@ -3,8 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
-    mem::ManuallyDrop,
-    ptr::{self, NonNull},
+    ptr,
     sync::Arc,
 };
 
@@ -13,23 +12,18 @@ use cuda_std::kernel::{Args, Kernel};
 use cust::{
     context::Context,
     sys::{
-        CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUevent,
-        CUevent_flags_enum::CU_EVENT_DISABLE_TIMING, CUfunction, CUmodule, CUstream,
+        CUevent, CUevent_flags_enum::CU_EVENT_DISABLE_TIMING, CUfunction, CUmodule, CUstream,
         CUstream_flags_enum::CU_STREAM_NON_BLOCKING,
     },
 };
-use memmap2::{MmapMut, MmapOptions};
 
-use super::{MAX_PARAMETERS, gpu::Gpu, modules};
-use crate::{
-    device::{
-        DeviceError,
-        cuda::{
-            beside::{Beside, SharedMem},
-            driver::Grid,
-        },
+use super::{MAX_PARAMETERS, gpu::Gpu, locked::Locked, modules};
+use crate::device::{
+    DeviceError,
+    cuda::{
+        beside::{Beside, SharedMem},
+        driver::Grid,
     },
-    platform,
 };
 
 type Result<T> = std::result::Result<T, DeviceError>;
@@ -48,7 +42,7 @@ impl Kept {
         self.check("cuCtxSetCurrent", unsafe { raw::cuCtxSetCurrent(self.context.as_raw()) })
     }
 
-    fn check(&self, call: &'static str, result: std::result::Result<(), Code>) -> Result<()> {
+    fn check<T>(&self, call: &'static str, result: std::result::Result<T, Code>) -> Result<T> {
         result.map_err(|code| DeviceError::Driver { call, message: format!("{code} ({})", self.name) })
     }
 }
@@ -127,14 +121,16 @@ impl Beside for CustBeside {
 
     fn shared(&self, what: &str, bytes: usize) -> Result<SharedMem> {
         self.kept.activate()?;
-        let locked = Arc::new(Locked::new(&self.kept, what, bytes)?);
-        let (mut address, start) = (0, locked.map.as_ptr().cast_mut());
+        let len = bytes.max(1).next_multiple_of(4096);
+        let memory = Locked::new(what, len, self.kept.numa_node)?;
+        let memory = self.kept.check("cuMemHostRegister", memory)?;
+        let (mut address, ptr) = (0, memory.base());
+        let shared = Arc::new(Shared { _memory: memory, kept: self.kept.clone() });
         // SAFETY: the driver writes the address to a local; the mapping was registered with DEVICEMAP.
-        let found = unsafe { raw::cuMemHostGetDevicePointer_v2(&mut address, start.cast(), 0) };
+        let found = unsafe { raw::cuMemHostGetDevicePointer_v2(&mut address, ptr.as_ptr().cast(), 0) };
         self.kept.check("cuMemHostGetDevicePointer", found)?;
-        let (ptr, len) = (NonNull::new(start).expect("a mapping is somewhere"), locked.map.len());
         // SAFETY: the owner keeps the mapping page-locked and makes no reference to its bytes.
-        Ok(unsafe { SharedMem::new(ptr, len, address, locked) })
+        Ok(unsafe { SharedMem::new(ptr, len, address, shared) })
     }
 
     unsafe fn launch<K: Kernel>(&mut self, grid: Grid, args: K::Args) -> Result<()>
@@ -193,45 +189,15 @@ impl Drop for CustBeside {
     }
 }
 
-/// Page-locked memory.
-struct Locked {
-    map: ManuallyDrop<MmapMut>,
+/// Page-locked memory, with its context. No kernel uses it: who launches one keeps the memory until its end.
+struct Shared {
+    /// Dropped first, in the context that `drop` has made the thread's.
+    _memory: Locked,
     kept: Arc<Kept>,
 }
 
-impl Locked {
-    fn new(kept: &Arc<Kept>, what: &str, len: usize) -> Result<Locked> {
-        let free = platform::memory().map_or(u64::MAX, |memory| memory.free);
-        let out_of_memory = || DeviceError::OutOfMemory {
-            device: "page-locked host memory".into(),
-            what: what.into(),
-            need: len as u64,
-            free,
-            advice: "close other programs or use a smaller model",
-        };
-        if len as u64 > free {
-            return Err(out_of_memory());
-        }
-        let len = len.max(1).next_multiple_of(4096);
-        let mut map = MmapOptions::new().len(len).map_anon().map_err(|_| out_of_memory())?;
-        platform::prepare(&mut map, kept.numa_node);
-        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-        // SAFETY: the mapping is live, and `drop` unregisters it before it ends.
-        let registered = unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) };
-        kept.check("cuMemHostRegister", registered)?;
-        Ok(Locked { map: ManuallyDrop::new(map), kept: kept.clone() })
-    }
-}
-
-impl Drop for Locked {
+impl Drop for Shared {
     fn drop(&mut self) {
         let _ = self.kept.activate();
-        // SAFETY: registered by `new`, and no kernel uses it: who launches one keeps the memory until its end.
-        let unlocked = unsafe { raw::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
-        // What the driver still takes for locked stays mapped: other memory at its addresses would be refused in copies.
-        if unlocked.is_ok() {
-            // SAFETY: once, and nobody uses it any more.
-            unsafe { ManuallyDrop::drop(&mut self.map) };
-        }
     }
 }

@@ -1,12 +1,15 @@
 //! Page-locked host memory.
 
-use std::{mem::ManuallyDrop, ptr::NonNull, rc::Rc, slice};
+use std::{ptr::NonNull, rc::Rc, slice};
 
 use cuda_dlopen::{Code, raw};
-use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE, CUdeviceptr};
-use memmap2::{MmapMut, MmapOptions};
+use cust::sys::CUdeviceptr;
 
-use super::{gpu::Gpu, memory::check_range};
+use super::{
+    gpu::Gpu,
+    locked::{Locked, out_of_memory},
+    memory::check_range,
+};
 use crate::{
     device::{DeviceError, HostMemory},
     platform,
@@ -22,14 +25,13 @@ pub struct Pinned {
     len: usize,
 }
 
-/// An anonymous mapping near the GPU, in huge pages where the system has them. Its bytes are those of the [`Pinned`] that it was divided
-/// into: nobody makes a reference to the whole.
+/// Memory whose bytes are those of the [`Pinned`] that it was divided into.
 ///
 /// All of it is one registration: the driver refuses a copy that spans two.
 struct Region {
+    /// Dropped first, in the context that `drop` has made the thread's.
+    _memory: Locked,
     gpu: Rc<Gpu>,
-    base: NonNull<u8>,
-    map: ManuallyDrop<MmapMut>,
 }
 
 /// Parts of a region begin at multiples of this.
@@ -55,21 +57,10 @@ impl Pinned {
         // The last part needs no whole pages.
         let (part, len) = (len, step.saturating_mul(count - 1).saturating_add(len));
         gpu.activate()?;
-        // Page-locking makes every page real, so a mapping that only overcommits would end in the OOM killer.
-        // Where the system doesn't tell, the driver decides.
-        let available = platform::memory().map_or(u64::MAX, |memory| memory.free);
-        let out_of_memory = || out_of_memory(what, len, available);
-        if len as u64 > available {
-            return Err(out_of_memory());
-        }
-        let mut map = MmapOptions::new().len(len.max(1)).map_anon().map_err(|_| out_of_memory())?;
-        platform::prepare(&mut map, gpu.numa_node);
-        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-        // SAFETY: the mapping is live, and `drop` unregisters it before it ends.
-        match unsafe { raw::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), flags) } {
-            Ok(()) => {
-                let base = NonNull::from(&mut *map).cast::<u8>();
-                let region = Rc::new(Region { gpu: gpu.clone(), base, map: ManuallyDrop::new(map) });
+        match Locked::new(what, len, gpu.numa_node)? {
+            Ok(memory) => {
+                let base = memory.base();
+                let region = Rc::new(Region { _memory: memory, gpu: gpu.clone() });
                 let parts = (0..count).map(|index| {
                     // SAFETY: the mapping has so many steps.
                     let start = unsafe { base.add(index * step) };
@@ -131,16 +122,6 @@ fn refused(gpu: &Gpu, what: &str, len: usize, code: Code) -> String {
     format!("{} refuses to page-lock {len} bytes for {what}: {code}", gpu.name)
 }
 
-fn out_of_memory(what: &str, len: usize, free: u64) -> DeviceError {
-    DeviceError::OutOfMemory {
-        device: "page-locked host memory".into(),
-        what: what.into(),
-        need: len as u64,
-        free,
-        advice: "close other programs or use a smaller model",
-    }
-}
-
 impl AsRef<[u8]> for Pinned {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: bytes of a mapping that is there as long as the region is. They are this value's own.
@@ -162,12 +143,5 @@ impl Drop for Region {
         let _ = self.gpu.activate();
         let _ = self.gpu.wait(&self.gpu.copy);
         let _ = self.gpu.wait(&self.gpu.compute);
-        // SAFETY: registered by `lock_parts`; unregistered once, with the last of its parts.
-        let unlocked = unsafe { raw::cuMemHostUnregister(self.base.as_ptr().cast()) };
-        // What the driver still takes for locked stays mapped: other memory at its addresses would be refused in copies.
-        if unlocked.is_ok() {
-            // SAFETY: once, and nobody has a part of it any more.
-            unsafe { ManuallyDrop::drop(&mut self.map) };
-        }
     }
 }
