@@ -81,7 +81,7 @@ pub enum Fault {
     /// It completes, and once more so many steps later.
     Duplicate(u32),
     /// It is executed and completes so many steps later, and at once comes a completion that is not the controller's to give: of this
-    /// submission queue, with this head and this command identifier.
+    /// submission queue, with this head and this command identifier. It tells of an error, so that whoever believes it is found out.
     Nonsense {
         /// SQID.
         queue: u16,
@@ -97,6 +97,9 @@ pub enum Fault {
     /// The controller fails before it is executed (CSTS.CFS).
     Fatal,
 }
+
+/// Internal Error.
+const INTERNAL_ERROR: Status = Status::new(0, 0x06, false);
 
 /// Chooses the fault of the I/O command that is fetched as the n-th, from 0.
 pub type Choose = Box<dyn FnMut(u64, &Command) -> Option<Fault> + Send>;
@@ -319,7 +322,7 @@ impl Model {
             }
             if let Some(Fault::Nonsense { queue, head, cid, late }) = fetched.fault {
                 // Not if the completion queue is full.
-                self.post(fetched.queue, queue, head.into(), cid, 0, Status::SUCCESS);
+                self.post(fetched.queue, queue, head.into(), cid, 0, INTERNAL_ERROR);
                 self.fetched.push(Fetched { fault: None, due: late, ..fetched });
                 continue;
             }
