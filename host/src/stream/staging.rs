@@ -249,12 +249,32 @@ mod tests {
     const LEN: usize = 1000;
     const THREADS: usize = 8;
 
-    /// Eight reads at once, of which each takes 10 ms and every eighth 40.
+    /// Eight reads at once, of which each takes 40 ms and every eighth 160: beside other tests, a thread may wait for its turn for many
+    /// milliseconds.
     fn source(bytes: &Arc<Vec<u8>>) -> Box<dyn Source> {
         let range = MemoryRange { name: "memory".into(), bytes: bytes.clone() };
         let memory = Memory::new(vec![range], THREADS).unwrap();
-        let late = |nth| Fault::Late(Duration::from_millis(if nth % 8 == 3 { 40 } else { 10 }));
+        let late = |nth| Fault::Late(Duration::from_millis(if nth % 8 == 3 { 160 } else { 40 }));
         Box::new(Faulty::new(memory, move |nth, _| Some(late(nth))))
+    }
+
+    /// How long it takes to load all of `bytes`, which are right then.
+    fn loaded(bytes: &Arc<Vec<u8>>, pieces: &[Piece]) -> Duration {
+        let dev = CpuDevice::new();
+        let buf = dev.alloc("test", bytes.len()).unwrap();
+        let begin = Instant::now();
+        let options = Options { once: true, ..Options::default() };
+        let mut staging =
+            Staging::start(&dev, source(bytes), pieces.to_vec(), LOADING.bytes(), options, Arc::default()).unwrap();
+        let mut end = None;
+        for piece in 0..PIECES {
+            end = staging.upload(&dev, piece, true, &buf, piece * LEN, None).unwrap();
+        }
+        dev.host_waits(&end.unwrap()).unwrap();
+        let took = begin.elapsed();
+        let CpuBuf::Owned(memory) = &buf else { panic!("memory of its own") };
+        assert!(memory.read("test", 0..bytes.len()).unwrap()[..] == bytes[..]);
+        took
     }
 
     /// Reads that take longer hold up nobody but who needs them, so that all of it takes as long as the reads' sum divided by as many as
@@ -263,20 +283,8 @@ mod tests {
     fn loading_does_not_wait_for_stragglers() {
         let bytes: Arc<Vec<u8>> = Arc::new((0..PIECES * LEN).map(|i| (i / LEN * 7 + i) as u8).collect());
         let pieces: Vec<_> = Piece::cut(0, 0, (PIECES * LEN) as u64, LEN).collect();
-        let dev = CpuDevice::new();
-        let buf = dev.alloc("test", bytes.len()).unwrap();
-        let begin = Instant::now();
-        let options = Options { once: true, ..Options::default() };
-        let mut staging =
-            Staging::start(&dev, source(&bytes), pieces.clone(), LOADING.bytes(), options, Arc::default()).unwrap();
-        let mut end = None;
-        for piece in 0..PIECES {
-            end = staging.upload(&dev, piece, true, &buf, piece * LEN, None).unwrap();
-        }
-        dev.host_waits(&end.unwrap()).unwrap();
-        let pipeline = begin.elapsed();
-        let CpuBuf::Owned(memory) = &buf else { panic!("memory of its own") };
-        assert!(memory.read("test", 0..bytes.len()).unwrap()[..] == bytes[..]);
+        // What else the machine does makes it slower, and never faster.
+        let pipeline = (0..3).map(|_| loaded(&bytes, &pieces)).min().unwrap();
 
         let mut source = source(&bytes);
         let begin = Instant::now();
