@@ -33,7 +33,7 @@ use ntransformer::{
     },
 };
 use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
-use readahead::{Completion, DeviceMemory, Dst, Input, OpenError, Piece, Source, SourceError};
+use readahead::{DeviceMemory, Dst, Input, OpenError, Piece, Source, SourceError, forward};
 
 use crate::{drive, models, nvme_gpu::Played, placement::Small};
 
@@ -182,42 +182,16 @@ impl DeviceMemory for Watched<'_> {
 }
 
 impl Source for Told {
+    forward!(self => self.inner; wait, depth, is_queued, block, prepare, lands_in_device, name, describe);
+
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
         self.places.fetch_add(usize::from(matches!(dst, Dst::Vram { .. })), Ordering::Relaxed);
         self.inner.submit(id, piece, dst)
     }
 
-    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
-        self.inner.wait(timeout, done)
-    }
-
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn block(&self) -> usize {
-        self.inner.block()
-    }
-
-    fn prepare(&mut self, buffers: &[readahead::HostBuf]) {
-        self.inner.prepare(buffers);
-    }
-
-    fn lands_in_device(&self) -> bool {
-        self.inner.lands_in_device()
-    }
-
     fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
         self.bar.lead_to(memory.address(), memory.len());
         self.inner.prepare_device(&Watched(memory, &self.bar), owner)
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.inner.name(file)
-    }
-
-    fn describe(&self) -> String {
-        self.inner.describe()
     }
 }
 

@@ -14,6 +14,7 @@ mod ahead;
 mod error;
 mod files;
 mod fill;
+mod forward;
 mod memory;
 mod open;
 mod pool;

@@ -1,10 +1,10 @@
 //! A source that copies from memory.
 
 use crate::{
-    Completion, Dst, HostBuf, Landed, OpenError, Piece, Source, SourceError,
+    HostBuf, Landed, OpenError, Piece, Source, SourceError, forward,
     pool::{Bounce, Pool, Reader},
 };
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 /// A "file" of a [`Memory`] source.
 pub struct MemoryRange {
@@ -65,31 +65,5 @@ impl Reader for Ranges {
 }
 
 impl Source for Memory {
-    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
-        self.0.submit(id, piece, dst)
-    }
-
-    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
-        self.0.wait(timeout, done)
-    }
-
-    fn depth(&self) -> usize {
-        self.0.depth()
-    }
-
-    fn is_queued(&self, id: u64) -> bool {
-        self.0.is_queued(id)
-    }
-
-    fn block(&self) -> usize {
-        self.0.block()
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.0.name(file)
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
+    forward!(self => self.0; submit, wait, depth, is_queued, block, name, describe);
 }

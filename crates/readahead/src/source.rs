@@ -1,6 +1,6 @@
 //! What reads: [`Source`], and what it reads from and into.
 
-use crate::{SourceError, files::Aligned};
+use crate::{SourceError, files::Aligned, forward};
 use std::{any::Any, os::fd::OwnedFd, ptr::NonNull, sync::Arc, thread, time::Duration};
 
 /// A range of a file that is read at once. 1 to 4 MiB is what drives like.
@@ -285,45 +285,10 @@ pub trait Source: Send {
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
-    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
-        (**self).submit(id, piece, dst)
-    }
-
-    fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
-        (**self).wait(timeout, done)
-    }
-
-    fn depth(&self) -> usize {
-        (**self).depth()
-    }
-
-    fn is_queued(&self, id: u64) -> bool {
-        (**self).is_queued(id)
-    }
-
-    fn block(&self) -> usize {
-        (**self).block()
-    }
-
-    fn prepare(&mut self, buffers: &[HostBuf]) {
-        (**self).prepare(buffers)
-    }
-
-    fn lands_in_device(&self) -> bool {
-        (**self).lands_in_device()
-    }
-
-    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
-        (**self).prepare_device(memory, owner)
-    }
-
-    fn name(&self, file: usize) -> String {
-        (**self).name(file)
-    }
-
-    fn describe(&self) -> String {
-        (**self).describe()
-    }
+    forward!(
+        self => (**self);
+        submit, wait, depth, is_queued, block, prepare, lands_in_device, prepare_device, name, describe
+    );
 }
 
 /// Leaves a source some of whose reads do not come back: dropping it waits for them, so a thread of its own does.

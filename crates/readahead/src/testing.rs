@@ -1,7 +1,7 @@
 //! Sources for tests of those who use sources: one that fails on demand, one that writes a device's memory by itself, and one that reads
 //! whole blocks, as drives do.
 
-use crate::{Completion, DeviceMemory, Dst, HostBuf, Piece, Source, SourceError};
+use crate::{Completion, DeviceMemory, Dst, HostBuf, Piece, Source, SourceError, forward};
 use std::{
     any::Any,
     collections::HashMap,
@@ -107,6 +107,8 @@ impl<S: Source> Faulty<S> {
 }
 
 impl<S: Source> Source for Faulty<S> {
+    forward!(self => self.inner; depth, is_queued, block, prepare, name);
+
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
         let buffer = dst.host()?;
         let fault = (self.choose)(self.count, piece);
@@ -157,26 +159,6 @@ impl<S: Source> Source for Faulty<S> {
         Ok(())
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn is_queued(&self, id: u64) -> bool {
-        self.inner.is_queued(id)
-    }
-
-    fn block(&self) -> usize {
-        self.inner.block()
-    }
-
-    fn prepare(&mut self, buffers: &[HostBuf]) {
-        self.inner.prepare(buffers);
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.inner.name(file)
-    }
-
     fn describe(&self) -> String {
         format!("{}, with faults", self.inner.describe())
     }
@@ -201,6 +183,8 @@ impl<S: Source> Blocks<S> {
 }
 
 impl<S: Source> Source for Blocks<S> {
+    forward!(self => self.inner; depth, is_queued, name);
+
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
         let buffer = dst.host()?;
         let (begin, whole) = piece.blocks(self.block);
@@ -226,20 +210,8 @@ impl<S: Source> Source for Blocks<S> {
         result
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn is_queued(&self, id: u64) -> bool {
-        self.inner.is_queued(id)
-    }
-
     fn block(&self) -> usize {
         self.block
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.inner.name(file)
     }
 
     fn describe(&self) -> String {
@@ -282,6 +254,8 @@ impl<S: Source> WritesDevice<S> {
 }
 
 impl<S: Source> Source for WritesDevice<S> {
+    forward!(self => self.inner; depth, is_queued, block, prepare, name);
+
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
         let Dst::Vram { address, len } = dst else { return self.inner.submit(id, piece, dst) };
         let (_, need) = piece.blocks(self.inner.block());
@@ -311,22 +285,6 @@ impl<S: Source> Source for WritesDevice<S> {
         result
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn is_queued(&self, id: u64) -> bool {
-        self.inner.is_queued(id)
-    }
-
-    fn block(&self) -> usize {
-        self.inner.block()
-    }
-
-    fn prepare(&mut self, buffers: &[HostBuf]) {
-        self.inner.prepare(buffers);
-    }
-
     fn lands_in_device(&self) -> bool {
         true
     }
@@ -337,10 +295,6 @@ impl<S: Source> Source for WritesDevice<S> {
         }
         self.memory = Some((memory.address(), memory.len()));
         Ok(())
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.inner.name(file)
     }
 
     fn describe(&self) -> String {

@@ -1,10 +1,10 @@
 //! Pieces that a source writes into the ring by itself: begun only when the host knows that their places have been computed with.
 
-use std::{any::Any, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 
 use ntransformer::stream::{DiskReads, Reads};
 use readahead::{
-    Completion, Dst, Input, Memory as InMemory, MemoryRange, OpenError, Piece, Source, SourceError,
+    Dst, Input, Memory as InMemory, MemoryRange, OpenError, Piece, Source, SourceError, forward,
     testing::{Blocks, WritesDevice},
 };
 
@@ -63,6 +63,11 @@ struct Watch<S> {
 }
 
 impl<S: Source> Source for Watch<S> {
+    forward!(
+        self => self.inner;
+        wait, depth, is_queued, block, prepare, lands_in_device, prepare_device, name, describe
+    );
+
     fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
         if let Dst::Vram { address, len } = dst {
             let exposed = self.exposed.lock().unwrap();
@@ -74,34 +79,6 @@ impl<S: Source> Source for Watch<S> {
             }
         }
         self.inner.submit(id, piece, dst)
-    }
-
-    fn wait(&mut self, timeout: std::time::Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
-        self.inner.wait(timeout, done)
-    }
-
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn block(&self) -> usize {
-        self.inner.block()
-    }
-
-    fn lands_in_device(&self) -> bool {
-        self.inner.lands_in_device()
-    }
-
-    fn prepare_device(&mut self, memory: &dyn DeviceMemory, owner: &Arc<dyn Any + Send + Sync>) -> Result<(), String> {
-        self.inner.prepare_device(memory, owner)
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.inner.name(file)
-    }
-
-    fn describe(&self) -> String {
-        self.inner.describe()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{by, content, input, random_file};
 use crate::{
-    Completion, DeviceMemory, Dst, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, SourceError,
-    SourceOptions, open,
+    Completion, DeviceMemory, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, SourceError, SourceOptions,
+    forward, open,
     testing::{Fault, Faulty, GARBAGE, Gate, WritesDevice},
 };
 use std::{
@@ -162,30 +162,12 @@ fn a_read_that_failed_leaves_garbage_that_nobody_takes() {
 struct Shifted<S>(S);
 
 impl<S: Source> Source for Shifted<S> {
-    fn submit(&mut self, id: u64, piece: &Piece, dst: Dst) -> Result<(), SourceError> {
-        self.0.submit(id, piece, dst)
-    }
+    forward!(self => self.0; submit, depth, is_queued, block, name, describe);
 
     fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> Result<(), SourceError> {
         let result = self.0.wait(timeout, done);
         done.iter_mut().flat_map(|completion| &mut completion.result).for_each(|landed| landed.begin += 1);
         result
-    }
-
-    fn depth(&self) -> usize {
-        self.0.depth()
-    }
-
-    fn block(&self) -> usize {
-        self.0.block()
-    }
-
-    fn name(&self, file: usize) -> String {
-        self.0.name(file)
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
     }
 }
 
