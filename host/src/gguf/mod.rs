@@ -109,6 +109,11 @@ impl Gguf {
         &self.parts
     }
 
+    /// Whether all of them are files: models may also be in memory.
+    pub fn in_files(&self) -> bool {
+        self.parts.iter().all(|part| part.file().is_some())
+    }
+
     /// The part that holds the tensor's data.
     pub fn part(&self, tensor: &TensorInfo) -> &Arc<Part> {
         &self.parts[tensor.part]

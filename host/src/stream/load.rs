@@ -29,11 +29,6 @@ pub(super) fn inputs(model: &Model) -> Result<Vec<Input>, DeviceError> {
     model.gguf.parts().iter().map(input).collect()
 }
 
-/// Whether the model is in files, and not in memory.
-pub(super) fn in_files(model: &Model) -> bool {
-    model.gguf.parts().iter().all(|part| part.path().is_some() && part.file().is_some())
-}
-
 /// The file, as an index into the model's, and the range in it that hold a matrix.
 pub(super) fn in_file(model: &Model, placed: &Placed) -> (usize, Range<usize>) {
     let (_, range) = placed.file_range(&model.gguf).expect("matrices lie in the file as they are");
@@ -59,7 +54,7 @@ pub(super) fn fill_device<D: Transfer>(
     reading: &Reading<'_>,
     progress: Progress<'_>,
 ) -> Result<(), DeviceError> {
-    let files = in_files(model);
+    let files = model.gguf.in_files();
     let (read, rest): (Vec<_>, Vec<_>) = residents.into_iter().partition(|it| files && it.placed.rows > 1);
     for Resident { group, placed, buf } in rest {
         reading.wanted()?;
@@ -144,7 +139,7 @@ impl<P: AsMut<[u8]>> Rams<P> {
         reading: &Reading<'_>,
         progress: Progress<'_>,
     ) -> Result<Vec<P>, DeviceError> {
-        if !in_files(model) {
+        if !model.gguf.in_files() {
             for (memory, (group, image)) in self.memory.iter_mut().zip(&self.images) {
                 for placed in image.tensors() {
                     reading.wanted()?;

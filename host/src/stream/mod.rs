@@ -6,6 +6,7 @@ mod load;
 mod log;
 pub mod nvme;
 mod place;
+mod placing;
 pub mod plan;
 mod reads;
 pub mod ring;
@@ -13,5 +14,6 @@ mod staging;
 mod streamed;
 
 pub use place::Progress;
+pub use placing::Streams;
 pub use reads::{DiskReads, Reading, Reads};
-pub use streamed::{Streamed, Streams, disk_rate};
+pub use streamed::{Streamed, disk_rate};
