@@ -11,7 +11,7 @@ use std::{
 use ntransformer::{
     demo,
     device::{
-        Activation, Batch, Device, DeviceError, Dims, Pairing, Rotation, Tensor, Transfer,
+        Activation, Batch, Device, Dims, Pairing, Rotation, Tensor, Transfer,
         cpu::{CpuBuf, CpuDevice},
         cuda::{CudaDevice, cust::CustDriver, emulator::EmulatorDriver},
     },
@@ -66,7 +66,7 @@ on_every_device! {
     units_in_a_ring_are_whole_when_they_are_read;
     a_slow_link_takes_its_time;
     events_tell_when_copies_were_made;
-    bytes_from_a_source_arrive;
+    long_writes_arrive;
 }
 
 mod checks {
@@ -180,31 +180,20 @@ mod checks {
         assert!(again > 2.0 * limit, "{again} B/s");
     }
 
-    /// What several threads bring arrives in its place, whatever is around it; and an error of theirs comes out.
-    pub fn bytes_from_a_source_arrive<D: Device>(mut device: D) {
+    /// A write of more than what goes at once arrives in its place, whatever is around it.
+    pub fn long_writes_arrive<D: Device>(mut device: D) {
         let mut x = prepare(&mut device);
-        // Behind other bytes, and in more pieces than one.
         let (before, units) = (UNIT / 2, 50);
         let all: Vec<u8> = (0..units * UNIT / 4).flat_map(|i| (i as f32).to_le_bytes()).collect();
         let buf = device.alloc("target", before + all.len()).unwrap();
-        let bring = |at: usize, piece: &mut [u8]| {
-            piece.copy_from_slice(&all[at..at + piece.len()]);
-            Ok(())
-        };
-        device.fill(&buf, before, all.len(), &bring).unwrap();
+        device.write(&buf, before, &all).unwrap();
         for unit in [0, 1, units / 2, units - 1] {
             let found = rows(&mut device, &buf, before + unit * UNIT, &mut x);
             let row = |row: usize| (0..COLS).map(move |col| ((unit * ROWS + row) * COLS + col) as f32);
             let expected: Vec<f32> = [0, ROWS / 2, ROWS - 1].into_iter().flat_map(row).collect();
             assert_eq!(found, expected, "unit {unit}");
         }
-        let failing = |at: usize, piece: &mut [u8]| match at + piece.len() > all.len() / 2 {
-            true => Err(DeviceError::Source("no more".into())),
-            false => bring(at, piece),
-        };
-        let error = device.fill(&buf, before, all.len(), &failing).unwrap_err();
-        assert_eq!(error.to_string(), "no more");
-        assert!(device.fill(&buf, before + 1000, all.len(), &bring).is_err(), "beyond the end");
+        assert!(device.write(&buf, before + 1000, &all).is_err(), "beyond the end");
     }
 
     pub fn events_tell_when_copies_were_made<D: Device>(mut device: D) {

@@ -17,7 +17,7 @@ use gpu::gemv::{self, Product, WeightKernels};
 use ntransformer::{
     cli::synth::Shape,
     device::{
-        Device, DeviceError, MemoryInfo, Owner, ReadAt, ReplayKey, ReplayPart,
+        Device, DeviceError, MemoryInfo, Owner, ReplayKey, ReplayPart,
         cuda::{
             CudaDevice,
             driver::{self, Driver, Properties},
@@ -183,10 +183,6 @@ impl Driver for Recorder {
 
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()> {
         self.emulator.write(dst, offset, bytes)
-    }
-
-    fn fill(&self, dst: &Self::Mem, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
-        self.emulator.fill(dst, offset, len, source)
     }
 
     fn read(&self, src: &Self::Mem, offset: usize, bytes: &mut [u8]) -> Result<()> {

@@ -5,7 +5,6 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod link;
-mod read_at;
 mod replay;
 mod shared;
 mod stages;
@@ -18,7 +17,6 @@ pub use batch::{Activation, Batch, Dims, Pairing, Rotation};
 pub use cuda::driver::Launch;
 pub use error::DeviceError;
 use quant::TensorType;
-pub use read_at::{ReadAt, fill};
 use readahead::DeviceMemory;
 pub use replay::{Owner, ReplayKey, ReplayPart};
 pub use shared::SharedBytes;
@@ -114,13 +112,6 @@ pub trait Transfer: Sized {
     }
     /// Copies `bytes` to `dst[offset..]` before anything that is queued later; `bytes` may be reused on return.
     fn write(&self, dst: &Self::Buf, offset: usize, bytes: &[u8]) -> Result<()>;
-    /// As [`Transfer::write`], of `len` bytes that several threads get from `source`. After an error `dst[offset..][..len]` holds
-    /// anything.
-    fn fill(&self, dst: &Self::Buf, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
-        let mut bytes = crate::platform::zeroed("a write", len)?;
-        fill(&mut bytes, 0, source)?;
-        self.write(dst, offset, &bytes)
-    }
     /// Starts copying `src[range]` to `dst[offset..]`, beside the computation, once `after` has passed. The event is the
     /// copy's end.
     fn upload(

@@ -104,29 +104,27 @@ impl Image {
 impl Placed {
     /// The tensor's bytes as its image holds them.
     pub fn data<'a>(&self, gguf: &'a Gguf) -> Cow<'a, [u8]> {
-        let bytes = gguf.bytes(&gguf.tensors()[self.id.0]);
-        if self.ty == self.stored {
-            return Cow::Borrowed(bytes);
-        }
-        let mut floats = vec![0.0f32; self.cols];
-        quant::decode_row(self.stored, bytes, &mut floats).expect("the reader checked the tensor's length");
-        Cow::Owned(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
+        self.converted(Cow::Borrowed(gguf.bytes(&gguf.tensors()[self.id.0])))
     }
 
-    /// Copies the tensor's bytes, as its image holds them, from byte `at` on into `out`, from the file rather than from its map.
+    /// The same, read from the file rather than from its map.
     ///
     /// # Errors
     /// When the file cannot be read.
-    ///
-    /// # Panics
-    /// When the tensor has fewer bytes.
-    pub fn read(&self, gguf: &Gguf, at: usize, out: &mut [u8]) -> Result<(), GgufError> {
+    pub fn read(&self, gguf: &Gguf) -> Result<Vec<u8>, GgufError> {
+        let info = &gguf.tensors()[self.id.0];
+        let mut bytes = vec![0; info.bytes as usize];
+        gguf.read(info, 0, &mut bytes)?;
+        Ok(self.converted(Cow::Owned(bytes)).into_owned())
+    }
+
+    fn converted<'a>(&self, stored: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
         if self.ty == self.stored {
-            return gguf.read(&gguf.tensors()[self.id.0], at, out);
+            return stored;
         }
-        // A vector, of a few KB.
-        out.copy_from_slice(&self.data(gguf)[at..at + out.len()]);
-        Ok(())
+        let mut floats = vec![0.0f32; self.cols];
+        quant::decode_row(self.stored, &stored, &mut floats).expect("the reader checked the tensor's length");
+        Cow::Owned(floats.iter().flat_map(|f| f.to_le_bytes()).collect())
     }
 
     /// The file that holds these very bytes and their range in it, if there is one.

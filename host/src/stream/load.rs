@@ -1,17 +1,17 @@
 //! What is read once: weights that stay on the device, and RAM that every pass copies from.
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use readahead::{Input, Options, Piece, ReadError, Target};
 
 use super::{
     lent::Lent,
-    place::{Progress, tensor_bytes, view},
+    place::{Progress, view},
     reads::Reading,
     staging::{LOADING, Staging},
 };
 use crate::{
-    device::{Device, DeviceError, Transfer, Weight, fill},
+    device::{Device, DeviceError, Transfer, Weight},
     gguf::Part,
     model::Model,
     pack::{Image, Placed, TensorId},
@@ -58,8 +58,11 @@ pub(super) fn fill_device<D: Transfer>(
     let (read, rest): (Vec<_>, Vec<_>) = residents.into_iter().partition(|it| files && it.placed.rows > 1);
     for Resident { group, placed, buf } in rest {
         reading.wanted()?;
-        let filled = dev.fill(&buf, placed.range.start, placed.range.len(), &tensor_bytes(&model.gguf, &placed));
-        filled.map_err(|e| e.in_group(group, model.config.layers))?;
+        // Not by way of the file's map, which ends the process where the file was truncated.
+        let bytes = if files { placed.read(&model.gguf).map(Cow::Owned) } else { Ok(placed.data(&model.gguf)) };
+        let bytes = bytes.map_err(|e| DeviceError::Source(e.into()));
+        let written = bytes.and_then(|bytes| dev.write(&buf, placed.range.start, &bytes));
+        written.map_err(|e| e.in_group(group, model.config.layers))?;
         progress(placed.range.len() as u64);
     }
     if read.is_empty() {
@@ -77,6 +80,7 @@ pub(super) fn fill_device<D: Transfer>(
     // By way of the page cache, so that the next start finds it there.
     let source = reading.reads.once(inputs(model)?, true)?;
     let options = Options { once: true, ..reading.reads.options() };
+
     let mut staging = Staging::start(dev, source, pieces, LOADING.bytes(), options, reading.cancel.clone())?;
     let mut end = None;
     for (piece, (index, offset)) in places.into_iter().enumerate() {
@@ -140,12 +144,10 @@ impl<P: AsMut<[u8]>> Rams<P> {
         progress: Progress<'_>,
     ) -> Result<Vec<P>, DeviceError> {
         if !model.gguf.in_files() {
-            for (memory, (group, image)) in self.memory.iter_mut().zip(&self.images) {
+            for (memory, (_, image)) in self.memory.iter_mut().zip(&self.images) {
                 for placed in image.tensors() {
                     reading.wanted()?;
-                    let filled =
-                        fill(&mut memory.as_mut()[placed.range.clone()], 0, &tensor_bytes(&model.gguf, placed));
-                    filled.map_err(|e| e.in_group(*group, model.config.layers))?;
+                    memory.as_mut()[placed.range.clone()].copy_from_slice(&placed.data(&model.gguf));
                     progress(placed.range.len() as u64);
                 }
             }

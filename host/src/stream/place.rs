@@ -34,14 +34,6 @@ pub(super) fn place<D: Transfer>(dev: &D, gguf: &Gguf, image: &Image) -> Result<
     Ok(Views { tensors, bytes: image.bytes() as u64, buf: Some(buf) })
 }
 
-/// A tensor's bytes, read from the file by whoever wants them.
-pub(super) fn tensor_bytes<'a>(
-    gguf: &'a Gguf,
-    placed: &'a Placed,
-) -> impl Fn(usize, &mut [u8]) -> Result<(), DeviceError> + Sync + 'a {
-    move |at, piece| placed.read(gguf, at, piece).map_err(|e| DeviceError::Source(e.into()))
-}
-
 /// A tensor where the file's map has it. One that needs converting gets memory of its own: those are a few vectors.
 fn share<D: Transfer>(dev: &D, gguf: &Gguf, placed: &Placed) -> Result<(TensorId, Weight<D>), DeviceError> {
     let Some((part, range)) = placed.file_range(gguf) else {

@@ -20,8 +20,8 @@ use rayon::prelude::*;
 use readahead::DeviceMemory;
 
 use super::{
-    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, ReadAt, Result, Rotation,
-    Scratch, SharedBytes, Tensor, Transfer, Weight, fill,
+    Activation, Batch, Device, DeviceError, Dims, Epilogue, Linear, MemoryInfo, Pairing, Result, Rotation, Scratch,
+    SharedBytes, Tensor, Transfer, Weight,
     link::not_slowed_down,
     new_scratch,
     top_k::{self, Candidate},
@@ -138,10 +138,6 @@ impl Transfer for CpuDevice {
         let target = offset..offset.saturating_add(bytes.len());
         dst.owned()?.write("write", target)?.copy_from_slice(bytes);
         Ok(())
-    }
-
-    fn fill(&self, dst: &CpuBuf, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
-        fill(&mut dst.owned()?.write("write", offset..offset.saturating_add(len))?, 0, source)
     }
 
     fn upload(

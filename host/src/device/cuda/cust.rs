@@ -37,7 +37,7 @@ use self::{
 };
 use super::driver::{Driver, Grid, Launch, Profile, Properties};
 use crate::{
-    device::{DeviceError, HostMemory, MemoryInfo, ReadAt, link::not_slowed_down},
+    device::{DeviceError, HostMemory, MemoryInfo, link::not_slowed_down},
     ptx,
 };
 
@@ -217,17 +217,10 @@ impl Driver for CustDriver {
     }
 
     fn write(&self, dst: &Mem, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.fill(dst, offset, bytes.len(), &|at, piece| {
-            piece.copy_from_slice(&bytes[at..at + piece.len()]);
-            Ok(())
-        })
-    }
-
-    fn fill(&self, dst: &Mem, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
         self.gpu.capturing.refuse("a write")?;
-        let dst = dst.range("write", offset, len)?;
+        let dst = dst.range("write", offset, bytes.len())?;
         self.gpu.activate()?;
-        self.staging()?.fill(&self.gpu, dst, len, source)
+        self.staging()?.write(&self.gpu, dst, bytes)
     }
 
     fn read(&self, src: &Mem, offset: usize, bytes: &mut [u8]) -> Result<()> {

@@ -11,7 +11,7 @@ use cuda_std::kernel::Kernel;
 use gpu::gemv::{Room, Share};
 
 use super::beside::Beside;
-use crate::device::{DeviceError, HostMemory, MemoryInfo, ReadAt};
+use crate::device::{DeviceError, HostMemory, MemoryInfo};
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -123,8 +123,6 @@ pub trait Driver: Sized + 'static {
 
     /// Copies `bytes` to `dst[offset..]`, in the compute queue's order. `bytes` may be reused on return.
     fn write(&self, dst: &Self::Mem, offset: usize, bytes: &[u8]) -> Result<()>;
-    /// As [`Driver::write`], of `len` bytes that `source` brings.
-    fn fill(&self, dst: &Self::Mem, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()>;
     /// Waits for the compute queue and copies `src[offset..]` into `bytes`.
     fn read(&self, src: &Self::Mem, offset: usize, bytes: &mut [u8]) -> Result<()>;
     /// Copies `len` bytes of `src` to `dst` on the device, in the compute queue's order. The yardstick of the benchmarks.

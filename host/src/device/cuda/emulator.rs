@@ -18,7 +18,7 @@ use cuda_std::kernel::Kernel;
 use super::beside::{Beside, SharedMem};
 use super::driver::{Capturing, Driver, Grid, Launch, Profile, Properties};
 use crate::device::{
-    DeviceError, HostMemory, MemoryInfo, ReadAt, fill,
+    DeviceError, HostMemory, MemoryInfo,
     link::{Throttle, not_slowed_down, sleep_until},
 };
 
@@ -60,6 +60,11 @@ impl Machine {
     /// Others have taken RAM: `bytes` more can be had to be page-locked.
     pub fn leave_ram(&self, bytes: u64) {
         self.0.ram.set(bytes);
+    }
+
+    /// How much more RAM can be had to be page-locked. What is given back does not count.
+    pub fn ram(&self) -> u64 {
+        self.0.ram.get()
     }
 
     /// No RAM is page-locked any more where one can do without.
@@ -213,12 +218,6 @@ impl Driver for EmulatorDriver {
     fn write(&self, dst: &Allocation, offset: usize, bytes: &[u8]) -> Result<()> {
         self.capturing.refuse("a write")?;
         dst.write(offset, bytes).map_err(memory_error("write"))
-    }
-
-    fn fill(&self, dst: &Allocation, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
-        let mut bytes = crate::platform::zeroed("a write", len)?;
-        fill(&mut bytes, 0, source)?;
-        self.write(dst, offset, &bytes)
     }
 
     fn read(&self, src: &Allocation, offset: usize, bytes: &mut [u8]) -> Result<()> {

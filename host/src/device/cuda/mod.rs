@@ -19,7 +19,7 @@ use quant::TensorType;
 use readahead::DeviceMemory;
 
 use self::{driver::Driver, pass::Pass, recordings::Recordings};
-use super::{DeviceError, HostMemory, MemoryInfo, ReadAt, Result, Scratch, Tensor, Transfer};
+use super::{DeviceError, HostMemory, MemoryInfo, Result, Scratch, Tensor, Transfer};
 
 /// A device whose kernels `D` runs.
 pub struct CudaDevice<D: Driver> {
@@ -245,10 +245,6 @@ impl<D: Driver> Transfer for CudaDevice<D> {
 
     fn write(&self, dst: &CudaBuf<D>, offset: usize, bytes: &[u8]) -> Result<()> {
         self.driver.write(&dst.mem, offset, bytes)
-    }
-
-    fn fill(&self, dst: &CudaBuf<D>, offset: usize, len: usize, source: ReadAt<'_>) -> Result<()> {
-        self.driver.fill(&dst.mem, offset, len, source)
     }
 
     fn upload(

@@ -9,7 +9,7 @@ use cuda_dlopen::{Code, raw};
 use cust::sys::CUdeviceptr;
 
 use super::{Event, Pinned, gpu::Gpu};
-use crate::device::{DeviceError, ReadAt, fill};
+use crate::device::DeviceError;
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
@@ -118,11 +118,11 @@ impl Staging {
         Ok(Staging { buffers: RefCell::new([stage()?, stage()?, stage()?, stage()?]), current: Cell::new(0) })
     }
 
-    /// Copies `len` bytes of `source` to the device address `dst`, in the compute queue's order.
-    pub fn fill(&self, gpu: &Rc<Gpu>, dst: CUdeviceptr, len: usize, source: ReadAt<'_>) -> Result<()> {
+    /// Copies `bytes` to the device address `dst`, in the compute queue's order.
+    pub fn write(&self, gpu: &Rc<Gpu>, dst: CUdeviceptr, bytes: &[u8]) -> Result<()> {
         let mut buffers = self.buffers.borrow_mut();
         let mut done = 0;
-        while done < len {
+        while done < bytes.len() {
             let mut stage = &mut buffers[self.current.get()];
             if stage.used == STAGE {
                 stage.busy = Some(Event::record(gpu, &gpu.compute, false)?);
@@ -133,9 +133,9 @@ impl Staging {
                 }
                 stage.used = 0;
             }
-            let now = (len - done).min(STAGE - stage.used);
+            let now = (bytes.len() - done).min(STAGE - stage.used);
             let slot = &mut stage.memory.as_mut()[stage.used..][..now];
-            fill(slot, done, source)?;
+            slot.copy_from_slice(&bytes[done..done + now]);
             // SAFETY: `dst` has room (the caller's check); `slot` is page-locked, and stays as it is until the event that
             // is recorded behind this copy has been waited for.
             let queued = unsafe {

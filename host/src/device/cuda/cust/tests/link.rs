@@ -1,4 +1,4 @@
-//! The link: slowed down, and loading.
+//! The link: slowed down, and what is not page-locked for it.
 
 use std::{
     env,
@@ -42,32 +42,6 @@ fn a_driver_without_host_functions_has_no_slow_link() {
     driver.limit_link(Some(1e9));
     let error = driver.upload(&ram, 0..64, &vram, 0, None).map(drop).unwrap_err();
     assert!(error.to_string().contains("cuLaunchHostFunc failed"), "{error}");
-}
-
-/// What a source brings arrives, also in many pieces, and where it fails the error comes out and later writes go on.
-#[test]
-fn bytes_that_a_source_brings_arrive() {
-    with_driver!("bytes_that_a_source_brings_arrive");
-    let driver = open();
-    let len = 5 * memory::STAGE + 12_345;
-    let (mem, expected) = (driver.alloc("target", len + 10).unwrap(), pattern(len, 3));
-    for round in 0..2 {
-        driver
-            .fill(&mem, 10, len, &|at, piece| {
-                piece.copy_from_slice(&expected[at..at + piece.len()]);
-                Ok(())
-            })
-            .unwrap();
-        assert!(fetch(&driver, &mem)[10..] == expected, "round {round}");
-        let failing = driver.fill(&mem, 0, len, &|at, piece| {
-            if (at..at + piece.len()).contains(&(3 * memory::STAGE)) {
-                return Err(DeviceError::Source("the disk is gone".into()));
-            }
-            Ok(())
-        });
-        assert_eq!(failing.unwrap_err().to_string(), "the disk is gone");
-    }
-    assert!(matches!(driver.fill(&mem, 11, len, &|_, _| Ok(())), Err(DeviceError::OutOfRange { .. })));
 }
 
 /// Some systems do not page-lock as much as there is RAM.
