@@ -19,6 +19,7 @@ mod interrupt;
 mod kernels;
 mod launches;
 mod link;
+mod loading;
 mod models;
 mod mutations;
 mod nvme;

@@ -156,6 +156,8 @@ fn on_the_cpu() {
     assert_eq!(tier(&mapped, "mapped").0, file.tensors().iter().map(|tensor| tensor.bytes).sum::<u64>());
     let budget = plan(&small.args(&["--device", "cpu", "--streaming", "--vram-budget", "2500KiB"]), &[]);
     assert!(tier(&budget, "vram").0 > 0 && tier(&budget, "ram").0 > 0, "{budget:#}");
+    // What stays is the file's map also then.
+    assert_eq!((budget["loading_bytes"].as_u64(), mapped["loading_bytes"].as_u64()), (Some(0), Some(0)), "{budget:#}");
 }
 
 /// The least that is told is the least that is accepted.

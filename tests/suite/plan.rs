@@ -54,6 +54,8 @@ fn inputs(units: Vec<Unit>, layers: usize) -> Inputs {
         streaming: true,
         on_disk: true,
         in_place: false,
+        loads: true,
+        fixed_matrices: 0,
         rates: H200,
     }
 }

@@ -98,6 +98,8 @@ pub fn plan_for<D: Device>(
     let within = |budget: Option<super::Budget>, total: u64, usable: u64| {
         budget.map_or(usable, |budget| budget.of(total).min(usable))
     };
+    let is_matrix = |id: &TensorId| model.gguf.tensors()[id.0].rows() > 1;
+    let on_disk = model.gguf.in_files();
     let always: u64 = if in_place { 0 } else { weights.always.iter().map(|(_, bytes)| on_device(*bytes)).sum() };
     let fixed = [("KV cache", kv), ("activations", activations), ("vectors and shared tables", always)];
     let inputs = Inputs {
@@ -112,8 +114,10 @@ pub fn plan_for<D: Device>(
         buffers: options.buffers,
         access: access(options)?,
         streaming: options.streaming,
-        on_disk: model.gguf.parts().iter().all(|part| part.path().is_some()),
+        on_disk,
         in_place,
+        loads: on_disk && !dev.in_place(),
+        fixed_matrices: weights.always.iter().filter(|(id, _)| is_matrix(id)).map(|(_, bytes)| on_device(*bytes)).sum(),
         rates: Rates::default(),
     };
     let pci = dev.pci_address();

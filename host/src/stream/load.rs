@@ -80,8 +80,8 @@ pub(super) fn fill_device<D: Transfer>(
     // By way of the page cache, so that the next start finds it there.
     let source = reading.reads.once(inputs(model)?, true)?;
     let options = Options { once: true, ..reading.reads.options() };
-
-    let mut staging = Staging::start(dev, source, pieces, LOADING.bytes(), options, reading.cancel.clone())?;
+    let bytes = LOADING.bytes().min(lengths.iter().sum());
+    let mut staging = Staging::start(dev, source, pieces, bytes, options, reading.cancel.clone())?;
     let mut end = None;
     for (piece, (index, offset)) in places.into_iter().enumerate() {
         reading.wanted()?;

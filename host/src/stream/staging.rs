@@ -65,7 +65,7 @@ pub(super) fn piece_bytes(bytes: u64) -> usize {
 
 impl<D: Transfer> Staging<D> {
     /// Begins to read `pieces`, a cycle, into buffers of `bytes` bytes together, or a little more; where there is no RAM for so many,
-    /// into one at least.
+    /// into one at least. No more than `bytes` where the pieces are read once, by a source that reads any bytes.
     ///
     /// # Errors
     /// The device's, and those of starting to read.
@@ -80,9 +80,9 @@ impl<D: Transfer> Staging<D> {
         let longest = pieces.iter().map(|piece| piece.len).max().unwrap_or(0);
         // Direct reads want whole blocks of memory, too.
         let (room, block) = (source.room(longest), source.block());
-        // One to be read into while another is copied.
-        let most = if options.once { LOADING.buffers.min(pieces.len()) } else { BUFFERS };
-        let mut count = (bytes as usize / longest.max(1)).clamp(2, most.max(2));
+        // What flows needs one to be read into while another is copied.
+        let (least, most) = if options.once { (1, LOADING.buffers) } else { (2, BUFFERS) };
+        let mut count = (bytes as usize / longest.max(1)).clamp(least, most);
         let buffers = loop {
             match dev.pinned_parts("the buffers for reads", room + block - 1, count) {
                 Err(e) if e.is_out_of_memory() && count > 1 => count /= 2,

@@ -188,6 +188,10 @@ pub struct Inputs {
     pub on_disk: bool,
     /// The device reads weights where the file is mapped: they take no memory of their own.
     pub in_place: bool,
+    /// What stays on the device is read from files when the model is loaded, by way of page-locked RAM.
+    pub loads: bool,
+    /// Bytes of matrices that stay on the device whatever the plan, and are among what is `fixed`.
+    pub fixed_matrices: u64,
     /// How fast bytes travel.
     pub rates: Rates,
 }
@@ -207,7 +211,7 @@ pub struct Plan {
     pub ram_bytes: u64,
     /// Page-locked RAM that matrices on disk go through; 0 where none is there.
     pub staging_bytes: u64,
-    /// Page-locked RAM that matrices which stay on the device come through when they are loaded, and that is given back then.
+    /// Page-locked RAM that matrices which stay on the device come through when they are loaded, at most, and that is given back then.
     pub loading_bytes: u64,
     /// The least device memory that this model runs in.
     pub vram_least: u64,
@@ -469,8 +473,8 @@ impl<'a> Planner<'a> {
             ring_bytes,
             ram_bytes: sum(|tier| matches!(tier, Tier::Ram { .. }), &|i| self.page_locked(i)),
             staging_bytes: if tiers.iter().any(|&tier| on_disk(tier)) { staging(self.inputs.ram) } else { 0 },
-            loading_bytes: if self.inputs.on_disk && !self.inputs.in_place {
-                resident_bytes.min(LOADING.bytes())
+            loading_bytes: if self.inputs.loads {
+                self.inputs.fixed_matrices.saturating_add(resident_bytes).min(LOADING.bytes())
             } else {
                 0
             },
