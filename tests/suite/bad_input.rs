@@ -80,8 +80,8 @@ impl Folder {
     }
 }
 
-/// The demo model with each metadata entry that `change` has not written itself.
-fn edited(change: impl Fn(&mut Writer, &str) -> bool) -> Vec<u8> {
+/// The demo model with each metadata entry that `change` has not written itself, those tensors that are to be kept, and perhaps one more.
+fn rewritten(change: impl Fn(&mut Writer, &str) -> bool, keep: impl Fn(&str) -> bool, more: Option<&str>) -> Vec<u8> {
     let demo = demo::gguf().unwrap();
     let mut writer = Writer::new();
     for (key, value) in demo.metadata().iter() {
@@ -89,51 +89,36 @@ fn edited(change: impl Fn(&mut Writer, &str) -> bool) -> Vec<u8> {
             writer.set_value(key, value).unwrap();
         }
     }
-    for tensor in demo.tensors() {
+    let kept = || demo.tensors().iter().filter(|tensor| keep(&tensor.name));
+    for tensor in kept() {
         writer.tensor(&tensor.name, &tensor.dims, tensor.ty).unwrap();
     }
+    if let Some(name) = more {
+        writer.tensor(name, &[4], quant::TensorType::F32).unwrap();
+    }
     let mut data = writer.begin(Vec::new()).unwrap();
-    for tensor in demo.tensors() {
+    for tensor in kept() {
         data.write(demo.bytes(tensor)).unwrap();
     }
+    if more.is_some() {
+        data.write(&[0; 16]).unwrap();
+    }
     data.finish().unwrap()
+}
+
+/// The demo model with each metadata entry that `change` has not written itself.
+fn edited(change: impl Fn(&mut Writer, &str) -> bool) -> Vec<u8> {
+    rewritten(change, |_| true, None)
 }
 
 /// The demo model without a tensor.
 fn without(name: &str) -> Vec<u8> {
-    let demo = demo::gguf().unwrap();
-    let mut writer = Writer::new();
-    for (key, value) in demo.metadata().iter() {
-        writer.set_value(key, value).unwrap();
-    }
-    let kept = || demo.tensors().iter().filter(|tensor| tensor.name != name);
-    for tensor in kept() {
-        writer.tensor(&tensor.name, &tensor.dims, tensor.ty).unwrap();
-    }
-    let mut data = writer.begin(Vec::new()).unwrap();
-    for tensor in kept() {
-        data.write(demo.bytes(tensor)).unwrap();
-    }
-    data.finish().unwrap()
+    rewritten(|_, _| false, |tensor| tensor != name, None)
 }
 
 /// The demo model with one more tensor.
 fn extended(name: &str) -> Vec<u8> {
-    let demo = demo::gguf().unwrap();
-    let mut writer = Writer::new();
-    for (key, value) in demo.metadata().iter() {
-        writer.set_value(key, value).unwrap();
-    }
-    for tensor in demo.tensors() {
-        writer.tensor(&tensor.name, &tensor.dims, tensor.ty).unwrap();
-    }
-    writer.tensor(name, &[4], quant::TensorType::F32).unwrap();
-    let mut data = writer.begin(Vec::new()).unwrap();
-    for tensor in demo.tensors() {
-        data.write(demo.bytes(tensor)).unwrap();
-    }
-    data.write(&[0; 16]).unwrap();
-    data.finish().unwrap()
+    rewritten(|_, _| false, |_| true, Some(name))
 }
 
 /// The demo model with the number `ty` as the type of the matrix `name`.

@@ -370,6 +370,20 @@ impl Stage {
         }
     }
 
+    /// So many layers, in their order and in none, with copies, marks and computations that fail now and then. How many fail.
+    fn in_any_order(&mut self, rng: &mut SmallRng, count: usize) -> usize {
+        let mut last = LAYERS;
+        let mut step = || {
+            if rng.random_bool(0.1) {
+                self.dev.fail_upload.set(Some(rng.random_range(0..10)));
+            }
+            self.dev.fail_marks.set(rng.random_bool(0.05));
+            last = if rng.random_bool(0.5) { rng.random_range(0..=LAYERS) } else { (last + 1) % (LAYERS + 1) };
+            self.compute(last, rng.random_bool(0.9)).is_err()
+        };
+        (0..count).filter(|_| step()).count()
+    }
+
     #[track_caller]
     fn assert_no_races(&self) {
         assert_eq!(*self.dev.races.borrow(), Vec::<String>::new());
@@ -526,16 +540,7 @@ fn any_order_with_failures() {
     let mut failures = 0;
     for round in 0..50 {
         let mut stage = Stage::with_resident(round % 3);
-        let mut last = LAYERS;
-        for _ in 0..40 {
-            if rng.random_bool(0.1) {
-                stage.dev.fail_upload.set(Some(rng.random_range(0..10)));
-            }
-            stage.dev.fail_marks.set(rng.random_bool(0.05));
-            let id = if rng.random_bool(0.5) { rng.random_range(0..=LAYERS) } else { (last + 1) % (LAYERS + 1) };
-            last = id;
-            failures += usize::from(stage.compute(id, rng.random_bool(0.9)).is_err());
-        }
+        failures += stage.in_any_order(&mut rng, 40);
         stage.assert_no_races();
     }
     assert!(failures > 100, "only {failures} failures were tried");

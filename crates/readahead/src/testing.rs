@@ -6,6 +6,7 @@ use std::{
     any::Any,
     collections::HashMap,
     io,
+    os::fd::OwnedFd,
     ptr::NonNull,
     sync::{
         Arc,
@@ -216,6 +217,40 @@ impl<S: Source> Source for Blocks<S> {
 
     fn describe(&self) -> String {
         format!("{}, in blocks of {} bytes", self.inner.describe(), self.block)
+    }
+}
+
+/// Memory of a device whose addresses are the CPU's, of which nothing else is known.
+pub struct Addresses {
+    /// Of its first byte.
+    pub start: u64,
+    /// How many bytes.
+    pub len: usize,
+}
+
+impl DeviceMemory for Addresses {
+    fn address(&self) -> u64 {
+        self.start
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn pci_address(&self) -> Option<String> {
+        None
+    }
+
+    fn write(&self, _: usize, _: &[u8]) -> Result<(), String> {
+        Err("nobody asks for it".to_owned())
+    }
+
+    fn read(&self, _: usize, _: &mut [u8]) -> Result<(), String> {
+        Err("nobody asks for it".to_owned())
+    }
+
+    fn dma_buf(&self) -> Result<OwnedFd, String> {
+        Err("nobody asks for it".to_owned())
     }
 }
 

@@ -1,11 +1,9 @@
 //! Pieces that a source writes into the ring by itself: begun only when the host knows that their places have been computed with.
 
-use std::os::fd::OwnedFd;
-
 use ntransformer::stream::{DiskReads, Reads};
 use readahead::{
     Dst, Input, Memory as InMemory, MemoryRange, OpenError, Piece, Source, SourceError, forward,
-    testing::{Blocks, WritesDevice},
+    testing::{Addresses, Blocks, WritesDevice},
 };
 
 use super::*;
@@ -14,43 +12,12 @@ use crate::placement::Small;
 /// Memory that others write: its address, and who read each block last.
 pub(super) type Exposed = Arc<Mutex<Option<(u64, Arc<Mutex<Vec<usize>>>)>>>;
 
-struct Ring {
-    address: u64,
-    len: usize,
-}
-
-impl DeviceMemory for Ring {
-    fn address(&self) -> u64 {
-        self.address
-    }
-
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn pci_address(&self) -> Option<String> {
-        None
-    }
-
-    fn write(&self, _: usize, _: &[u8]) -> Result<(), String> {
-        Err("nobody asks for it".into())
-    }
-
-    fn read(&self, _: usize, _: &mut [u8]) -> Result<(), String> {
-        Err("nobody asks for it".into())
-    }
-
-    fn dma_buf(&self) -> Result<OwnedFd, String> {
-        Err("nobody asks for it".into())
-    }
-}
-
 impl Recorder {
     pub(super) fn expose(&self, memory: &Memory) -> Box<dyn DeviceMemory> {
         let mut bytes = memory.bytes.borrow_mut();
         let (address, len) = (bytes.as_mut_ptr().expose_provenance() as u64, bytes.len());
         *self.exposed.lock().unwrap() = Some((address, memory.read.clone()));
-        Box::new(Ring { address, len })
+        Box::new(Addresses { start: address, len })
     }
 }
 
@@ -183,16 +150,7 @@ fn starting_anew_waits_for_reads_that_may_write() {
     for round in 0..30 {
         let mut rng = SmallRng::seed_from_u64(200 + round);
         let (mut stage, races, _) = stage(&small, &mut rng, 4096, 100_000);
-        let mut last = LAYERS;
-        for _ in 0..30 {
-            if rng.random_bool(0.1) {
-                stage.dev.fail_upload.set(Some(rng.random_range(0..10)));
-            }
-            stage.dev.fail_marks.set(rng.random_bool(0.05));
-            let id = if rng.random_bool(0.5) { rng.random_range(0..=LAYERS) } else { (last + 1) % (LAYERS + 1) };
-            last = id;
-            failures += usize::from(stage.compute(id, rng.random_bool(0.9)).is_err());
-        }
+        failures += stage.in_any_order(&mut rng, 30);
         stage.dev.fail_upload.set(None);
         stage.dev.fail_marks.set(false);
         stage.pass();

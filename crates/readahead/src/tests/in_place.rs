@@ -2,14 +2,13 @@
 
 use super::{by, content, input, random_file};
 use crate::{
-    Completion, DeviceMemory, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, SourceError, SourceOptions,
-    forward, open,
-    testing::{Fault, Faulty, GARBAGE, Gate, WritesDevice},
+    Completion, HostBuf, Options, Piece, Place, ReadAhead, ReadError, Source, SourceError, SourceOptions, forward,
+    open,
+    testing::{Addresses, Fault, Faulty, GARBAGE, Gate, WritesDevice},
 };
 use std::{
     any::Any,
     collections::HashMap,
-    os::fd::OwnedFd,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -18,32 +17,8 @@ const FILE: usize = 300_001;
 const MAX: usize = 20_000;
 
 /// A device's memory.
-struct Memory(HostBuf);
-
-impl DeviceMemory for Memory {
-    fn address(&self) -> u64 {
-        self.0.address() as u64
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn pci_address(&self) -> Option<String> {
-        None
-    }
-
-    fn write(&self, _: usize, _: &[u8]) -> Result<(), String> {
-        Err("nobody asks for it".to_owned())
-    }
-
-    fn read(&self, _: usize, _: &mut [u8]) -> Result<(), String> {
-        Err("nobody asks for it".to_owned())
-    }
-
-    fn dma_buf(&self) -> Result<OwnedFd, String> {
-        Err("nobody asks for it".to_owned())
-    }
+fn addresses(memory: &HostBuf) -> Addresses {
+    Addresses { start: memory.address() as u64, len: memory.len() }
 }
 
 /// Places for all pieces, one behind the other.
@@ -62,7 +37,7 @@ struct Setup {
     bytes: Vec<u8>,
     pieces: Vec<Piece>,
     places: Vec<Place>,
-    memory: Memory,
+    memory: HostBuf,
     _file: tempfile::NamedTempFile,
 }
 
@@ -76,11 +51,11 @@ fn start(
     let source = open(vec![input(&file)], &SourceOptions { depth: 4, by: by(io_uring), ..Default::default() }).unwrap();
     // SAFETY: the memory stays, and the tests look at places only between taking and permitting.
     let mut source = unsafe { WritesDevice::new(Faulty::new(source, faults)) };
-    let memory = Memory(HostBuf::allocate(2 * FILE, 4096));
+    let memory = HostBuf::allocate(2 * FILE, 4096);
     let pieces: Vec<_> = Piece::cut(0, 77, FILE as u64 - 77, MAX).collect();
-    let places = places(&pieces, source.block(), memory.address());
+    let places = places(&pieces, source.block(), memory.address() as u64);
     let keeps: Arc<dyn Any + Send + Sync> = owner.clone();
-    source.prepare_device(&memory, &keeps).unwrap();
+    source.prepare_device(&addresses(&memory), &keeps).unwrap();
     let options = Options { stall: Duration::from_millis(150), ..Options::default() };
     // SAFETY: as above.
     let ahead =
@@ -92,8 +67,8 @@ impl Setup {
     fn take(&self, ahead: &ReadAhead, piece: usize) -> Result<(), ReadError> {
         ahead.take(piece)?;
         let (Place { address, begin, .. }, Piece { offset, len, .. }) = (self.places[piece], self.pieces[piece]);
-        let at = (address - self.memory.address()) as usize + begin;
-        let right = content(&self.memory.0)[at..at + len] == self.bytes[offset as usize..][..len];
+        let at = address as usize - self.memory.address() + begin;
+        let right = content(&self.memory)[at..at + len] == self.bytes[offset as usize..][..len];
         assert!(right, "wrong data in piece {piece}");
         Ok(())
     }
@@ -154,8 +129,8 @@ fn a_read_that_failed_leaves_garbage_that_nobody_takes() {
         let error = ahead.take(1).unwrap_err().to_string();
         assert!(error.contains("failed (attempt 4): a fault on demand"), "{error}");
     }
-    let at = (it.places[1].address - it.memory.address()) as usize;
-    assert!(content(&it.memory.0)[at..at + it.places[1].len].iter().all(|&byte| byte == GARBAGE));
+    let at = it.places[1].address as usize - it.memory.address();
+    assert!(content(&it.memory)[at..at + it.places[1].len].iter().all(|&byte| byte == GARBAGE));
 }
 
 /// Says that pieces begin elsewhere than they should.
@@ -178,11 +153,11 @@ fn a_piece_that_comes_elsewhere_is_an_error() {
     // SAFETY: the memory stays, and nobody looks at it.
     let mut source = unsafe { WritesDevice::new(source) };
     let owner: Arc<dyn Any + Send + Sync> = Arc::new(());
-    let memory = Memory(HostBuf::allocate(1 << 20, 4096));
-    source.prepare_device(&memory, &owner).unwrap();
+    let memory = HostBuf::allocate(1 << 20, 4096);
+    source.prepare_device(&addresses(&memory), &owner).unwrap();
     let pieces = vec![Piece { file: 0, offset: 100, len: 5000 }];
     let (begin, len) = pieces[0].blocks(source.block());
-    let places = vec![Place { address: memory.address(), len, begin }];
+    let places = vec![Place { address: memory.address() as u64, len, begin }];
     let source = Box::new(Shifted(source));
     // SAFETY: as above.
     let ahead = unsafe { ReadAhead::start_in_place(source, pieces, places, owner, Options::default()).unwrap() };
