@@ -2,7 +2,7 @@
 
 use super::sync::{Condvar, Mutex, MutexGuard, now, thread};
 use crate::{
-    BufferId, Completion, Dst, Filled, HostBuf, Landed, Options, Piece, Place, ReadError, Source, SourceError, Span,
+    BufferId, Completion, Dst, Filled, HostBuf, Options, Piece, Place, ReadError, Source, SourceError, Span,
     protocol::{Protocol, Read, Step},
 };
 use std::{
@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(2);
 /// How long the consumer waits before it looks at the clock itself: a source that blocks where it should not cannot hold it up.
 const LOOK: Duration = Duration::from_millis(100);
 /// Pieces that are read into their places before the first of them is taken, at most: with pieces of 4 MiB, 1 GiB.
-const AHEAD: usize = 256;
+pub(crate) const AHEAD: usize = 256;
 
 struct Shared {
     protocol: Mutex<Protocol>,
@@ -57,13 +57,13 @@ impl Memory {
         }
     }
 
-    /// A piece came to where it should.
-    fn check(&self, piece: usize, landed: Landed) -> Result<Landed, SourceError> {
-        match self {
-            Memory::Places { places, .. } if places[piece].begin != landed.begin => {
-                Err(SourceError::Misplaced { got: landed.begin, want: places[piece].begin })
-            }
-            _ => Ok(landed),
+    /// Makes an error of a piece that came elsewhere than it should.
+    fn check(&self, protocol: &Protocol, completion: &mut Completion) {
+        if let (Memory::Places { places, .. }, Ok(landed)) = (self, &completion.result)
+            && let Some(want) = protocol.piece_of(completion.id).map(|piece| places[piece].begin)
+            && want != landed.begin
+        {
+            completion.result = Err(SourceError::Misplaced { got: landed.begin, want });
         }
     }
 }
@@ -301,7 +301,7 @@ impl Drop for ReadAhead {
 }
 
 /// The names of the pieces' files.
-fn names(source: &dyn Source, pieces: &[Piece]) -> HashMap<usize, String> {
+pub(crate) fn names(source: &dyn Source, pieces: &[Piece]) -> HashMap<usize, String> {
     pieces.iter().map(|piece| (piece.file, source.name(piece.file))).collect()
 }
 
@@ -313,6 +313,23 @@ impl Drop for Ended<'_> {
         self.0.lock().end();
         self.0.to_consumer.notify_all();
     }
+}
+
+/// Takes in what came of waiting for `source`. Whether a read is late.
+pub(crate) fn waited(
+    protocol: &mut Protocol,
+    source: &dyn Source,
+    done: &mut Vec<Completion>,
+    result: Result<(), SourceError>,
+) -> bool {
+    for Completion { id, result } in done.drain(..) {
+        protocol.completed(id, result, now());
+    }
+    protocol.queued(&mut |id| source.is_queued(id), now());
+    if let Err(error) = result {
+        protocol.broke(error);
+    }
+    protocol.expire(now())
 }
 
 /// The reading thread.
@@ -344,17 +361,10 @@ fn read(shared: &Shared, source: Box<dyn Source>, memory: Memory) {
                 let result = source.wait(TICK, &mut done);
                 let mut protocol = shared.lock();
                 let mut news = !done.is_empty() || result.is_err();
-                for Completion { id, result } in done.drain(..) {
-                    let piece = protocol.piece_of(id);
-                    let result =
-                        result.and_then(|landed| piece.map_or(Ok(landed), |piece| memory.check(piece, landed)));
-                    protocol.completed(id, result, now());
+                for completion in &mut done {
+                    memory.check(&protocol, completion);
                 }
-                protocol.queued(&mut |id| source.is_queued(id), now());
-                if let Err(error) = result {
-                    protocol.broke(error);
-                }
-                news |= protocol.expire(now());
+                news |= waited(&mut protocol, &*source, &mut done, result);
                 if news {
                     shared.to_consumer.notify_all();
                 }

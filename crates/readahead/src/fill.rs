@@ -1,14 +1,15 @@
 //! Loading big ranges of files once, at full depth.
 
-use crate::{Dst, HostBuf, Options, Piece, ReadError, Source, SourceError, source::leave};
+use crate::{
+    Dst, HostBuf, Options, Piece, ReadError, Source,
+    ahead::{AHEAD, names, waited},
+    protocol::{Protocol, Step},
+    source::leave,
+    sync::now,
+};
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 /// Bytes of one read.
@@ -28,20 +29,11 @@ pub struct Target {
     pub dst: HostBuf,
 }
 
-/// A read that has not succeeded yet.
-struct Job {
-    piece: Piece,
-    dst: HostBuf,
-    attempts: u32,
-    /// When it was given to the system, as far as was seen.
-    since: Instant,
-}
-
 /// Fills all targets from `source`, whose block has to be 1 ([`loader`](crate::loader), [`Memory`](crate::Memory)).
 ///
-/// `progress` is called with the bytes that are there, again and again, on this thread. When `cancel` becomes true no read is begun any
-/// more. Returns when all reads have come back; where all targets' memory has an owner ([`HostBuf::new`]), it gives up on those that
-/// are older than [`Options::stall`].
+/// `progress` is called with the bytes that are there without a gap, again and again, on this thread. When `cancel` becomes true no read is
+/// begun any more. Returns when all reads have come back; where all targets' memory has an owner ([`HostBuf::new`]), it gives up on those
+/// that are older than [`Options::stall`].
 ///
 /// # Errors
 /// The first read that failed after its retries, [`ReadError::Stalled`], or [`ReadError::Cancelled`]. What the targets hold is
@@ -57,84 +49,57 @@ pub fn fill(
         let why = format!("a source that reads blocks of {} bytes cannot fill ranges without gaps", source.block());
         return Err(ReadError::Start(why));
     }
-    let mut pieces = targets.iter().flat_map(|target| {
-        Piece::cut(target.file, target.offset, target.dst.len() as u64, PIECE).map(|piece| Job {
-            piece,
-            dst: target.dst.part((piece.offset - target.offset) as usize, piece.len),
-            attempts: 0,
-            since: Instant::now(),
-        })
-    });
+    let (mut pieces, mut places) = (Vec::new(), Vec::new());
+    for Target { file, offset, dst } in targets {
+        for piece in Piece::cut(*file, *offset, dst.len() as u64, PIECE) {
+            places.push(dst.part((piece.offset - offset) as usize, piece.len));
+            pieces.push(piece);
+        }
+    }
     let owned = targets.iter().all(|target| target.dst.is_owned());
-    let mut again = VecDeque::new();
-    let mut in_flight = HashMap::<u64, Job>::new();
-    let (mut ids, mut bytes, mut done) = (0, 0, Vec::new());
-    let mut failed = None;
+    let options = Options { once: true, ..*options };
+    let names = names(&*source, &pieces);
+    // Who takes the pieces is this thread, which wants all of them.
+    let mut protocol = Protocol::new(pieces, names, AHEAD, source.depth(), options).in_place();
+    places.iter().for_each(|_| protocol.permit());
+    let (mut next, mut bytes, mut done) = (0, 0, Vec::new());
+    let (mut failed, mut broken) = (None, false);
     loop {
         if cancel.load(Ordering::Relaxed) {
             failed.get_or_insert(ReadError::Cancelled);
+            protocol.stop();
         }
-        while failed.is_none() && in_flight.len() < source.depth() {
-            let Some(mut job) = again.pop_front().or_else(|| pieces.next()) else { break };
-            ids += 1;
-            (job.attempts, job.since) = (job.attempts + 1, Instant::now());
-            match source.submit(ids, &job.piece, Dst::Host(job.dst.share())) {
-                Ok(()) => drop(in_flight.insert(ids, job)),
-                Err(error) if error.is_transient() && job.attempts <= options.retries => again.push_back(job),
-                Err(error) => failed = Some(error_of(&*source, &job, error)),
-            }
-        }
-        if in_flight.is_empty() {
-            return failed.map_or(Ok(()), Err);
-        }
-        let result = source.wait(TICK, &mut done);
-        if result.is_err() {
-            // It returned at once, and there is nothing else to wait for.
-            thread::sleep(TICK);
-        }
-        for completion in done.drain(..) {
-            let Some(job) = in_flight.remove(&completion.id) else { continue };
-            let len = job.piece.len;
-            let result = completion.result.and_then(|landed| match landed.len == len {
-                true => Ok(()),
-                false => Err(SourceError::Short { got: landed.len, len }),
-            });
-            match result {
-                Ok(()) => bytes += len as u64,
-                Err(error) if error.is_transient() && job.attempts <= options.retries => again.push_back(job),
-                Err(error) => drop(failed.get_or_insert_with(|| error_of(&*source, &job, error))),
+        while failed.is_none() && next < places.len() {
+            match protocol.take(next, now()) {
+                Ok(Some(filled)) => (next, bytes) = (next + 1, bytes + filled.len as u64),
+                Ok(None) => break,
+                Err(error) => failed = Some(error),
             }
         }
         progress(bytes);
-        for (id, job) in &mut in_flight {
-            if source.is_queued(*id) {
-                job.since = Instant::now();
-            }
+        if owned && failed.is_some() && protocol.is_stuck(now()) {
+            break;
         }
-        let oldest = in_flight.values().min_by_key(|job| job.since);
-        let stuck = oldest.filter(|job| job.since.elapsed() >= options.stall);
-        let error = match (result, stuck, oldest) {
-            (Err(error), _, Some(job)) => Some(error_of(&*source, job, error)),
-            (_, Some(job), _) => Some(stalled(&*source, job)),
-            _ => None,
-        };
-        if let Some(error) = error {
-            let error = failed.get_or_insert(error).clone();
-            let all_stuck = in_flight.values().all(|job| job.since.elapsed() >= options.stall);
-            if owned && all_stuck {
-                leave(source);
-                return Err(error);
+        match protocol.next(now()) {
+            Step::Read(reads) => {
+                for read in reads {
+                    let dst = Dst::Host(places[read.number].share());
+                    if let Err(error) = source.submit(read.id, &read.piece, dst) {
+                        protocol.completed(read.id, Err(error), now());
+                    }
+                }
             }
+            Step::Wait => {
+                let result = source.wait(TICK, &mut done);
+                broken |= result.is_err();
+                waited(&mut protocol, &*source, &mut done, result);
+            }
+            Step::Sleep | Step::Exit => break,
         }
     }
-}
-
-fn error_of(source: &dyn Source, job: &Job, error: SourceError) -> ReadError {
-    let Piece { file, offset, len } = job.piece;
-    ReadError::Failed { name: source.name(file), offset, len, attempts: job.attempts, cause: Arc::new(error) }
-}
-
-fn stalled(source: &dyn Source, job: &Job) -> ReadError {
-    let Piece { file, offset, len } = job.piece;
-    ReadError::Stalled { name: source.name(file), offset, len, seconds: job.since.elapsed().as_secs_f64() }
+    if owned && (broken || protocol.is_stuck(now())) {
+        // It may never give back what is in flight.
+        leave(source);
+    }
+    failed.map_or(Ok(()), Err)
 }

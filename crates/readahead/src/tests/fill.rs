@@ -2,8 +2,8 @@
 
 use super::{content, input, random_file};
 use crate::{
-    HostBuf, Landed, Options, Piece, ReadAhead, ReadError, Source, SourceError, SourceOptions, Target, fill, loader,
-    open,
+    Completion, HostBuf, Landed, Options, Piece, ReadAhead, ReadError, Source, SourceError, SourceOptions, Target,
+    fill, forward, loader, open,
     pool::{Bounce, Pool, Reader},
     testing::{Fault, Faulty, Gate},
 };
@@ -95,10 +95,24 @@ fn filling_can_be_cancelled_and_fails_clearly() {
     assert!(matches!(run(Box::new(stalls), &target(FILE - 1), &no, 3), Err(ReadError::Stalled { .. })));
     gate.open();
 
+    let error = run(Box::new(Broken(source())), &target(FILE - 1), &no, 3).unwrap_err().to_string();
+    assert!(error.contains("failed (attempt 1)"), "{error}");
+
     let blocks = open(vec![input(&file)], &SourceOptions::default()).unwrap();
     if blocks.block() > 1 {
         let error = run(blocks, &target(100), &no, 3).unwrap_err().to_string();
         assert!(error.contains("reads blocks of 4096 bytes cannot fill"), "{error}");
+    }
+}
+
+/// A source that does not say what becomes of its reads.
+struct Broken<S>(S);
+
+impl<S: Source> Source for Broken<S> {
+    forward!(self => self.0; submit, depth, is_queued, block, name, describe);
+
+    fn wait(&mut self, _: Duration, _: &mut Vec<Completion>) -> Result<(), SourceError> {
+        Err(SourceError::Ended)
     }
 }
 
