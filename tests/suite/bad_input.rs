@@ -309,9 +309,14 @@ fn requests_that_cannot_be_met() {
     refused(&[&cpu[..], &["-c", "64", "-n", "65"]].concat(), &["context of 64", "-c"]);
     refused(&["--device", "emulator", "--vram-budget", "64KiB"], &["emulator", "64.0 KiB", "--vram-budget"]);
     refused(&["--device", "emulator", "--vram-budget", "64KiB", "--streaming"], &["emulator", "64.0 KiB"]);
-    refused(&[&cpu[..], &["-f", "no-such-prompt.txt"]].concat(), &["no-such-prompt.txt", "cannot be read"]);
     let latin1 = folder.file("latin1.txt", b"gr\xfc\xdfe");
-    refused(&[&cpu[..], &["-f", latin1.to_str().unwrap()]].concat(), &["latin1.txt", "not UTF-8 at byte 2"]);
+    let latin1 = latin1.to_str().unwrap();
+    let texts: [&[&str]; 4] =
+        [&["-f"], &["--grammar-file"], &["--json-schema-file"], &["--chat", "--chat-template-file"]];
+    for flags in texts {
+        refused(&[&cpu[..], flags, &[latin1]].concat(), &["latin1.txt: not UTF-8 at byte 2"]);
+        refused(&[&cpu[..], flags, &["no-such-text"]].concat(), &["no-such-text: cannot be read"]);
+    }
     let short = folder.file("short.txt", b"Once.");
     let output = run(&["perplexity", "-q", "--device", "cpu", "-f", short.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));

@@ -118,7 +118,7 @@ fn tokenize_takes_text_as_it_is() {
 
     let message = |args: &[&str], input: &[u8]| failure(&run(args, input)).to_owned();
     let not_utf8 = message(&["tokenize", "-m", model], b"a\xff");
-    assert!(not_utf8.contains("standard input: the text is not UTF-8"), "{not_utf8}");
+    assert!(not_utf8.contains("standard input: not UTF-8 at byte 1"), "{not_utf8}");
     let special = message(&["tokenize", "-m", model], b"a<|eot_id|>");
     assert!(special.contains("model.gguf: the text has the byte 0x7c"), "{special}");
     let missing = message(&["tokenize", "-m", model, "-f", "/nonexistent/text"], b"");

@@ -17,6 +17,7 @@ use super::{
     generate::{GenerateArgs, Output},
     interrupt,
     open::Loaded,
+    text,
 };
 use crate::engine::{
     Event, GenerateOptions, Stop,
@@ -63,11 +64,7 @@ impl ChatArgs {
     fn source(&self) -> anyhow::Result<TemplateSource> {
         Ok(match (&self.chat_template, &self.chat_template_file) {
             (Some(name), _) => TemplateSource::Family(name.clone()),
-            (None, Some(path)) => {
-                let name = path.display().to_string();
-                let source = std::fs::read_to_string(path).with_context(|| format!("{name}: cannot be read"))?;
-                TemplateSource::Text { name, source }
-            }
+            (None, Some(path)) => TemplateSource::Text { name: path.display().to_string(), source: text::read(path)? },
             (None, None) => TemplateSource::Model,
         })
     }

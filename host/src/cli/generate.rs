@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ use super::{
     open::ModelArgs,
     plan,
     sampling::SamplingArgs,
+    text,
 };
 use crate::engine::{Engine, Event, GenerateOptions, Generated, Grammar, Stop, Timing, Tokenizer, check_length};
 
@@ -140,9 +141,7 @@ impl GenerateArgs {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(text.clone()),
             (None, Some(path)) => {
-                let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-                let text = String::from_utf8(bytes)
-                    .map_err(|e| anyhow!("{}: not UTF-8 at byte {}", path.display(), e.utf8_error().valid_up_to()))?;
+                let text = text::read(path)?;
                 // The newline that editors put at a file's end is not part of the prompt.
                 Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
             }

@@ -13,6 +13,7 @@ mod perplexity;
 mod plan;
 mod sampling;
 pub mod synth;
+mod text;
 mod tokenize;
 mod trace;
 

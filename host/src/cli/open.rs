@@ -34,7 +34,7 @@ pub struct ModelArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N, or emulator (the GPU kernels without a GPU: slow, for tests).
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
-    /// Stream the layers that do not fit into device memory through it, from RAM.
+    /// Keep what does not fit into device memory in RAM, and what does not fit there on disk, and stream it.
     #[arg(long)]
     streaming: bool,
     /// Device memory to use at most, e.g. 8GiB or 50%. What is free if absent.

@@ -5,9 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context, anyhow};
-
-use super::{interrupt, open::ModelArgs};
+use super::{interrupt, open::ModelArgs, text};
 use crate::engine::check_windows;
 
 /// Arguments of `ntransformer perplexity`.
@@ -25,10 +23,7 @@ pub struct PerplexityArgs {
 
 /// Prints `perplexity: N`, measured by llama.cpp's protocol.
 pub fn run(args: &PerplexityArgs) -> anyhow::Result<u8> {
-    let name = args.file.display();
-    let bytes = std::fs::read(&args.file).with_context(|| format!("{name}: cannot be read"))?;
-    let text =
-        String::from_utf8(bytes).map_err(|e| anyhow!("{name}: not UTF-8 at byte {}", e.utf8_error().valid_up_to()))?;
+    let text = text::read(&args.file)?;
     let file = args.model.open(Some(args.context))?;
     let tokenizer = file.tokenizer();
     let tokens = tokenizer.prompt(&text)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::text;
 use crate::engine::{Grammar, GrammarVocabulary, Sampling, Syntax, Tokenizer};
 
 /// The grammar of --json-mode.
@@ -136,9 +137,7 @@ impl SamplingArgs {
         let given =
             |syntax, flag: &str, text: &str| Constraint { syntax, text: text.to_owned(), origin: flag.to_owned() };
         let file = |syntax, path: &Path| {
-            let origin = path.display().to_string();
-            let text = std::fs::read_to_string(path).with_context(|| format!("{origin}: cannot be read"))?;
-            anyhow::Ok(Constraint { syntax, text, origin })
+            anyhow::Ok(Constraint { syntax, text: text::read(path)?, origin: path.display().to_string() })
         };
         Ok(if let Some(text) = &self.grammar {
             Some(given(Syntax::Gbnf, "--grammar", text).recognized())

@@ -1,5 +1,6 @@
 //! `ntransformer tokenize`: the token ids of a text.
 
+use super::text;
 use crate::{
     engine::tokenizer::{EncodeOptions, Tokenizer},
     gguf::Gguf,
@@ -33,16 +34,14 @@ pub struct TokenizeArgs {
 /// If the file has no sound vocabulary, the text cannot be read or is not UTF-8, or the output cannot be written.
 pub fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
-    let (source, bytes) = match &args.file {
-        Some(path) => (path.display().to_string(), std::fs::read(path)),
+    let text = match &args.file {
+        Some(path) => text::read(path)?,
         None => {
             let mut bytes = Vec::new();
-            let read = io::stdin().lock().read_to_end(&mut bytes);
-            ("standard input".to_owned(), read.map(|_| bytes))
+            io::stdin().lock().read_to_end(&mut bytes).context("standard input: cannot be read")?;
+            text::utf8("standard input", bytes)?
         }
     };
-    let bytes = bytes.with_context(|| format!("{source}: cannot be read"))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{source}: the text is not UTF-8"))?;
     let ids = tokenizer.encode(&text, EncodeOptions { bos: args.bos, special: args.special })?;
     let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
     writeln!(io::stdout().lock(), "{}", ids.join(" "))?;
