@@ -1,4 +1,4 @@
-//! Device memory, and the staging through which bytes get there from ordinary host memory and from files.
+//! Device memory, and the staging through which bytes get there from ordinary host memory.
 
 use std::{
     cell::{Cell, RefCell},
@@ -7,6 +7,7 @@ use std::{
 
 use cuda_dlopen::{Code, raw};
 use cust::sys::CUdeviceptr;
+use rayon::prelude::*;
 
 use super::{Event, Pinned, gpu::Gpu};
 use crate::device::DeviceError;
@@ -135,7 +136,7 @@ impl Staging {
             }
             let now = (bytes.len() - done).min(STAGE - stage.used);
             let slot = &mut stage.memory.as_mut()[stage.used..][..now];
-            slot.copy_from_slice(&bytes[done..done + now]);
+            copy(&bytes[done..done + now], slot);
             // SAFETY: `dst` has room (the caller's check); `slot` is page-locked, and stays as it is until the event that
             // is recorded behind this copy has been waited for.
             let queued = unsafe {
@@ -148,6 +149,18 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// What one thread copies at a time: short enough that the last ones do not wait long for each other.
+const COPY: usize = 256 << 10;
+
+/// Copies with several threads where that pays: one moves some 5 to 10 GB/s, a link up to ten times that. The embeddings of a prompt are
+/// some MB.
+fn copy(from: &[u8], to: &mut [u8]) {
+    if to.len() <= COPY {
+        return to.copy_from_slice(from);
+    }
+    to.par_chunks_mut(COPY).zip(from.par_chunks(COPY)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// The longest read that is copied through [`Landing`].
