@@ -160,6 +160,16 @@ fn on_the_cpu() {
     assert_eq!((budget["loading_bytes"].as_u64(), mapped["loading_bytes"].as_u64()), (Some(0), Some(0)), "{budget:#}");
 }
 
+/// It is said why a plan is one for the CPU although nobody asked for that.
+#[test]
+fn the_reason_for_the_device() {
+    let small = Small::new();
+    let output = run(&small.args(&[]), &[("NT_LIBCUDA", "/nonexistent/libcuda.so.1")]);
+    let (table, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(table.starts_with("cpu ("), "{table}");
+    assert!(said.contains("device: cpu (") && said.contains("(auto: no usable GPU: "), "{said}");
+}
+
 /// The least that is told is the least that is accepted.
 #[test]
 fn the_least_budget() {

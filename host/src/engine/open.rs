@@ -325,7 +325,8 @@ struct Planning<'a> {
 impl OnDevice for Planning<'_> {
     type Output = Placement;
 
-    fn run<D: Device + 'static>(self, mut dev: D, _why: &str) -> Result<Placement, EngineError> {
+    fn run<D: Device + 'static>(self, mut dev: D, why: &str) -> Result<Placement, EngineError> {
+        (self.options.announce)(&format!("device: {}{why}", dev.name()));
         let reads = self.options.reads(&dev)?;
         let mut placement = plan_for(&mut dev, self.model, self.options, &*reads)?;
         placement.measure_vram(&mut dev);

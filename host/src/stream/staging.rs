@@ -12,7 +12,7 @@ use readahead::{BufferId, HostBuf, Options, Piece, Place, ReadAhead, ReadError, 
 use super::lent::Lent;
 use crate::device::{DeviceError, Transfer};
 
-/// Reads in flight, and as many buffers on their way to the device.
+/// Buffers through which what every pass reads goes: some are read into, others on their way to the device.
 const BUFFERS: usize = 16;
 /// The longest and the shortest read. Drives want 1 to 4 MiB.
 const PIECE: (usize, usize) = (1 << 20, 4 << 20);

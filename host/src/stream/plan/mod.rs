@@ -20,8 +20,8 @@ use crate::pack::{TENSOR_ALIGN, TensorId};
 /// What page-locked memory is a multiple of.
 const PAGE: u64 = 4096;
 
-/// The most and the least page-locked memory through which matrices on disk go to the device: reads of 1 to 4 MiB, eight of them
-/// in flight and as many on their way to the device.
+/// The least and the most page-locked memory through which matrices on disk go to the device: reads of 1 to 4 MiB, each in flight or on its
+/// way to the device.
 pub(super) const STAGING: (u64, u64) = (16 << 20, 64 << 20);
 
 /// A matrix: what residency is decided for. Vectors always are on the device.
