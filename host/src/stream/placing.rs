@@ -233,12 +233,6 @@ impl<'a, D: Device> Placing<'a, D> {
         self.streams.staging_bytes.max(STAGING.0)
     }
 
-    /// The number in the flow of each layer, and of the head behind them; none where nothing of it flows.
-    pub fn flowing(&self) -> Vec<Option<usize>> {
-        let number = |number| self.groups.iter().position(|group| group.number == number);
-        (0..=self.model.config.layers).map(number).collect()
-    }
-
     /// Takes the ring, and begins to read what goes there from files. None where nothing flows.
     ///
     /// # Errors
@@ -326,7 +320,7 @@ impl<'a, D: Device> Placing<'a, D> {
         Ok(places)
     }
 
-    /// Reads what stays on the device and in RAM, and lets the rest flow. All tensors, as kernels find them; and what was taken.
+    /// Reads what stays on the device and in RAM, and lets the rest flow.
     ///
     /// # Errors
     /// The device's, and those of reading, with the group; [`DeviceError::Cancelled`].
@@ -335,15 +329,27 @@ impl<'a, D: Device> Placing<'a, D> {
         ring: Option<Ring<D>>,
         reading: &Reading<'_>,
         progress: Progress<'_>,
-    ) -> Result<(HashMap<TensorId, Weight<D>>, Option<Flow<D>>, Taken), DeviceError> {
+    ) -> Result<Filled<D>, DeviceError> {
         let Placing { dev, model, mut tensors, residents, mapped, rams, groups, pieces, taken, .. } = self;
         fill_device(dev, model, residents, reading, progress)?;
         tensors.extend(mapped.zero_copied(dev, model, reading, progress)?);
         let rams = rams.filled(model, reading, progress)?;
+        let number = |number| groups.iter().position(|group| group.number == number);
+        let flowing = (0..=model.config.layers).map(number).collect();
         let origins = groups.into_iter().map(|group| (group.number, group.origins)).collect();
         let flow = |Ring { buf, layout, staging }| Flow::new(dev, buf, layout, origins, rams, &pieces, staging);
-        Ok((tensors, ring.map(flow).transpose()?, taken))
+        Ok(Filled { tensors, flowing, flow: ring.map(flow).transpose()?, taken })
     }
+}
+
+/// Weights in their places.
+pub(super) struct Filled<D: Device> {
+    /// All tensors, as kernels find them.
+    pub tensors: HashMap<TensorId, Weight<D>>,
+    /// The number in the flow of each layer, and of the head behind them; none where nothing of it flows.
+    pub flowing: Vec<Option<usize>>,
+    pub flow: Option<Flow<D>>,
+    pub taken: Taken,
 }
 
 /// The ring, before anything flows through it.

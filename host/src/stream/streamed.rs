@@ -14,7 +14,7 @@ use super::{
     flow::Flow,
     load::inputs,
     place::Progress,
-    placing::{Placing, Streams, Taken},
+    placing::{Filled, Placing, Streams, Taken},
     plan::Tier,
     reads::{Reading, Reads},
     staging::piece_bytes,
@@ -58,9 +58,8 @@ impl<D: Device> Streamed<D> {
             placing.group(group, progress).map_err(|e| e.in_group(group, count))?;
         }
         let ring = placing.ring(reading)?;
-        let flowing = placing.flowing();
         // Behind all that takes memory, so that a lack of it shows before anything is read.
-        let (tensors, flow, taken) = placing.fill(ring, reading, progress)?;
+        let Filled { tensors, flowing, flow, taken } = placing.fill(ring, reading, progress)?;
         let bytes_in = |of: fn(Tier) -> bool| -> u64 {
             let elsewhere = streams.elsewhere.iter().filter(|(_, tier)| of(**tier));
             elsewhere.map(|(id, _)| model.gguf.tensors()[id.0].bytes).sum()
