@@ -1,6 +1,6 @@
 //! Models with random weights.
 
-use std::{collections::HashSet, path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, process::Command, sync::Arc};
 
 use ntransformer::{
     cli::synth::{Quant, Shape, write},
@@ -11,6 +11,8 @@ use ntransformer::{
     model::Model,
 };
 use quant::TensorType;
+
+use crate::setup;
 
 /// A model of random weights in memory, with the demo model's tokenizer.
 pub fn model(shape: Shape, quant: Quant, seed: u64) -> Arc<Gguf> {
@@ -125,4 +127,28 @@ fn failures_leave_nothing_behind() {
     let error = write(Shape::Tiny, &none, &folder.path().join("model.gguf"));
     assert!(error.contains("without.gguf: has no tokenizer"), "{error}");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "an unfinished file is left");
+}
+
+/// A file is replaced only if that is asked for, and a folder never.
+#[test]
+fn what_is_there_is_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    let run = |to: &Path, force: &[&str]| {
+        let mut command = Command::new(setup::ntransformer());
+        command.args(["synth", "--shape", "tiny", "--quant", "Q8_0"]).args(force).arg(to);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    std::fs::write(&out, "mine").unwrap();
+    let (done, said) = run(&out, &[]);
+    assert!(!done && said.contains("out.gguf exists already; --force replaces it"), "{said}");
+    assert_eq!(std::fs::read(&out).unwrap(), b"mine");
+    let (done, said) = run(&out, &["--force"]);
+    assert!(done && Gguf::open(&out).is_ok(), "{said}");
+    for force in [&[][..], &["--force"]] {
+        let (done, said) = run(folder.path(), force);
+        assert!(!done && said.contains("is a folder: name a file in it"), "{said}");
+    }
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }

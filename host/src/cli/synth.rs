@@ -68,6 +68,7 @@ pub struct SynthArgs {
 /// If it exists already, the disk is too small, or writing fails.
 pub fn run(args: &SynthArgs) -> anyhow::Result<()> {
     let out = &args.out;
+    ensure!(!out.is_dir(), "{} is a folder: name a file in it", out.display());
     ensure!(args.force || !out.exists(), "{} exists already; --force replaces it", out.display());
     let quant = if args.pure { Quant::pure(args.quant.base()) } else { args.quant };
     let tokenizer = args.tokenizer.as_deref().map_or_else(demo::gguf, Gguf::open)?;
