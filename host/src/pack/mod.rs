@@ -134,3 +134,33 @@ impl Placed {
         (self.ty == self.stored).then(|| (gguf.part(info).clone(), start..start + self.range.len()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Writer;
+
+    /// Not by way of the map: to touch pages of it that are gone would end this process.
+    #[test]
+    fn what_is_read_is_read_from_the_file() {
+        let mut writer = Writer::new();
+        writer.tensor("plain", &[4], TensorType::F32).unwrap().tensor("half", &[4], TensorType::F16).unwrap();
+        let mut data = writer.begin(Vec::new()).unwrap();
+        data.write(&[1f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat()).unwrap();
+        data.write(&[0x3c00u16, 0x4000, 0x4200, 0x4400].map(u16::to_le_bytes).concat()).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), data.finish().unwrap()).unwrap();
+
+        let gguf = Gguf::open(file.path()).unwrap();
+        let image = Image::new("vectors".into(), &gguf, &[TensorId(0), TensorId(1)]).unwrap();
+        for placed in image.tensors() {
+            assert_eq!(placed.read(&gguf).unwrap(), [1f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat());
+            assert_eq!(placed.read(&gguf).unwrap(), *placed.data(&gguf));
+        }
+        file.as_file().set_len(0).unwrap();
+        for (placed, name) in image.tensors().iter().zip(["plain", "half"]) {
+            let message = placed.read(&gguf).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains("shorter since it was opened"), "{message}");
+        }
+    }
+}
