@@ -223,6 +223,14 @@ fn layers_by_environment() {
     };
     assert!((0.7..=1.0).contains(&layers("vram", &one)), "{one:#}");
     assert!((3.0..3.3).contains(&layers("ram", &one)), "{one:#}");
+    // Nothing is streamed where nobody asked for that, and a limit that cannot be kept is not passed over in silence.
+    for (device, name) in [("emulator", "vram"), ("cpu", "mapped")] {
+        let args = small.args(&["--device", device]);
+        let whole = plan(&args, &[("GPUNVME_MAX_VRAM_LAYERS", "1")]);
+        assert!(layers(name, &whole) >= 4.0, "{whole:#}");
+        let said = run(&args, &[("GPUNVME_MAX_VRAM_LAYERS", "1")]).stderr;
+        assert!(String::from_utf8(said).unwrap().contains("they count with --streaming only"), "{device}");
+    }
     let two = [("GPUNVME_MAX_VRAM_LAYERS", "0"), ("GPUNVME_MAX_RAM_LAYERS", "2")];
     let two = plan(&args, &two);
     assert_eq!(layers("vram", &two), 0.0, "{two:#}");

@@ -87,7 +87,13 @@ pub fn plan_for<D: Device>(
     let floats = (max_batch * width + max_wanted * dims.vocab) * size_of::<f32>();
     let activations = floats as u64 + dev.workspace(dims, max_batch, max_wanted);
 
-    let (max_vram_layers, max_ram_layers) = (layers(MAX_VRAM_LAYERS)?, layers(MAX_RAM_LAYERS)?);
+    let limits = [layers(MAX_VRAM_LAYERS)?, layers(MAX_RAM_LAYERS)?];
+    if !options.streaming && limits.iter().any(Option::is_some) {
+        (options.announce)(&format!(
+            "{MAX_VRAM_LAYERS} and {MAX_RAM_LAYERS} limit what stays of a model that is streamed: they count with --streaming only"
+        ));
+    }
+    let [max_vram_layers, max_ram_layers] = limits.map(|limit| limit.filter(|_| options.streaming));
     // A budget asks for streaming even of weights that could be read where they are mapped.
     let in_place = dev.in_place() && options.vram_budget.is_none() && max_vram_layers.is_none();
     let vram = dev.memory()?;
