@@ -322,8 +322,8 @@ for part in "${parts[@]}"; do
         ;;
     nvme)
         # Each test has threads that spin: the played drive, and the one that copies doorbells.
-        # One after the other: beside others, the played drive's copies from pageable memory were refused (docs/nvme.md).
-        check nvme-kernel 180 suite_on_gpu --test-threads 1 nvme_gpu::gpu:: --skip figures
+        # They take turns by themselves (docs/nvme.md).
+        check nvme-kernel 180 suite_on_gpu nvme_gpu::gpu:: --skip figures
         lines=40 check nvme-figures 120 suite_on_gpu --exact nvme_gpu::gpu::figures
         lines=40 check "nvme-${NVME:-8b:Q8_0}" 300 nvme_model "${NVME:-8b:Q8_0}"
         ;;

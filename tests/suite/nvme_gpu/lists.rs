@@ -9,7 +9,7 @@ use ntransformer::device::cuda::{
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::{Kind, Rig, Vram, Wanted, assert_bytes, assert_good, room};
+use super::{Kind, Rig, Target, Vram, Wanted, assert_bytes, assert_good, room};
 
 /// Several lists of reads at random places, into memory that begins anywhere in a page, and what is around them stays as it was.
 fn random_lists<D: Driver>(rig: &mut Rig<D>, seed: u64, lists: usize, count: usize, most: u32, what: &str) {
@@ -145,7 +145,7 @@ pub fn into_the_gpus_memory<D: Vram>(driver: &D) {
     for run in [4096, 65536, 0] {
         let reads = rig.random_reads(&mut rng, 60, 200, run == 4096);
         let len = room(&reads, 512).next_multiple_of(4096);
-        let memory = driver.alloc("a drive's destination", len).unwrap();
+        let memory = Target::new(driver.alloc("a drive's destination", len).unwrap());
         driver.write(&memory, 0, &vec![super::POISON; len]).unwrap();
         let bus = rig.vram.clone().insert(driver, D::address(&memory), len, run);
         let pages = Pages::new(&rig.beside, &bus, 4096).unwrap();
