@@ -92,6 +92,7 @@ cases! {
     source::dropped_while_it_reads,
     figures::figures,
     model::tokens_of_a_model_on_a_drive,
+    model::decoding_beside_lists,
 }
 
 /// What a byte holds that nobody has written.

@@ -193,13 +193,24 @@ impl Controller {
         Ok(ids.take_while(|&id| id != 0).collect())
     }
 
-    /// Namespace `id`.
+    /// Namespace `id`, of which a command takes one block at least.
     ///
     /// # Errors
     /// If there is none, or its format cannot be read.
     pub fn namespace(&mut self, id: u32) -> Result<Namespace, Error> {
+        let device = self.door.name().to_owned();
+        // 0 is none, and FFFFFFFFh all of them (Base Specification, section 3.2.1.2).
+        if matches!(id, 0 | u32::MAX) {
+            return Err(Error::Refused { device, reason: format!("there is no namespace {id}") });
+        }
         let data = self.identify(Cns::Namespace, id, "Identify (namespace)")?;
-        Namespace::new(self.door.name(), id, &data)
+        let namespace = Namespace::new(&device, id, &data)?;
+        let (block, most) = (namespace.block_bytes, self.max_transfer);
+        if block > most {
+            let reason = format!("namespace {id} has blocks of {block} bytes, but a command transfers {most} at most");
+            return Err(Error::Refused { device, reason });
+        }
+        Ok(namespace)
     }
 
     /// Resets the controller and issues all outstanding commands again. That is another attempt of those that did not complete in

@@ -182,6 +182,11 @@ impl System {
         (first < last && last < u64::MAX).then(|| (first..last + 1, flags))
     }
 
+    /// The namespace that the block device `name` is, by its id, which may be another number than the one in its name.
+    pub fn namespace_of_block(&self, name: &str) -> Option<u32> {
+        text(&self.path("/sys/class/block").join(name).join("nsid"))?.parse().ok()
+    }
+
     /// The function that the block device `name` belongs to.
     pub fn pci_of_block(&self, name: &str) -> Option<PciAddress> {
         let device = fs::canonicalize(self.path("/sys/class/block").join(name)).ok()?;
