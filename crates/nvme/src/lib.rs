@@ -25,6 +25,7 @@ mod hugepage;
 mod identify;
 mod iova;
 mod lent;
+mod mapping;
 #[cfg(feature = "testing")]
 pub mod model;
 mod pci;
