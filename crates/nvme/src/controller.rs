@@ -77,7 +77,6 @@ impl Controller {
     /// If nobody answers, the controller does not do what it should in time, or is none that this driver knows.
     pub fn open(door: Arc<dyn Door>, options: Options) -> Result<Controller, Error> {
         door.check()?;
-        door.set_bus_master(true)?;
         let (name, cap) = (door.name().to_owned(), Cap(door.read64(CAP)));
         if cap.0 == u64::MAX {
             return Err(Error::Gone { device: name });
@@ -119,6 +118,8 @@ impl Controller {
             running: false,
         };
         controller.disable()?;
+        // Not before: what was in flight when the one before was kept from the bus would go on, into memory that is others' now.
+        controller.door.set_bus_master(true)?;
         controller.enable()?;
         controller.identify_controller()?;
         controller.create_queues()?;

@@ -141,6 +141,7 @@ pub enum Error {
 fn advice(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::PermissionDenied => "; start as root, or let this user read and write that file",
+        io::ErrorKind::ResourceBusy => "; another process has it, end that first",
         _ => "",
     }
 }

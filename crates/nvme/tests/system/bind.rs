@@ -93,6 +93,15 @@ fn refusals_leave_the_drive_as_it_is() {
     refuse(|machine| fs::remove_file(machine.path("/dev/nvme0n1")).unwrap(), "opening failed");
 }
 
+/// Also a device without a driver is not driven if it is something else.
+#[test]
+fn what_is_no_drive_is_not_opened() {
+    let machine = Machine::new();
+    machine.pci(DRIVE, "0x020000", None, None);
+    let error = nvme::open(&machine.system(), address(DRIVE)).err().unwrap().to_string();
+    assert_eq!(error, "0000:3b:00.0: it is no NVMe drive (its class is 020000)");
+}
+
 #[test]
 fn neighbours_without_drivers_and_bridges_are_in_nobodys_way() {
     let machine = Machine::new();

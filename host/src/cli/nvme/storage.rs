@@ -200,7 +200,6 @@ impl Target {
     pub fn open(system: &System, name: &str, namespace: Option<u32>) -> anyhow::Result<Target> {
         if let Ok(address) = name.parse::<PciAddress>() {
             let device = system.device(address)?;
-            ensure!(device.is_nvme(), "{name} is no NVMe drive");
             if device.driver.as_deref() != Some("nvme") {
                 return Self::direct(name, nvme::open(system, address)?, namespace);
             }
