@@ -114,6 +114,16 @@ fn drives_that_are_too_small() {
 }
 
 #[test]
+fn drives_with_large_blocks_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let gguf = model(folder.path());
+    let (_, mut drive) = played(8192, 32 * MIB);
+    let expected = "drives with blocks of 8192 bytes are not supported; format it with blocks of 512 or 4096";
+    assert_eq!(write(&mut *drive, 0, &gguf, &mut |_| ()).unwrap_err().to_string(), expected);
+    assert_eq!(check(&mut *drive, 0, Some(&gguf)).unwrap_err(), expected);
+}
+
+#[test]
 fn plain_files_are_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let gguf = model(folder.path());

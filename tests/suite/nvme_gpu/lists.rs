@@ -163,7 +163,7 @@ pub fn what_no_command_can_do<D: Driver>(driver: &D) {
     let kind = Kind { traits: Traits { mdts: 1, ..Traits::default() }, ..Kind::default() };
     let kind = Kind { settings: Settings { reads: 4, ..kind.settings }, ..kind };
     let mut rig = Rig::new(driver, &kind);
-    let ram = rig.ram(64 << 10, 4096, 0);
+    let ram = rig.ram(64 << 10, 65536, 0);
     let read = |blocks, at| Read { lba: 0, blocks, pages: &ram.pages, at };
     let mut refused = |reads: &[Read<'_>]| {
         // SAFETY: it does not start, or it is waited for.
@@ -177,6 +177,9 @@ pub fn what_no_command_can_do<D: Driver>(driver: &D) {
     assert!(matches!(refused(&[read(2, (64 << 10) - 512)]), QueueError::Pages(PrpError::Outside { .. })));
     assert!(matches!(refused(&[read(1, usize::MAX)]), QueueError::Pages(PrpError::Outside { .. })));
     assert!(matches!(refused(&[read(1, 0); 5]), QueueError::List(_)));
+    let pages = Pages::new(&rig.beside, ram.buf.bus(), 8192).unwrap();
+    let error = refused(&[Read { lba: 0, blocks: 1, pages: &pages, at: 0 }]).to_string();
+    assert!(error.contains("pages of 8192 bytes, and not the controller's"), "{error}");
     let report = rig.run(&[], &ram);
     assert_good(report, 0);
     let report = rig.run(&[Wanted { lba: 3, blocks: 16, at: 0 }; 4], &ram);

@@ -287,7 +287,7 @@ impl GpuQueue {
     ///
     /// # Safety
     /// The memory behind each read's pages is the drive's until the read has [`Ended`](Progress::Ended), or until behind the list's end
-    /// [`renew`](Self::renew) has succeeded.
+    /// [`renew`](Self::renew) has succeeded. The [`Pages`] are the kernel's until the list has ended.
     ///
     /// # Errors
     /// Nothing was started: a read that no command can do, too many of them, or the GPU.
@@ -301,6 +301,9 @@ impl GpuQueue {
             let bytes = u64::from(blocks) << self.queue.block_bits;
             if blocks == 0 || blocks > 1 << 16 || bytes > self.max_transfer as u64 {
                 return refuse(format!("{blocks} blocks in one command, which takes {} bytes", self.max_transfer));
+            }
+            if pages.page() != 1 << self.queue.page_bits {
+                return refuse(format!("pages of {} bytes, and not the controller's", pages.page()));
             }
             let (pages, offset) = pages.find(at, bytes as usize)?;
             listed.push(kernel::Read { lba, pages, blocks, offset });
