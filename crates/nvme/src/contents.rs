@@ -160,7 +160,7 @@ fn gpt(read: Read, block: u64) -> Vec<Partition> {
         read(at, &mut entry).ok()?;
         let (first, last) = (wide(&entry, 32), wide(&entry, 40));
         let len = last.checked_sub(first).and_then(|blocks| blocks.checked_add(1)?.checked_mul(block));
-        let (start, len) = (first.checked_mul(block).unwrap_or(u64::MAX), len.unwrap_or(0));
+        let (start, len) = (first.saturating_mul(block), len.unwrap_or(0));
         Some(Partition { kind: entry[..16].try_into().expect("16 bytes"), start, len })
     };
     (0..count).map_while(entry).filter(|partition| partition.kind != [0; 16]).collect()
