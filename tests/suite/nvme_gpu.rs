@@ -75,6 +75,7 @@ cases! {
     lists::doorbells_of_the_gpus_own,
     lists::into_the_gpus_memory,
     lists::what_no_command_can_do,
+    lists::a_drive_without_a_queue_to_spare,
     faults::statuses,
     faults::completions_of_nothing,
     faults::late_and_twice,

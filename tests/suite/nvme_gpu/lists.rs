@@ -1,11 +1,14 @@
 //! Reads that succeed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use ::nvme::{PrpError, model::Traits};
+use ::nvme::{
+    Controller, Options, PrpError,
+    model::{Media, ModelDoor, Traits},
+};
 use ntransformer::device::cuda::{
     driver::Driver,
-    nvme::{Pages, QueueError, Read, Settings},
+    nvme::{GpuQueue, MODULE, Pages, QueueError, Read, Settings},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -184,4 +187,17 @@ pub fn what_no_command_can_do<D: Driver>(driver: &D) {
     assert_good(report, 0);
     let report = rig.run(&[Wanted { lba: 3, blocks: 16, at: 0 }; 4], &ram);
     assert_good(report, 4);
+}
+
+/// A drive with one queue pair, which the driver has for itself, has none for a kernel.
+pub fn a_drive_without_a_queue_to_spare<D: Driver>(driver: &D) {
+    let traits = Traits { queues: 1, ..Traits::default() };
+    let media = vec![Arc::new(Media::new(512, vec![0; 4096]))];
+    let door = ModelDoor::new(traits, media);
+    let mut controller = Controller::open(door, Options { spare: 1, ..Options::default() }).unwrap();
+    let namespace = controller.namespace(1).unwrap();
+    let gpu = Box::new(driver.beside(MODULE).unwrap());
+    let error = GpuQueue::new(gpu, &mut controller, namespace, Settings::default()).err().unwrap().to_string();
+    let expected = "model: the controller gives 1 I/O queues, and all are in use; a GPU needs one for itself: leave the commands to the CPU";
+    assert!(error.starts_with(expected), "{error}");
 }

@@ -76,6 +76,9 @@ pub enum QueueError {
     /// The drive.
     #[error(transparent)]
     Drive(#[from] ::nvme::Error),
+    /// The drive has no queue pair to lend.
+    #[error("{0}; a GPU needs one for itself: leave the commands to the CPU (--nvme-submit cpu)")]
+    NoQueue(::nvme::Error),
     /// Memory that cannot be described to a drive.
     #[error(transparent)]
     Pages(PrpError),
@@ -214,7 +217,10 @@ impl GpuQueue {
         let control = gpu.shared("a kernel's words", CONTROL_BYTES)?;
         let reads = gpu.shared("a list of reads", settings.reads.max(1) * size_of::<kernel::Read>())?;
         let statuses = gpu.shared("the ends of reads", settings.reads.max(1) * size_of::<u32>())?;
-        let lent = controller.lend(slots + 1, memory)?;
+        let lent = controller.lend(slots + 1, memory).map_err(|error| match error {
+            ::nvme::Error::NoQueue { .. } => QueueError::NoQueue(error),
+            error => error.into(),
+        })?;
         let [submissions, completions] = lent.offsets();
         let [tail, head] = rings(&settings, &control, &lent);
         debug_assert!(completions >= lent.depth() as usize * SUBMISSION_BYTES);
