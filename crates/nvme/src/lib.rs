@@ -20,6 +20,7 @@ mod controller;
 mod dma;
 mod door;
 mod drive;
+mod ending;
 mod error;
 mod hugepage;
 mod identify;

@@ -5,9 +5,12 @@ use nvme::PciDevice;
 use std::{
     fs::{self, File, OpenOptions},
     io::Read,
-    os::unix::{fs::FileExt, process::CommandExt},
+    os::unix::{
+        fs::FileExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::Instant,
 };
 
@@ -93,7 +96,11 @@ pub fn check(iommu: bool, wait: impl Fn() -> Result<PciDevice>) -> Result<()> {
     };
     told("packed", &with(&["--nvme", "auto"]), &[], "a packed image on namespace 2 from block 0 on")?;
     unprepared(&with(&["--nvme", "auto"]), iommu).context("a machine that is not prepared")?;
-    interrupted(&[&RUN[..], &["-n", "50", "--nvme", "auto"]].concat(), &address).context("Ctrl-C")?;
+    let long = [&RUN[..], &["-n", "50", "--nvme", "auto"]].concat();
+    let interrupted = ended(&long, &address, libc::SIGINT).context("Ctrl-C")?;
+    ensure!(interrupted.code() == Some(130), "Ctrl-C: {interrupted}");
+    let terminated = ended(&long, &address, libc::SIGTERM).context("SIGTERM")?;
+    ensure!(terminated.signal() == Some(libc::SIGTERM), "SIGTERM: {terminated}");
     let (plan, _) = run(&with(&["--plan"]), &[("GPUNVME_PCI_BDF", &address)])?;
     ensure!(plan.contains(&format!("on the drive {address}, streamed")) && plan.contains(" from disk at "), "{plan}");
     run(&["nvme", "unbind", &address], &[])?;
@@ -138,8 +145,8 @@ fn unprepared(args: &[&str], iommu: bool) -> Result<()> {
     Ok(())
 }
 
-/// A run that is ended in its middle leaves a drive that writes nothing any more.
-fn interrupted(args: &[&str], address: &str) -> Result<()> {
+/// A run that is ended in its middle by a signal, and what its end is: it leaves a drive that writes nothing any more.
+fn ended(args: &[&str], address: &str, signal: i32) -> Result<ExitStatus> {
     let is_bus_master = || -> Result<bool> {
         let mut command = [0];
         File::open(format!("/sys/bus/pci/devices/{address}/config"))?.read_exact_at(&mut command, 4)?;
@@ -150,10 +157,9 @@ fn interrupted(args: &[&str], address: &str) -> Result<()> {
     engine.stdout.as_mut().context("stdout is piped")?.read_exact(&mut [0; 24])?;
     ensure!(is_bus_master()?, "nothing is read");
     // SAFETY: a process of our own that was not waited for.
-    let sent = unsafe { libc::kill(engine.id() as i32, libc::SIGINT) };
+    let sent = unsafe { libc::kill(engine.id() as i32, signal) };
     ensure!(sent == 0, "no signal");
     let status = engine.wait()?;
-    ensure!(status.code() == Some(130), "{status}");
     ensure!(!is_bus_master()?, "the drive goes on");
-    Ok(())
+    Ok(status)
 }
