@@ -258,8 +258,9 @@ impl Controller {
     /// Whether it is in a state to answer.
     ///
     /// # Errors
-    /// If it has failed, or is gone.
+    /// If it has failed, is gone, or a driver of the kernel's has it.
     pub fn health(&self) -> Result<(), Error> {
+        self.door.check()?;
         let (device, csts) = (self.door.name().to_owned(), Csts(self.door.read32(CSTS)));
         match csts {
             _ if csts.is_gone() => Err(Error::Gone { device }),

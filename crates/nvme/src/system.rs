@@ -138,7 +138,7 @@ impl System {
         Ok(PciDevice {
             address,
             class,
-            driver: target_name(&folder.join("driver")),
+            driver: self.driver(address),
             group: self.group(&folder),
             link: link("current"),
             max_link: link("max"),
@@ -146,6 +146,11 @@ impl System {
             model: of_controller("model"),
             serial: of_controller("serial"),
         })
+    }
+
+    /// The driver that is bound to the function at `address`.
+    pub(crate) fn driver(&self, address: PciAddress) -> Option<String> {
+        target_name(&self.pci_folder(address).join("driver"))
     }
 
     fn group(&self, device: &Path) -> Option<Group> {

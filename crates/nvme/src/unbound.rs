@@ -135,7 +135,7 @@ impl Door for UnboundDoor {
     }
 
     fn check(&self) -> Result<(), Error> {
-        match self.system.device(self.address)?.driver {
+        match self.system.driver(self.address) {
             None => Ok(()),
             Some(driver) => Err(has_driver(self.address, &driver)),
         }
