@@ -455,7 +455,8 @@ impl Controller {
     /// Shuts the controller down (section 3.6.1), so that its cache is written, and disables it.
     ///
     /// # Errors
-    /// If it does not stop. Then it is kept from the bus, and if that fails too, the memory that it may write is never freed.
+    /// If it does not stop. Then it is kept from the bus, and if that fails too, or a driver of the kernel's has it, the memory that it may write is
+    /// never freed.
     pub fn close(mut self) -> Result<(), Error> {
         self.stop()
     }
@@ -465,8 +466,9 @@ impl Controller {
             return Ok(());
         }
         if let Err(error) = self.door.check() {
-            // It is the other driver's now, down to the bus master bit. That driver has reset it, so nothing of ours is written.
+            // It is the other driver's now, down to the bus master bit. Once that has reset it, nothing of ours is written; nobody tells when.
             self.running = false;
+            self.leak();
             return Err(error);
         }
         let timeout = self.options.timeout;
@@ -479,12 +481,17 @@ impl Controller {
         let disabled = self.disable();
         let off = self.door.set_bus_master(false);
         if disabled.is_err() && off.is_err() {
-            self.admin.leak();
-            self.queues.iter_mut().for_each(QueuePair::leak);
-            std::mem::forget((self.identify.clone(), self.lent.clone()));
+            self.leak();
         }
         self.running = false;
         disabled.and(shut_down).and(off)
+    }
+
+    /// Keeps all memory that the controller may still write, for ever.
+    fn leak(&mut self) {
+        self.admin.leak();
+        self.queues.iter_mut().for_each(QueuePair::leak);
+        std::mem::forget((self.identify.clone(), self.lent.clone()));
     }
 }
 
