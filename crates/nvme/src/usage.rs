@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,7 @@ impl System {
     ///
     /// A drive and its partitions are in use if they are mounted, swapped to, or a part of something: of an LVM volume, of another device of
     /// device-mapper, of a RAID array, of a pool of ZFS, of a loop device, or of what the machine boots from; and if another process has them open,
-    /// as a virtual machine has, which claims nothing.
+    /// as a virtual machine has, or other machines have them, which claim nothing.
     pub fn uses(&self, name: &str) -> Vec<String> {
         let mut reasons = BTreeSet::new();
         self.add_uses(name, "", 0, &mut reasons);
@@ -47,6 +47,9 @@ impl System {
             }
             self.loops(block).into_iter().for_each(|name| {
                 add(format!("is behind the loop device {name}"));
+            });
+            self.exports(block).into_iter().for_each(|name| {
+                add(format!("is given to other machines by nvmet, as {name}"));
             });
             self.openers(block).into_iter().for_each(|process| {
                 add(format!("is open in {process}"));
@@ -110,12 +113,29 @@ impl System {
         names.into_iter().filter(|name| file(name).as_deref() == Some(&device)).collect()
     }
 
+    /// Subsystems by which the kernel's NVMe target (nvmet) gives a block device to other machines, without a claim.
+    fn exports(&self, block: &str) -> Vec<String> {
+        let folder = self.path("/sys/kernel/config/nvmet/subsystems");
+        let is_it = |namespace: &Path| {
+            let device = text(&namespace.join("device_path")).and_then(|path| fs::canonicalize(self.path(path)).ok());
+            device.is_some_and(|device| device.file_name() == Some(block.as_ref()))
+        };
+        let exports = |name: &String| {
+            let namespaces = folder.join(name).join("namespaces");
+            names(&namespaces).unwrap_or_default().iter().any(|id| is_it(&namespaces.join(id)))
+        };
+        names(&folder).unwrap_or_default().into_iter().filter(exports).collect()
+    }
+
     /// Other processes that have a block device open, for messages; those of other users are seen by root only.
     fn openers(&self, block: &str) -> Vec<String> {
-        let (folder, device) = (self.path("/proc"), Path::new("/dev").join(block));
+        // A namespace has a character device besides.
+        let generic = block.strip_prefix("nvme").map(|rest| format!("/dev/ng{rest}"));
+        let devices = [Some(format!("/dev/{block}")), generic].map(|path| path.map(PathBuf::from));
+        let folder = self.path("/proc");
         let is_open = |process: &Path| {
             let files = fs::read_dir(process.join("fd")).into_iter().flatten();
-            files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == device))
+            files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| devices.contains(&Some(target))))
         };
         let named = |id: String| {
             let process = folder.join(&id);

@@ -106,6 +106,22 @@ fn loop_devices() {
     assert!(reasons(on("/dev/nvme0n11")).is_empty() && reasons(on("/data/nvme0n1")).is_empty());
 }
 
+#[test]
+fn what_other_machines_have() {
+    let export = |device: &'static str| {
+        move |m: &Machine| {
+            let subsystem = "/sys/kernel/config/nvmet/subsystems/nqn.2026-01.test:store";
+            m.file(&format!("{subsystem}/namespaces/4/device_path"), format!("{device}\n"));
+            m.folder("/dev/disk/by-id");
+            std::os::unix::fs::symlink("../../nvme0n1p1", m.path("/dev/disk/by-id/nvme-Disk-part1")).unwrap();
+        }
+    };
+    let reason = |block: &str| [format!("{block} is given to other machines by nvmet, as nqn.2026-01.test:store")];
+    assert_eq!(reasons(export("/dev/nvme0n1")), reason("nvme0n1"));
+    assert_eq!(reasons(export("/dev/disk/by-id/nvme-Disk-part1")), reason("nvme0n1p1"));
+    assert!(reasons(export("/dev/nvme1n1")).is_empty());
+}
+
 /// A virtual machine may have a drive open without a claim.
 #[test]
 fn processes_that_have_it_open() {
@@ -121,6 +137,7 @@ fn processes_that_have_it_open() {
     let expected = |block: &str| [format!("{block} is open in qemu (process {other})")];
     assert_eq!(reasons(process(other, "/dev/nvme0n1")), expected("nvme0n1"));
     assert_eq!(reasons(process(other, "/dev/nvme0n1p1")), expected("nvme0n1p1"));
+    assert_eq!(reasons(process(other, "/dev/ng0n1")), expected("nvme0n1"), "by its character device");
     assert!(reasons(process(other, "/dev/nvme0n10")).is_empty());
     assert!(reasons(process(std::process::id(), "/dev/nvme0n1")).is_empty(), "this one");
 }
