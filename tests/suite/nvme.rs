@@ -217,14 +217,14 @@ fn what_is_on_drives_is_listed() {
         String::from_utf8(out).unwrap()
     };
     let expected = "0000:3b:00.0  Disk, serial number S1\n  driver: nvme\n  IOMMU:  none\n  link:   unknown\n  \
-                    nvme0n1: 32.0 MiB, nothing that is known\n";
+                    nvme0n1: namespace 3, 32.0 MiB, nothing that is known\n";
     assert_eq!(listed(), expected);
     let mut device = BlockDevice::open(&root.path().join("dev/nvme0n1"), 32 << 20).unwrap();
     device.write(0, b"GGUF").unwrap();
-    assert!(listed().ends_with("nvme0n1: 32.0 MiB, a GGUF model\n"));
+    assert!(listed().ends_with("nvme0n1: namespace 3, 32.0 MiB, a GGUF model\n"));
     write(&mut device, 0, &model(folder.path()), &mut |_| ()).unwrap();
     fs::write(root.path().join("proc/swaps"), "/dev/nvme0n1 partition 1 0 -2\n").unwrap();
-    let expected = "nvme0n1: 32.0 MiB, a packed model image\n    in use: nvme0n1 is swapped to\n";
+    let expected = "nvme0n1: namespace 3, 32.0 MiB, a packed model image\n    in use: nvme0n1 is swapped to\n";
     assert!(listed().ends_with(expected), "{}", listed());
 }
 

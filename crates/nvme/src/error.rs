@@ -152,3 +152,18 @@ impl Error {
         move |cause| Error::System { what, cause: cause.into(), advice }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_files_say_what_to_do() {
+        let text = |kind: io::ErrorKind| {
+            Error::Io { path: "/dev/vfio/7".into(), what: "opening", cause: kind.into() }.to_string()
+        };
+        assert!(text(io::ErrorKind::ResourceBusy).ends_with("; another process has it, end that first"));
+        assert!(text(io::ErrorKind::PermissionDenied).contains("; start as root"));
+        assert!(text(io::ErrorKind::NotFound).starts_with("/dev/vfio/7: opening failed: "));
+    }
+}
