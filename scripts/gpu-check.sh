@@ -265,13 +265,15 @@ stream() {
     python3 "$NT_ROOT/scripts/stream_check.py" --only "${CASES:-}" "$NT_BIN" "$model" "${cases[@]}"
 }
 
-# nvme_model SHAPE:TYPE: streams the model from a played drive that a kernel reads; tokens as when resident.
+# nvme_model SHAPE:TYPE: streams the model from a played drive that a kernel reads, tokens as when resident; and generates by the resident model
+# while a kernel reads a drive, to see what each costs the other.
 nvme_model() {
     local shape=${1%:*} quant=${1#*:} model=$models/nt-nvme.gguf
     # shellcheck disable=SC2064
     trap "rm -f '$model' '$model.tmp'" EXIT
     "$NT_BIN" synth --force --shape "$shape" --quant "$quant" "$model" || return
-    NT_NVME_MODEL=$model suite_on_gpu --exact nvme_gpu::gpu::tokens_of_a_model_on_a_drive
+    NT_NVME_MODEL=$model suite_on_gpu --exact nvme_gpu::gpu::tokens_of_a_model_on_a_drive \
+        nvme_gpu::gpu::decoding_beside_lists
 }
 
 speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }
@@ -322,8 +324,8 @@ for part in "${parts[@]}"; do
         ;;
     nvme)
         # Each test has threads that spin: the played drive, and the one that copies doorbells.
-        # One after the other: beside others, the played drive's copies from pageable memory were refused (docs/nvme.md).
-        check nvme-kernel 180 suite_on_gpu --test-threads 1 nvme_gpu::gpu:: --skip figures
+        # They take turns by themselves (docs/nvme.md).
+        check nvme-kernel 180 suite_on_gpu nvme_gpu::gpu:: --skip figures
         lines=40 check nvme-figures 120 suite_on_gpu --exact nvme_gpu::gpu::figures
         lines=40 check "nvme-${NVME:-8b:Q8_0}" 300 nvme_model "${NVME:-8b:Q8_0}"
         ;;

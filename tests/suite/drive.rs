@@ -1,6 +1,7 @@
 //! Weights that stay on a raw drive, read by our own driver from a controller that is played: the same results as from anywhere else, and
 //! what becomes of faults, of other models, and of drives that hold none.
 
+mod namespaces;
 mod refused;
 mod source;
 
@@ -20,7 +21,10 @@ use ntransformer::{
     engine::{self, Budget, DeviceChoice, EngineError, LoadOptions, Runner, Session},
     gguf::Gguf,
     model::Model,
-    stream::{DiskReads, Reading, nvme::NvmeReads},
+    stream::{
+        DiskReads, Reading,
+        nvme::{NvmeReads, Spot},
+    },
 };
 
 use crate::{models, placement::Small, split::Parts, zero_copy};
@@ -40,20 +44,24 @@ pub fn holding(gguf: &Gguf, block: usize, lba: u64, packed: bool) -> Arc<Media> 
     }
     let media = Arc::new(Media::new(block, vec![0xa5; room.next_multiple_of(block)]));
     let door = ModelDoor::new(Traits::default(), vec![media.clone()]);
-    let mut storage = DirectDrive::open(door, 1).unwrap();
+    let mut storage = DirectDrive::open(door, None).unwrap();
     write::write(&mut storage, start as u64, gguf, &mut |_| ()).unwrap();
     media
 }
 
-/// Reads from the drive behind `door`, with timeouts that take few of its steps.
+/// Reads from block `lba` of the drive behind `door`, with timeouts that take few of its steps.
 pub fn reads(door: &Arc<ModelDoor>, lba: u64) -> NvmeReads {
+    reads_at(door, Spot { lba, ..Spot::default() })
+}
+
+fn reads_at(door: &Arc<ModelDoor>, spot: Spot) -> NvmeReads {
     let door = door.clone();
     let options = ::nvme::Options {
         timeout: Duration::from_millis(50),
         abort_timeout: Duration::from_millis(20),
         ..::nvme::Options::default()
     };
-    NvmeReads::through(Box::new(move || Ok(door.clone())), lba, DiskReads::Auto, options)
+    NvmeReads::through(Box::new(move || Ok(door.clone())), spot, DiskReads::Auto, options)
 }
 
 /// A model on `device`, with the least device memory and no RAM.
@@ -275,8 +283,8 @@ fn the_plan_names_the_drive() {
 fn where_all_fits_no_drive_is_opened() {
     let small = Small::of("Q8_0");
     let gguf = Arc::new(Gguf::open(&small.path).unwrap());
-    let reads =
-        NvmeReads::through(Box::new(|| panic!("it was opened")), 0, DiskReads::Auto, ::nvme::Options::default());
+    let find = Box::new(|| panic!("it was opened"));
+    let reads = NvmeReads::through(find, Spot::default(), DiskReads::Auto, ::nvme::Options::default());
     let options = LoadOptions { streaming: true, wanted: 64, ..LoadOptions::default() };
     let model = Model::new(gguf, None, 64).unwrap();
     let dev = CudaDevice::new(EmulatorDriver::new(0));

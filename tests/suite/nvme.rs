@@ -44,13 +44,13 @@ fn model(folder: &Path) -> Gguf {
 fn played(block: usize, bytes: usize) -> (Arc<Media>, Box<dyn Storage>) {
     let media = Arc::new(Media::new(block, vec![0; bytes]));
     let door = ModelDoor::new(Traits { shuffle: Some(1), ..Traits::default() }, vec![media.clone()]);
-    (media, Box::new(DirectDrive::open(door, 1).unwrap()))
+    (media, Box::new(DirectDrive::open(door, None).unwrap()))
 }
 
 /// The drive with these bytes.
 fn holding(block: usize, bytes: Vec<u8>) -> Box<dyn Storage> {
     let door = ModelDoor::new(Traits::default(), vec![Arc::new(Media::new(block, bytes))]);
-    Box::new(DirectDrive::open(door, 1).unwrap())
+    Box::new(DirectDrive::open(door, None).unwrap())
 }
 
 fn check(storage: &mut dyn Storage, start: u64, gguf: Option<&Gguf>) -> Result<Verified, String> {
@@ -114,6 +114,16 @@ fn drives_that_are_too_small() {
 }
 
 #[test]
+fn drives_with_large_blocks_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let gguf = model(folder.path());
+    let (_, mut drive) = played(8192, 32 * MIB);
+    let expected = "drives with blocks of 8192 bytes are not supported; format it with blocks of 512 or 4096";
+    assert_eq!(write(&mut *drive, 0, &gguf, &mut |_| ()).unwrap_err().to_string(), expected);
+    assert_eq!(check(&mut *drive, 0, Some(&gguf)).unwrap_err(), expected);
+}
+
+#[test]
 fn plain_files_are_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let gguf = model(folder.path());
@@ -150,6 +160,7 @@ fn machine() -> tempfile::TempDir {
     file(&format!("{device}/nvme/nvme0/serial"), b"S1   \n");
     file(&format!("{device}/nvme/nvme0/nvme0n1/dev"), b"259:0\n");
     file(&format!("{device}/nvme/nvme0/nvme0n1/size"), b"65536\n");
+    file(&format!("{device}/nvme/nvme0/nvme0n1/nsid"), b"3\n");
     file(&format!("{device}/nvme/nvme0/nvme0n1/queue/logical_block_size"), b"512\n");
     file("dev/nvme0n1", &vec![0; 32 * MIB]);
     file("proc/self/mountinfo", b"");
@@ -170,8 +181,8 @@ fn drives_are_named_by_address_or_device() {
     let (root, folder) = (machine(), tempfile::tempdir().unwrap());
     let (system, gguf) = (System::at(root.path()), model(folder.path()));
     let device = root.path().join("dev/nvme0n1");
-    for name in ["0000:3b:00.0", "3b:00.0", device.to_str().unwrap()] {
-        let mut target = Target::open(&system, name, 1).unwrap();
+    for (name, namespace) in [("0000:3b:00.0", None), ("3b:00.0", Some(3)), (device.to_str().unwrap(), None)] {
+        let mut target = Target::open(&system, name, namespace).unwrap();
         assert_eq!(target.serial, "S1");
         assert_eq!(target.start(7).unwrap(), 7 * 512);
         assert!(target.start(65536).unwrap_err().to_string().ends_with("has 65536 blocks: there is no block 65536"));
@@ -179,18 +190,21 @@ fn drives_are_named_by_address_or_device() {
         assert!(check(&mut *target.storage, 512, Some(&gguf)).is_ok());
         target.close().unwrap();
     }
-    let refuse = |name: &str, namespace| match Target::open(&system, name, namespace) {
+    let refuse_with = |name: &str, namespace| match Target::open(&system, name, namespace) {
         Ok(_) => panic!("{name} was opened"),
         Err(error) => format!("{error:#}"),
     };
-    assert!(refuse("0000:3b:00.0", 2).contains("name one of its block devices instead: /dev/nvme0n1"));
-    assert!(refuse("0000:3c:00.0", 1).contains("there is no such device"));
-    assert!(refuse("/dev/nvme9n9", 1).contains("is neither a PCI address nor a device that there is"));
-    assert!(refuse(root.path().join("proc/self/mountinfo").to_str().unwrap(), 1).contains("is no block device"));
+    let refuse = |name: &str| refuse_with(name, None);
+    // A block device's name has a number of its own.
+    assert!(refuse_with("0000:3b:00.0", Some(1)).contains("name one of its block devices instead: /dev/nvme0n1"));
+    assert!(refuse_with(device.to_str().unwrap(), Some(3)).contains("--namespace goes with a PCI address"));
+    assert!(refuse("0000:3c:00.0").contains("there is no such device"));
+    assert!(refuse("/dev/nvme9n9").contains("is neither a PCI address nor a device that there is"));
+    assert!(refuse(root.path().join("proc/self/mountinfo").to_str().unwrap()).contains("is no block device"));
     fs::write(root.path().join("proc/self/mountinfo"), "31 1 259:0 / /data rw - ext4 /dev/nvme0n1 rw\n").unwrap();
     let expected = "0000:3b:00.0: the drive is in use: nvme0n1 is mounted at /data";
-    assert_eq!(refuse(device.to_str().unwrap(), 1), expected);
-    assert_eq!(refuse("0000:3b:00.0", 1), expected);
+    assert_eq!(refuse(device.to_str().unwrap()), expected);
+    assert_eq!(refuse("0000:3b:00.0"), expected);
 }
 
 #[test]
@@ -203,14 +217,14 @@ fn what_is_on_drives_is_listed() {
         String::from_utf8(out).unwrap()
     };
     let expected = "0000:3b:00.0  Disk, serial number S1\n  driver: nvme\n  IOMMU:  none\n  link:   unknown\n  \
-                    nvme0n1: 32.0 MiB, nothing that is known\n";
+                    nvme0n1: namespace 3, 32.0 MiB, nothing that is known\n";
     assert_eq!(listed(), expected);
     let mut device = BlockDevice::open(&root.path().join("dev/nvme0n1"), 32 << 20).unwrap();
     device.write(0, b"GGUF").unwrap();
-    assert!(listed().ends_with("nvme0n1: 32.0 MiB, a GGUF model\n"));
+    assert!(listed().ends_with("nvme0n1: namespace 3, 32.0 MiB, a GGUF model\n"));
     write(&mut device, 0, &model(folder.path()), &mut |_| ()).unwrap();
     fs::write(root.path().join("proc/swaps"), "/dev/nvme0n1 partition 1 0 -2\n").unwrap();
-    let expected = "nvme0n1: 32.0 MiB, a packed model image\n    in use: nvme0n1 is swapped to\n";
+    let expected = "nvme0n1: namespace 3, 32.0 MiB, a packed model image\n    in use: nvme0n1 is swapped to\n";
     assert!(listed().ends_with(expected), "{}", listed());
 }
 
@@ -218,7 +232,7 @@ fn what_is_on_drives_is_listed() {
 fn a_drive_is_measured() {
     let door: Arc<dyn Door> = ModelDoor::new(Traits::default(), vec![Arc::new(Media::new(512, vec![0; 4 * MIB]))]);
     let options = |sizes: &[u64]| bench::Options {
-        namespace: 1,
+        namespace: None,
         depths: vec![1, 8],
         sizes: sizes.to_vec(),
         time: Duration::from_millis(20),
@@ -236,6 +250,22 @@ fn a_drive_is_measured() {
     assert!((7.0..9.0).contains(&(rate(1) / rate(0))), "{text}");
     let error = bench::print(&door, &options(&[1000]), &mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("reads of 1000 bytes: this drive takes multiples of 512"), "{error}");
+}
+
+/// Which of several namespaces is meant has to be said.
+#[test]
+fn namespaces_are_not_guessed() {
+    let media = || [512, 4096].map(|block| Arc::new(Media::new(block, vec![0; MIB]))).to_vec();
+    let open = |media, id| match DirectDrive::open(ModelDoor::new(Traits::default(), media), id) {
+        Ok(drive) => Ok(drive.block_bytes()),
+        Err(error) => Err(error.to_string()),
+    };
+    assert_eq!((open(media(), Some(1)), open(media(), Some(2))), (Ok(512), Ok(4096)));
+    assert_eq!(
+        open(media(), None).unwrap_err(),
+        "model has the namespaces [1, 2]; say which one is meant (--namespace)"
+    );
+    assert_eq!(open(vec![], None).unwrap_err(), "model has no namespaces");
 }
 
 /// An image's layout is what the format's description says, so that images outlive the program that made them.

@@ -11,8 +11,9 @@ mod source;
 mod vram;
 
 use std::{
+    ops::Deref,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -41,10 +42,15 @@ macro_rules! cases {
         mod gpu {
             use super::*;
 
+            /// One test at a time. Freeing memory, unlocking it and unloading a module wait for all kernels of the context, with the driver
+            /// locked; a kernel that waits for its played drive would not end then, since that drive copies by the driver.
+            static ONE: Mutex<()> = Mutex::new(());
+
             $(
                 #[test]
                 #[ignore = "needs a GPU"]
                 fn $case() {
+                    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
                     let driver = CustDriver::open(0, |line| eprintln!("{line}")).unwrap();
                     eprintln!("{}: {}", driver.name(), stringify!($case));
                     $area::$case(&driver);
@@ -69,6 +75,7 @@ cases! {
     lists::doorbells_of_the_gpus_own,
     lists::into_the_gpus_memory,
     lists::what_no_command_can_do,
+    lists::a_drive_without_a_queue_to_spare,
     faults::statuses,
     faults::completions_of_nothing,
     faults::late_and_twice,
@@ -77,6 +84,7 @@ cases! {
     faults::queues_that_are_not_given_back,
     faults::stop,
     faults::random_faults,
+    faults::a_kernel_that_is_gone,
     source::reads_pieces,
     source::retries,
     source::missing_completions,
@@ -85,6 +93,7 @@ cases! {
     source::dropped_while_it_reads,
     figures::figures,
     model::tokens_of_a_model_on_a_drive,
+    model::decoding_beside_lists,
 }
 
 /// What a byte holds that nobody has written.
@@ -116,11 +125,12 @@ impl Played {
         let (door, stop) = (self.door.clone(), self.stop.clone());
         let started = Arc::new(AtomicBool::new(false));
         let theirs = started.clone();
-        self.thread = Some(thread::spawn(move || {
+        let run = move || {
             let mut model = door.model();
             theirs.store(true, Ordering::SeqCst);
             model.run(&stop);
-        }));
+        };
+        self.thread = Some(thread::Builder::new().name("played drive".into()).spawn(run).unwrap());
         // Nobody else has it before the thread does.
         while !started.load(Ordering::SeqCst) {
             thread::yield_now();
@@ -173,6 +183,31 @@ impl Default for Kind {
             max_transfer: 4 << 20,
             settings: Settings { patience: Duration::from_secs(20), ..Settings::default() },
             mapped: false,
+        }
+    }
+}
+
+/// Memory that a played drive writes. A test that fails drops it before its rig, whose drive goes on until then: so it stays for ever.
+struct Target<T>(Option<T>);
+
+impl<T> Target<T> {
+    fn new(memory: T) -> Self {
+        Target(Some(memory))
+    }
+}
+
+impl<T> Deref for Target<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl<T> Drop for Target<T> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::mem::forget(self.0.take());
         }
     }
 }
@@ -233,7 +268,7 @@ impl<D: Driver> Rig<D> {
         let buf = self.door().allocate_runs(first + len, run);
         buf.fill(0, buf.len(), POISON);
         let pages = Pages::new(&self.beside, buf.bus(), self.controller.page()).unwrap();
-        Ram { buf, first, len, pages }
+        Ram { buf: Target::new(buf), first, len, pages }
     }
 
     /// Starts a list of reads.
@@ -310,7 +345,7 @@ fn room(reads: &[Wanted], block: usize) -> usize {
 
 /// Memory that a drive writes.
 struct Ram {
-    buf: ::nvme::DmaBuf,
+    buf: Target<::nvme::DmaBuf>,
     first: usize,
     len: usize,
     pages: Pages,

@@ -28,7 +28,7 @@ use ntransformer::{
     model::Model,
     stream::{
         DiskReads, Reads,
-        nvme::{NvmeReads, bar1},
+        nvme::{NvmeReads, Spot, bar1},
         ring::Buffers,
     },
 };
@@ -306,8 +306,13 @@ fn a_kernel_reads_into_the_devices_memory() {
         let played = Played::new(ModelDoor::threaded(traits, vec![drive::holding(&gguf, block, lba, packed)]));
         let (door, options) = (played.door.clone(), ::nvme::Options::default());
         let kernels = CudaDevice::new(EmulatorDriver::new(3)).read_kernels().unwrap();
-        let reads = NvmeReads::through(Box::new(move || Ok(door.clone())), lba, DiskReads::Auto, options)
-            .by_gpu(kernels, Settings::default());
+        let reads = NvmeReads::through(
+            Box::new(move || Ok(door.clone())),
+            Spot { lba, ..Spot::default() },
+            DiskReads::Auto,
+            options,
+        )
+        .by_gpu(kernels, Settings::default());
         let machine = Machine::reading(reads, Way::Scattered(run), GPU);
         let (mut runner, said) = load(&small, &machine, Buffers::Auto).unwrap();
         assert!(said.contains("a kernel of emulator from the drive model"), "{said}");

@@ -47,7 +47,7 @@ enum Kind {
     Bad,
     /// 2 MiB a second.
     Slow,
-    /// Empty: the engine lays its model there.
+    /// The engine lays its model there.
     Model,
 }
 
@@ -64,7 +64,7 @@ const DRIVES: [Drive; 5] = [
     Drive { mdts: 5, kind: Kind::Sound, namespaces: &[(4096, 256 * MIB), (512, 32 * MIB)] },
     Drive { mdts: 7, kind: Kind::Bad, namespaces: &[(512, 32 * MIB)] },
     Drive { mdts: 5, kind: Kind::Slow, namespaces: &[(4096, 16 * MIB)] },
-    Drive { mdts: 5, kind: Kind::Model, namespaces: &[(4096, 32 * MIB)] },
+    Drive { mdts: 5, kind: Kind::Model, namespaces: &[(512, 32 * MIB), (4096, 32 * MIB)] },
 ];
 
 pub fn run(args: &Qemu) -> Result<()> {

@@ -473,6 +473,16 @@ nt_status nt_options_set_nvme_lba(nt_options *options,
                                   uint64_t lba);
 
 /**
+ * The namespace of that drive that the model is on, from 1. Where this is not called, GPUNVME_NAMESPACE says it; without either, it is the one
+ * that holds the model.
+ *
+ * # Safety
+ * `options` is null or from nt_options_new().
+ */
+nt_status nt_options_set_nvme_namespace(nt_options *options,
+                                        uint32_t id);
+
+/**
  * The GPU that the drive may write to, by its PCI address; it has to be the one that computes. Where this is not called,
  * GPUNVME_GPU_BDF says it; without either, CUDA does.
  *

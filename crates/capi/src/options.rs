@@ -1,7 +1,10 @@
 //! What can be set for loading: an object with setters, so that settings can be added without breaking programs that were
 //! compiled before. generation.rs is the same for generating.
 
-use std::{ffi::c_char, num::NonZeroUsize};
+use std::{
+    ffi::c_char,
+    num::{NonZeroU32, NonZeroUsize},
+};
 
 use ntransformer::{Buffers, EngineOptions};
 
@@ -201,6 +204,22 @@ pub unsafe extern "C" fn nt_options_set_nvme_lba(options: *mut nt_options, lba: 
         // SAFETY: the caller's promise.
         let options = unsafe { object_mut(options, "options") }?;
         options.0.load.nvme.lba = Some(lba);
+        Ok(())
+    })
+}
+
+/// The namespace of that drive that the model is on, from 1. Where this is not called, GPUNVME_NAMESPACE says it; without either, it is the one
+/// that holds the model.
+///
+/// # Safety
+/// `options` is null or from nt_options_new().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nt_options_set_nvme_namespace(options: *mut nt_options, id: u32) -> nt_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let options = unsafe { object_mut(options, "options") }?;
+        let id = NonZeroU32::new(id).ok_or_else(|| Failure::argument("namespaces are numbered from 1"))?;
+        options.0.load.nvme.namespace = Some(id);
         Ok(())
     })
 }

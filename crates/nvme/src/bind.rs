@@ -3,7 +3,7 @@
 //! With an IOMMU, vfio-pci is bound to it by the device's own `driver_override`; without one, no driver is. Nothing else is changed, and
 //! nothing outlives a restart.
 
-use crate::{Error, PciAddress, System};
+use crate::{Error, PciAddress, System, unbound::lock};
 use std::fs::OpenOptions;
 
 /// The driver that VFIO has for PCI devices.
@@ -98,14 +98,20 @@ impl System {
             Some(VFIO) | None => {}
             Some(_) => return Ok(device.driver),
         }
+        let driven = || {
+            let reason = "another process drives it; end that first".into();
+            Err(Error::Refused { device: address.to_string(), reason })
+        };
         // The kernel would wait for who has it open, which may be a model that runs for days.
         let group = device.group.as_ref().map(|group| self.path("/dev/vfio").join(&group.id));
         let opened = group.map(|path| OpenOptions::new().read(true).write(true).open(path));
-        if let Some(Err(cause)) = opened
-            && cause.kind() == std::io::ErrorKind::ResourceBusy
-        {
-            let reason = "another process drives it; end that first".into();
-            return Err(Error::Refused { device: address.to_string(), reason });
+        if opened.is_some_and(|opened| opened.is_err_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy)) {
+            return driven();
+        }
+        // Without VFIO it would not wait, and two would ring the same doorbells. Nobody opens it while the lock is here.
+        let resource = OpenOptions::new().read(true).write(true).open(self.pci_folder(address).join("resource0"));
+        if device.driver.is_none() && resource.as_ref().is_ok_and(|resource| !lock(resource)) {
+            return driven();
         }
         // An empty line takes the override away.
         self.write(&format!("{folder}/driver_override"), "\n")?;

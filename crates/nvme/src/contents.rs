@@ -40,45 +40,95 @@ const GROUPED: &[Signature] = &[
     (1536 + 24, b"LVM2 001", "a physical volume of LVM"),
     (0, &RAID, "a member of a RAID array (md)"),
     (4096, &RAID, "a member of a RAID array (md)"),
+    (4096 + 24, &BCACHE, "a member of a cache (bcache)"),
 ];
 
 /// Little-endian magic of md's superblocks.
 const RAID: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
 
-/// The type of partitions that firmware boots from (UEFI Specification 2.10, table 5-7), and of ZFS', as GPT stores them.
-const EFI_SYSTEM: [u8; 16] =
-    [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
-const ZFS: [u8; 16] = [0xc3, 0x8c, 0x89, 0x6a, 0xd2, 0x1d, 0xb2, 0x11, 0x99, 0xa6, 0x08, 0x00, 0x20, 0x73, 0x66, 0x31];
+/// Magic of bcache's superblock (drivers/md/bcache/bcache_ondisk.h in Linux).
+const BCACHE: [u8; 16] =
+    [0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
+
+/// Types of partitions that are part of something larger, as GPT stores them: those that firmware boots from (UEFI Specification 2.10, table 5-7; GRUB's
+/// manual, section "BIOS installation"), and ZFS'.
+const TYPES: &[([u8; 16], &str)] = &[
+    (
+        [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b],
+        "an EFI system partition, which machines boot from",
+    ),
+    (*b"Hah!IdontNeedEFI", "a BIOS boot partition, which machines boot from"),
+    (
+        [0xc3, 0x8c, 0x89, 0x6a, 0xd2, 0x1d, 0xb2, 0x11, 0x99, 0xa6, 0x08, 0x00, 0x20, 0x73, 0x66, 0x31],
+        "a member of a ZFS pool",
+    ),
+];
+
+/// A partition, in bytes.
+struct Partition {
+    kind: [u8; 16],
+    start: u64,
+    len: u64,
+}
 
 /// What is on a drive or partition of `size` bytes. `known` are further signatures, at its first byte. What cannot be read has
 /// nothing on it.
 pub fn contents(read: Read, size: u64, known: &[(&[u8], &str)]) -> Vec<Content> {
+    // Tables of partitions, which are not trusted, say where to look.
+    let read: Read = &|at, out| match at.checked_add(out.len() as u64) {
+        Some(end) if end <= size => read(at, out),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    };
     let mut found = Vec::new();
-    let mut add = |name: &str, keep: bool| {
-        let content = Content { name: name.to_owned(), keep };
-        if !found.contains(&content) {
-            found.push(content);
+    known.iter().filter(|(magic, _)| has(read, 0, magic)).for_each(|&(_, name)| add(&mut found, name, false));
+    let signatures = SIGNATURES.iter().filter(|&&(at, magic, _)| has(read, at, magic));
+    signatures.for_each(|&(_, _, name)| add(&mut found, name, false));
+    grouped(read, size).into_iter().for_each(|name| add(&mut found, name, true));
+    let partitions = match [512, 4096].into_iter().find(|&block| has(read, block, b"EFI PART")) {
+        Some(block) => {
+            add(&mut found, "a partition table (GPT)", false);
+            gpt(read, block)
         }
+        // File systems have the same mark in their boot sectors.
+        None if found.is_empty() && has(read, 510, &[0x55, 0xaa]) => {
+            add(&mut found, "a partition table (MBR)", false);
+            mbr(read)
+        }
+        None => Vec::new(),
     };
-    let has = |at: u64, magic: &[u8]| {
-        let mut bytes = vec![0; magic.len()];
-        at.checked_add(magic.len() as u64).is_some_and(|end| end <= size)
-            && read(at, &mut bytes).is_ok()
-            && bytes == magic
-    };
-    for &(magic, name) in known {
-        if has(0, magic) {
-            add(name, false);
+    // While the kernel has not the drive, there are no block devices of the partitions to look at.
+    for Partition { kind, start, len } in partitions {
+        TYPES.iter().filter(|(ty, _)| *ty == kind).for_each(|&(_, name)| add(&mut found, name, true));
+        if start < size && len <= size - start {
+            grouped(&|at, out| read(start + at, out), len).into_iter().for_each(|name| add(&mut found, name, true));
         }
     }
-    for (table, keep) in [(SIGNATURES, false), (GROUPED, true)] {
-        table.iter().filter(|&&(at, magic, _)| has(at, magic)).for_each(|&(_, _, name)| add(name, keep));
+    found
+}
+
+/// Notes what was found, once.
+fn add(found: &mut Vec<Content>, name: &str, keep: bool) {
+    let content = Content { name: name.to_owned(), keep };
+    if !found.contains(&content) {
+        found.push(content);
     }
+}
+
+/// Whether `magic` is at byte `at`.
+fn has(read: Read, at: u64, magic: &[u8]) -> bool {
+    let mut bytes = vec![0; magic.len()];
+    read(at, &mut bytes).is_ok() && bytes == magic
+}
+
+/// What on a drive or partition of `size` bytes is part of a group of drives.
+fn grouped(read: Read, size: u64) -> Vec<&'static str> {
+    let signatures = GROUPED.iter().filter(|&&(at, magic, _)| has(read, at, magic));
+    let mut found: Vec<_> = signatures.map(|&(_, _, name)| name).collect();
     // md's older superblocks are at the end: version 1.0 and 0.90 (include/uapi/linux/raid/md_p.h in Linux).
     let sectors = size / 512;
     let ends = [sectors.saturating_sub(16) & !7, (sectors & !127).saturating_sub(128)];
-    if ends.iter().any(|&sector| sector > 0 && has(sector * 512, &RAID)) {
-        add("a member of a RAID array (md)", true);
+    if ends.iter().any(|&sector| sector > 0 && has(read, sector * 512, &RAID)) {
+        found.push("a member of a RAID array (md)");
     }
     // ZFS: any of the uberblocks of the first label.
     let mut uberblocks = vec![0; 128 << 10];
@@ -87,48 +137,49 @@ pub fn contents(read: Read, size: u64, known: &[(&[u8], &str)]) -> Vec<Content> 
         let is_uberblock =
             |block: &[u8]| [magic.to_le_bytes(), magic.to_be_bytes()].contains(&block[..8].try_into().unwrap());
         if uberblocks.chunks_exact(1024).any(is_uberblock) {
-            add("a member of a ZFS pool", true);
+            found.push("a member of a ZFS pool");
         }
-    }
-    let table = [512, 4096].into_iter().find(|&block| has(block, b"EFI PART"));
-    match table {
-        Some(block) => {
-            add("a partition table (GPT)", false);
-            for kind in partition_types(read, block) {
-                match kind {
-                    EFI_SYSTEM => add("an EFI system partition, which machines boot from", true),
-                    ZFS => add("a member of a ZFS pool", true),
-                    _ => {}
-                }
-            }
-        }
-        // File systems have the same mark in their boot sectors.
-        None if found.is_empty() && has(510, &[0x55, 0xaa]) => {
-            found.push(Content { name: "a partition table (MBR)".into(), keep: false });
-        }
-        None => {}
     }
     found
 }
 
-/// The types of a GPT's partitions (UEFI Specification 2.10, section 5.3).
-fn partition_types(read: Read, block: u64) -> Vec<[u8; 16]> {
+/// A GPT's partitions (UEFI Specification 2.10, section 5.3).
+fn gpt(read: Read, block: u64) -> Vec<Partition> {
     let mut header = [0; 92];
     if read(block, &mut header).is_err() {
         return Vec::new();
     }
     let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-    let first = u64::from_le_bytes(header[72..80].try_into().expect("8 bytes"));
+    let wide = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    let first = wide(&header, 72);
     // What a table says of itself is not trusted: 128 entries of 128 bytes are usual.
     let (count, bytes) = (word(80).min(1024), u64::from(word(84)).clamp(128, 4096));
     let entry = |index: u32| {
-        let mut kind = [0; 16];
+        let mut entry = [0; 48];
         let at = first.checked_mul(block)?.checked_add(u64::from(index) * bytes)?;
-        read(at, &mut kind).ok().map(|()| kind)
+        read(at, &mut entry).ok()?;
+        let (first, last) = (wide(&entry, 32), wide(&entry, 40));
+        let len = last.checked_sub(first).and_then(|blocks| blocks.checked_add(1)?.checked_mul(block));
+        let (start, len) = (first.saturating_mul(block), len.unwrap_or(0));
+        Some(Partition { kind: entry[..16].try_into().expect("16 bytes"), start, len })
     };
-    (0..count).map_while(entry).filter(|kind| *kind != [0; 16]).collect()
+    (0..count).map_while(entry).filter(|partition| partition.kind != [0; 16]).collect()
 }
 
+/// The primary partitions of an MBR (UEFI Specification 2.10, section 5.2.1), as drives with blocks of 512 and of 4096 bytes have them.
+fn mbr(read: Read) -> Vec<Partition> {
+    let mut table = [0; 64];
+    if read(446, &mut table).is_err() {
+        return Vec::new();
+    }
+    let word = |bytes: &[u8]| u64::from(u32::from_le_bytes(bytes.try_into().expect("4 bytes")));
+    let entries = table.as_chunks::<16>().0.iter().filter(|entry| entry[4] != 0);
+    let sized = |entry: &[u8; 16]| {
+        let (first, count) = (word(&entry[8..12]), word(&entry[12..]));
+        [512, 4096].map(|block| Partition { kind: [0; 16], start: first * block, len: count * block })
+    };
+    entries.flat_map(sized).collect()
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,8 +215,36 @@ mod tests {
             let table = [(block, &b"EFI PART"[..]), (block + 72, &first), (block + 80, &entries)];
             let with = |kind: &[u8; 16]| look(MIB, &[&table[..], &[(2 * block + 128, kind)]].concat());
             assert_eq!(with(&[1; 16]), ["a partition table (GPT)"]);
-            assert_eq!(with(&EFI_SYSTEM)[1], "an EFI system partition, which machines boot from (keep)");
-            assert_eq!(with(&ZFS)[1], "a member of a ZFS pool (keep)");
+            for (kind, name) in TYPES {
+                assert_eq!(with(kind)[1..], [format!("{name} (keep)")]);
+            }
+        }
+    }
+
+    /// What groups have on partitions of a drive that the kernel has no block devices of.
+    #[test]
+    fn partitions_are_looked_at() {
+        const MIB: usize = 1 << 20;
+        for block in [512, 4096] {
+            let (first, entries) = (2u64.to_le_bytes(), [[4, 0, 0, 0], [128, 0, 0, 0]].concat());
+            let place = [64u64, 64 + 255].map(u64::to_le_bytes).concat();
+            let table = [
+                (block, &b"EFI PART"[..]),
+                (block + 72, &first),
+                (block + 80, &entries),
+                (2 * block + 128, &[1; 16]),
+                (2 * block + 128 + 32, &place),
+            ];
+            let with = |at: usize, bytes: &[u8]| look(2 * MIB, &[&table[..], &[(64 * block + at, bytes)]].concat());
+            assert_eq!(with(536, b"LVM2 001")[1..], ["a physical volume of LVM (keep)"]);
+            assert_eq!(with(4096 + 24, &BCACHE)[1..], ["a member of a cache (bcache) (keep)"]);
+            assert_eq!(with(256 * block - 8192, &RAID)[1..], ["a member of a RAID array (md) (keep)"], "at its end");
+            assert!(with(256 * block + 536, b"LVM2 001")[1..].is_empty(), "behind it");
+
+            let mut entry = [0; 16];
+            (entry[4], entry[8], entry[13]) = (0x8e, 64, 1);
+            let with = |at: usize, bytes: &[u8]| look(2 * MIB, &[(462, &entry), (510, &[0x55, 0xaa]), (at, bytes)]);
+            assert_eq!(with(64 * block + 4096, &RAID)[1..], ["a member of a RAID array (md) (keep)"], "of an MBR");
         }
     }
 
@@ -174,5 +253,11 @@ mod tests {
     fn damaged_tables_are_survived() {
         let lies = [[0xff; 8].as_slice(), &[0xff; 8]].concat();
         assert_eq!(look(4096, &[(512, b"EFI PART"), (584, &lies)]), ["a partition table (GPT)"]);
+        for place in [[u64::MAX; 2], [0, u64::MAX], [5, 4], [1 << 54, 1 << 55]] {
+            let (place, first) = (place.map(u64::to_le_bytes).concat(), 2u64.to_le_bytes());
+            let table = [(512, &b"EFI PART"[..]), (584, &first), (592, &[4]), (1024, &[1; 16]), (1024 + 32, &place)];
+            assert_eq!(look(4096, &table), ["a partition table (GPT)"]);
+        }
+        assert_eq!(look(4096, &[(446, &[0xff; 64]), (510, &[0x55, 0xaa])]), ["a partition table (MBR)"]);
     }
 }

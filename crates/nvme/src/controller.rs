@@ -77,7 +77,6 @@ impl Controller {
     /// If nobody answers, the controller does not do what it should in time, or is none that this driver knows.
     pub fn open(door: Arc<dyn Door>, options: Options) -> Result<Controller, Error> {
         door.check()?;
-        door.set_bus_master(true)?;
         let (name, cap) = (door.name().to_owned(), Cap(door.read64(CAP)));
         if cap.0 == u64::MAX {
             return Err(Error::Gone { device: name });
@@ -119,6 +118,8 @@ impl Controller {
             running: false,
         };
         controller.disable()?;
+        // Not before: what was in flight when the one before was kept from the bus would go on, into memory that is others' now.
+        controller.door.set_bus_master(true)?;
         controller.enable()?;
         controller.identify_controller()?;
         controller.create_queues()?;
@@ -193,13 +194,24 @@ impl Controller {
         Ok(ids.take_while(|&id| id != 0).collect())
     }
 
-    /// Namespace `id`.
+    /// Namespace `id`, of which a command takes one block at least.
     ///
     /// # Errors
     /// If there is none, or its format cannot be read.
     pub fn namespace(&mut self, id: u32) -> Result<Namespace, Error> {
+        let device = self.door.name().to_owned();
+        // 0 is none, and FFFFFFFFh all of them (Base Specification, section 3.2.1.2).
+        if matches!(id, 0 | u32::MAX) {
+            return Err(Error::Refused { device, reason: format!("there is no namespace {id}") });
+        }
         let data = self.identify(Cns::Namespace, id, "Identify (namespace)")?;
-        Namespace::new(self.door.name(), id, &data)
+        let namespace = Namespace::new(&device, id, &data)?;
+        let (block, most) = (namespace.block_bytes, self.max_transfer);
+        if block > most {
+            let reason = format!("namespace {id} has blocks of {block} bytes, but a command transfers {most} at most");
+            return Err(Error::Refused { device, reason });
+        }
+        Ok(namespace)
     }
 
     /// Resets the controller and issues all outstanding commands again. That is another attempt of those that did not complete in
@@ -246,8 +258,9 @@ impl Controller {
     /// Whether it is in a state to answer.
     ///
     /// # Errors
-    /// If it has failed, or is gone.
+    /// If it has failed, is gone, or a driver of the kernel's has it.
     pub fn health(&self) -> Result<(), Error> {
+        self.door.check()?;
         let (device, csts) = (self.door.name().to_owned(), Csts(self.door.read32(CSTS)));
         match csts {
             _ if csts.is_gone() => Err(Error::Gone { device }),
@@ -442,7 +455,8 @@ impl Controller {
     /// Shuts the controller down (section 3.6.1), so that its cache is written, and disables it.
     ///
     /// # Errors
-    /// If it does not stop. Then it is kept from the bus, and if that fails too, the memory that it may write is never freed.
+    /// If it does not stop. Then it is kept from the bus, and if that fails too, or a driver of the kernel's has it, the memory that it may write is
+    /// never freed.
     pub fn close(mut self) -> Result<(), Error> {
         self.stop()
     }
@@ -452,8 +466,9 @@ impl Controller {
             return Ok(());
         }
         if let Err(error) = self.door.check() {
-            // It is the other driver's now, down to the bus master bit. That driver has reset it, so nothing of ours is written.
+            // It is the other driver's now, down to the bus master bit. Once that has reset it, nothing of ours is written; nobody tells when.
             self.running = false;
+            self.leak();
             return Err(error);
         }
         let timeout = self.options.timeout;
@@ -466,12 +481,17 @@ impl Controller {
         let disabled = self.disable();
         let off = self.door.set_bus_master(false);
         if disabled.is_err() && off.is_err() {
-            self.admin.leak();
-            self.queues.iter_mut().for_each(QueuePair::leak);
-            std::mem::forget((self.identify.clone(), self.lent.clone()));
+            self.leak();
         }
         self.running = false;
         disabled.and(shut_down).and(off)
+    }
+
+    /// Keeps all memory that the controller may still write, for ever.
+    fn leak(&mut self) {
+        self.admin.leak();
+        self.queues.iter_mut().for_each(QueuePair::leak);
+        std::mem::forget((self.identify.clone(), self.lent.clone()));
     }
 }
 

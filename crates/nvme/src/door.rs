@@ -3,12 +3,18 @@
 use crate::{BusMemory, DmaBuf, Error, PciAddress, Registers, System, unbound::UnboundDoor, vfio::VfioDoor};
 use std::{any::Any, ptr::NonNull, sync::Arc};
 
-/// The way to the device at `address` that its driver leaves open: through vfio-pci, or without a driver.
+/// The way to the drive at `address` that its driver leaves open: through vfio-pci, or without a driver.
 ///
 /// # Errors
-/// If there is none, and what to do.
+/// If there is none, and what to do; a device that is no drive.
 pub fn open(system: &System, address: PciAddress) -> Result<Arc<dyn Door>, Error> {
-    match system.device(address)?.driver.as_deref() {
+    let device = system.device(address)?;
+    // What a controller's registers are would be others in another device.
+    if !device.is_nvme() {
+        let reason = format!("it is no NVMe drive (its class is {:06x})", device.class);
+        return Err(Error::Refused { device: address.to_string(), reason });
+    }
+    match device.driver.as_deref() {
         Some("vfio-pci") => VfioDoor::open(system, address),
         _ => UnboundDoor::open(system, address),
     }

@@ -93,13 +93,7 @@ impl Drive {
     /// If there is no such namespace, or it cannot be read.
     pub fn open(mut controller: Controller, id: u32) -> Result<Drive, Error> {
         let namespace = controller.namespace(id)?;
-        // A command has 65,536 blocks at most (NLB counts from 0 in 16 bits).
-        let chunk = (controller.max_transfer() / namespace.block_bytes).min(1 << 16) as u64;
-        if chunk == 0 {
-            let (block, most) = (namespace.block_bytes, controller.max_transfer());
-            let reason = format!("namespace {id} has blocks of {block} bytes, but a command transfers {most} at most");
-            return Err(Error::Refused { device: controller.name().to_owned(), reason });
-        }
+        let chunk = chunk(&controller, namespace);
         let health_due = controller.registers().now() + HEALTH_INTERVAL;
         Ok(Drive {
             controller,
@@ -114,6 +108,17 @@ impl Drive {
             retries: 0,
             completed: false,
         })
+    }
+
+    /// Changes to namespace `id`. Nothing may be pending.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open). It is the namespace before that is read then.
+    pub fn select(&mut self, id: u32) -> Result<(), Error> {
+        assert!(self.pending() == 0, "transfers are pending");
+        self.namespace = self.controller.namespace(id)?;
+        self.chunk = chunk(&self.controller, self.namespace);
+        Ok(())
     }
 
     /// The namespace.
@@ -363,6 +368,11 @@ impl Active {
         self.to_cut = false;
         self.error.get_or_insert(error);
     }
+}
+
+/// Blocks of a command at most: 65,536 at any rate (NLB counts from 0 in 16 bits).
+fn chunk(controller: &Controller, namespace: Namespace) -> u64 {
+    (controller.max_transfer() / namespace.block_bytes).min(1 << 16) as u64
 }
 
 /// A command for messages.

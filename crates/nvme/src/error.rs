@@ -141,6 +141,7 @@ pub enum Error {
 fn advice(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::PermissionDenied => "; start as root, or let this user read and write that file",
+        io::ErrorKind::ResourceBusy => "; another process has it, end that first",
         _ => "",
     }
 }
@@ -149,5 +150,20 @@ impl Error {
     /// What makes a failed system call's error, with what to do against it.
     pub(crate) fn system(what: &'static str, advice: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
         move |cause| Error::System { what, cause: cause.into(), advice }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_files_say_what_to_do() {
+        let text = |kind: io::ErrorKind| {
+            Error::Io { path: "/dev/vfio/7".into(), what: "opening", cause: kind.into() }.to_string()
+        };
+        assert!(text(io::ErrorKind::ResourceBusy).ends_with("; another process has it, end that first"));
+        assert!(text(io::ErrorKind::PermissionDenied).contains("; start as root"));
+        assert!(text(io::ErrorKind::NotFound).starts_with("/dev/vfio/7: opening failed: "));
     }
 }

@@ -64,6 +64,10 @@ impl Namespace {
     /// If its format is one that this driver cannot read, or none that there is.
     pub(crate) fn new(device: &str, id: u32, data: &[u8; IDENTIFY_BYTES]) -> Result<Self, Error> {
         let refuse = |reason: String| Error::Refused { device: device.to_owned(), reason };
+        // What is told of an inactive one (Base Specification, section 5.17.2.1).
+        if data.iter().all(|&byte| byte == 0) {
+            return Err(refuse(format!("there is no namespace {id}")));
+        }
         // Bits 6:5 are the upper ones where there are more than 16 formats (FLBAS).
         let format = usize::from(data[26] & 0xf | if data[25] >= 16 { data[26] >> 1 & 0x30 } else { 0 });
         let described = dword(data, 128 + 4 * format);
@@ -137,6 +141,8 @@ mod tests {
         assert_eq!(damaged(134, 8), "d: namespace 3 has blocks of 2^8 bytes, not of 512 to 65536");
         assert!(damaged(132, 8).contains("metadata") && damaged(29, 1).contains("protection"));
         assert!(damaged(7, 0xff).contains("cannot be"));
+        let none = Namespace::new("d", 3, &[0; IDENTIFY_BYTES]).unwrap_err().to_string();
+        assert_eq!(none, "d: there is no namespace 3");
         assert!(damaged(26, 0).contains("2^0"), "a format that is not described");
         // Format 17 is the second of the upper sixteen.
         data[25] = 17;

@@ -20,11 +20,13 @@ mod controller;
 mod dma;
 mod door;
 mod drive;
+mod ending;
 mod error;
 mod hugepage;
 mod identify;
 mod iova;
 mod lent;
+mod mapping;
 #[cfg(feature = "testing")]
 pub mod model;
 mod pci;

@@ -1,13 +1,12 @@
 //! PCI: a function's address, its command register, and its registers in memory.
 
-use crate::{Error, Registers};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use crate::{Error, Registers, mapping::Mapping};
+use rustix::mm::ProtFlags;
 use std::{
     fmt,
     fs::File,
     io,
     os::unix::fs::FileExt,
-    ptr::NonNull,
     str::FromStr,
     sync::atomic::{Ordering, fence},
 };
@@ -70,56 +69,32 @@ pub(crate) fn set_bus_master(config: &File, base: u64, on: bool) -> io::Result<(
     config.write_all_at(&set.to_le_bytes(), base + COMMAND)
 }
 
-/// A PCI BAR that is mapped.
-pub(crate) struct Bar {
-    ptr: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: only volatile accesses of whole words, which devices take from any thread.
-unsafe impl Send for Bar {}
-// SAFETY: as above.
-unsafe impl Sync for Bar {}
+/// A PCI BAR that is mapped, of registers.
+pub(crate) struct Bar(Mapping);
 
 impl Bar {
     /// Maps `len` bytes of `file` from `offset` on, a BAR.
     pub fn map(file: &File, offset: u64, len: usize) -> Result<Bar, Error> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address that the kernel chooses.
-        let ptr = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset) };
-        let ptr = ptr.map_err(Error::system("mapping the device's registers", ""))?;
-        Ok(Bar { ptr: NonNull::new(ptr.cast()).expect("the kernel maps nothing at 0"), len })
-    }
-
-    fn word(&self, offset: usize) -> NonNull<u32> {
-        assert!(offset.is_multiple_of(4) && offset < self.len, "register {offset:#x} of {:#x} bytes", self.len);
-        // SAFETY: inside the mapping.
-        unsafe { self.ptr.add(offset).cast() }
+        Ok(Bar(Mapping::new(file, offset, len, protection, ("mapping the device's registers", ""))?))
     }
 }
 
 impl Registers for Bar {
     fn bytes(&self) -> usize {
-        self.len
+        self.0.len()
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        // SAFETY: `word` checks range and alignment.
-        u32::from_le(unsafe { self.word(offset).read_volatile() })
+        // SAFETY: `at` checks range and alignment.
+        u32::from_le(unsafe { self.0.at::<u32>(offset).read_volatile() })
     }
 
     fn write32(&self, offset: usize, value: u32) {
         // What was written to memory goes first: x86-64 keeps that order by itself, other CPUs do not.
         fence(Ordering::SeqCst);
-        // SAFETY: `word` checks range and alignment.
-        unsafe { self.word(offset).write_volatile(value.to_le()) };
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        // SAFETY: this value's own mapping, which nothing refers to any more. It cannot fail.
-        let _ = unsafe { munmap(self.ptr.as_ptr().cast(), self.len) };
+        // SAFETY: `at` checks range and alignment.
+        unsafe { self.0.at::<u32>(offset).write_volatile(value.to_le()) };
     }
 }
 

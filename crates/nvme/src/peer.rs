@@ -1,12 +1,11 @@
 //! Another device's memory, such as a GPU's, as far as it is behind a PCI BAR or in a dma-buf: a way for a drive to write it.
 
-use crate::{BusAddr, BusMemory, Door, Error, PciAddress, System};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use crate::{BusAddr, BusMemory, Door, Error, PciAddress, System, mapping::Mapping};
+use rustix::mm::ProtFlags;
 use std::{
     any::Any,
     fs::File,
     os::fd::{AsFd, OwnedFd},
-    ptr::NonNull,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -39,43 +38,14 @@ pub trait Window: Send + Sync {
     ) -> Result<BusMemory, Error>;
 }
 
-/// A mapping of a file of the kernel's.
-struct Mapping {
-    ptr: NonNull<u8>,
-    len: usize,
+/// Maps memory of another device.
+fn map(file: impl AsFd, at: u64, len: usize, protection: ProtFlags, advice: &'static str) -> Result<Mapping, Error> {
+    Mapping::new(file, at, len, protection, ("mapping the other device's memory", advice))
 }
 
-// SAFETY: an address and a length; the mapping goes with the value, from whatever thread.
-unsafe impl Send for Mapping {}
-// SAFETY: shared references read whole words, volatile.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(
-        file: impl AsFd,
-        at: u64,
-        len: usize,
-        protection: ProtFlags,
-        advice: &'static str,
-    ) -> Result<Mapping, Error> {
-        // SAFETY: a new mapping at an address that the kernel chooses.
-        let ptr = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, at) };
-        let ptr = ptr.map_err(Error::system("mapping the other device's memory", advice))?;
-        Ok(Mapping { ptr: NonNull::new(ptr.cast()).expect("the kernel maps nothing at 0"), len })
-    }
-
-    fn read64(&self, at: u64) -> u64 {
-        assert!(at.is_multiple_of(8) && at < self.len as u64, "byte {at:#x} of {:#x}", self.len);
-        // SAFETY: inside the mapping, which is a whole number of pages, and aligned.
-        u64::from_le(unsafe { self.ptr.add(at as usize).cast::<u64>().read_volatile() })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this value's own mapping, which nothing refers to any more. It cannot fail.
-        let _ = unsafe { munmap(self.ptr.as_ptr().cast(), self.len) };
-    }
+fn read64(mapping: &Mapping, at: u64) -> u64 {
+    // SAFETY: `at` checks range and alignment.
+    u64::from_le(unsafe { mapping.at::<u64>(at as usize).read_volatile() })
 }
 
 /// A BAR of another device. The CPU only reads it.
@@ -128,7 +98,7 @@ impl PeerBar {
     fn map_part(&self, start: u64) -> Result<Mapping, Error> {
         let advice = "; a kernel with CONFIG_IO_STRICT_DEVMEM refuses that while a driver has the device, unless it is \
                       started with iomem=relaxed";
-        Mapping::new(&self.file, start, PART.min(self.bytes - start) as usize, ProtFlags::READ, advice)
+        map(&self.file, start, PART.min(self.bytes - start) as usize, ProtFlags::READ, advice)
     }
 }
 
@@ -145,7 +115,7 @@ impl Window for PeerBar {
         if part.as_ref().is_none_or(|(mapped, _)| *mapped != start) {
             *part = self.map_part(start).ok().map(|mapping| (start, mapping));
         }
-        part.as_ref().map_or(u64::MAX, |(start, mapping)| mapping.read64(at - start))
+        part.as_ref().map_or(u64::MAX, |(start, mapping)| read64(mapping, at - start))
     }
 
     unsafe fn map(
@@ -171,8 +141,8 @@ impl Window for PeerBar {
         }
         // VFIO maps what this process has mapped, also if it is no RAM (`follow_fault_pfn` in drivers/vfio/vfio_iommu_type1.c), and
         // for writing only what this process could write.
-        let mapping = Mapping::new(&self.file, at, len, ProtFlags::READ | ProtFlags::WRITE, "")?;
-        let ptr = mapping.ptr;
+        let mapping = map(&self.file, at, len, ProtFlags::READ | ProtFlags::WRITE, "")?;
+        let ptr = mapping.at(0);
         // SAFETY: the mapping goes with the owner, a BAR does not move, and no reference to it is made.
         unsafe { door.map(ptr, len, Box::new((mapping, owner))) }
     }
@@ -191,18 +161,18 @@ impl DmaBufWindow {
     pub fn open(dma_buf: &OwnedFd, len: usize) -> Result<DmaBufWindow, Error> {
         let advice = "; its exporter lets only drivers of the kernel map it";
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let mapping = Mapping::new(dma_buf, 0, len.next_multiple_of(PEER_PAGE), protection, advice)?;
+        let mapping = map(dma_buf, 0, len.next_multiple_of(PEER_PAGE), protection, advice)?;
         Ok(DmaBufWindow { mapping: mapping.into() })
     }
 }
 
 impl Window for DmaBufWindow {
     fn bytes(&self) -> u64 {
-        self.mapping.len as u64
+        self.mapping.len() as u64
     }
 
     fn read64(&self, at: u64) -> u64 {
-        self.mapping.read64(at)
+        read64(&self.mapping, at)
     }
 
     unsafe fn map(
@@ -217,8 +187,7 @@ impl Window for DmaBufWindow {
             return Err(Error::Refused { device: door.name().to_owned(), reason });
         }
         assert!(at + len as u64 <= self.bytes(), "{at} + {len} of {} bytes", self.bytes());
-        // SAFETY: inside the mapping.
-        let ptr = unsafe { self.mapping.ptr.add(at as usize) };
+        let ptr = self.mapping.at(at as usize);
         // SAFETY: the mapping goes with the owner; its exporter keeps the memory in its place as long as it is mapped; no reference to it
         // is made.
         unsafe { door.map(ptr, len, Box::new((self.mapping.clone(), owner))) }

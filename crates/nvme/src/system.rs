@@ -138,7 +138,7 @@ impl System {
         Ok(PciDevice {
             address,
             class,
-            driver: target_name(&folder.join("driver")),
+            driver: self.driver(address),
             group: self.group(&folder),
             link: link("current"),
             max_link: link("max"),
@@ -146,6 +146,11 @@ impl System {
             model: of_controller("model"),
             serial: of_controller("serial"),
         })
+    }
+
+    /// The driver that is bound to the function at `address`.
+    pub(crate) fn driver(&self, address: PciAddress) -> Option<String> {
+        target_name(&self.pci_folder(address).join("driver"))
     }
 
     fn group(&self, device: &Path) -> Option<Group> {
@@ -180,6 +185,11 @@ impl System {
         let mut next = || u64::from_str_radix(numbers.next()?.strip_prefix("0x")?, 16).ok();
         let (first, last, flags) = (next()?, next()?, next()?);
         (first < last && last < u64::MAX).then(|| (first..last + 1, flags))
+    }
+
+    /// The namespace that the block device `name` is, by its id, which may be another number than the one in its name.
+    pub fn namespace_of_block(&self, name: &str) -> Option<u32> {
+        text(&self.path("/sys/class/block").join(name).join("nsid"))?.parse().ok()
     }
 
     /// The function that the block device `name` belongs to.

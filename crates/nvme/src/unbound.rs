@@ -4,7 +4,7 @@
 //! There is nothing between such a device and the machine's memory. What it is told to write, it writes.
 
 use crate::{
-    BusMemory, DmaBuf, Door, Error, PciAddress, Registers, System,
+    BusMemory, DmaBuf, Door, Error, PciAddress, Registers, System, ending,
     hugepage::{Anonymous, PAGE, physical},
     pci::{Bar, set_bus_master},
     registers::DOORBELLS,
@@ -16,8 +16,10 @@ use std::{
     io,
     path::{Path, PathBuf},
     ptr::NonNull,
-    sync::{Arc, Mutex, Once, PoisonError, Weak},
+    sync::Arc,
 };
+
+pub use ending::stop_all;
 
 /// A device without a driver.
 pub struct UnboundDoor {
@@ -53,7 +55,7 @@ impl UnboundDoor {
         let folder = system.pci_folder(address);
         let path = folder.join("resource0");
         let file = open(&path)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !lock(&file) {
             return refuse("another process drives it".into());
         }
         let enabled = Enabled::new(folder.join("enable"))?;
@@ -71,38 +73,14 @@ impl UnboundDoor {
             _resource: file,
             _enabled: enabled,
         });
-        remember(&door);
+        ending::remember(&door);
         Ok(door)
     }
 }
 
-/// The doors that are open.
-static OPEN: Mutex<Vec<Weak<UnboundDoor>>> = Mutex::new(Vec::new());
-
-fn remember(door: &Arc<UnboundDoor>) {
-    static AT_EXIT: Once = Once::new();
-    extern "C" fn at_exit() {
-        stop_all();
-    }
-    AT_EXIT.call_once(|| {
-        // Where it cannot be registered, a drive that its owner does not stop goes on, as it does when a process is killed.
-        // SAFETY: the function takes nothing and lives as long as the process.
-        let _ = unsafe { libc::atexit(at_exit) };
-    });
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    open.retain(|door| door.strong_count() > 0);
-    open.push(Arc::downgrade(door));
-}
-
-/// Keeps all devices that this process has taken without an IOMMU from the bus, for who ends the process with reads in flight: its memory
-/// becomes others', and the devices would still write there. A process that exits does it by itself. (VFIO's devices are stopped by the
-/// kernel, however the process ends.)
-pub fn stop_all() {
-    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    for door in open.iter().filter_map(Weak::upgrade) {
-        // Nothing is left to be told of an error.
-        let _ = door.set_bus_master(false);
-    }
+/// Takes the lock that who drives a device without a driver has on its `resource0`, for as long as the file is open. Whether nobody else has it.
+pub(crate) fn lock(resource: &File) -> bool {
+    flock(resource, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 fn has_driver(address: PciAddress, driver: &str) -> Error {
@@ -157,7 +135,7 @@ impl Door for UnboundDoor {
     }
 
     fn check(&self) -> Result<(), Error> {
-        match self.system.device(self.address)?.driver {
+        match self.system.driver(self.address) {
             None => Ok(()),
             Some(driver) => Err(has_driver(self.address, &driver)),
         }
@@ -217,39 +195,5 @@ impl PhysicalMemory {
         let pages: Result<Vec<_>, Error> = pages.collect();
         // SAFETY: the caller promises that the pages stay where they are.
         unsafe { BusMemory::new(pages?, owner) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
-
-    /// A device of files, whose registers nobody plays.
-    #[test]
-    fn devices_are_kept_from_the_bus_when_the_process_ends() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("sys/bus/pci/devices/0000:3b:00.0");
-        fs::create_dir_all(&folder).unwrap();
-        for (name, bytes) in
-            [("class", &b"0x010802\n"[..]), ("enable", b"0"), ("config", &[0; 64]), ("resource0", &[0; 8192])]
-        {
-            fs::write(folder.join(name), bytes).unwrap();
-        }
-        let address = "3b:00.0".parse().unwrap();
-        let door = UnboundDoor::open(&System::at(root.path()), address).unwrap();
-        let is_master = || {
-            let mut command = [0; 2];
-            File::open(folder.join("config")).unwrap().read_exact_at(&mut command, 4).unwrap();
-            command[0] & 4 != 0
-        };
-        door.set_bus_master(true).unwrap();
-        assert!(is_master());
-        stop_all();
-        assert!(!is_master());
-        let again = UnboundDoor::open(&System::at(root.path()), address).err().unwrap().to_string();
-        assert!(again.contains("another process drives it"), "{again}");
-        drop(door);
-        assert_eq!(fs::read(folder.join("enable")).unwrap(), b"0");
     }
 }

@@ -9,17 +9,22 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// Levels of block devices on block devices: more are a mistake.
 const LEVELS: usize = 16;
 
+/// How long other processes may have a block device open to look at it.
+const LOOK: Duration = Duration::from_secs(1);
+
 impl System {
     /// Why the block device `name` (`nvme0n1`) is in use, a reason each; empty if it is not.
     ///
     /// A drive and its partitions are in use if they are mounted, swapped to, or a part of something: of an LVM volume, of another device of
-    /// device-mapper, of a RAID array, of a pool of ZFS, or of what the machine boots from.
+    /// device-mapper, of a RAID array, of a pool of ZFS, of a loop device, or of what the machine boots from; and if another process has them open,
+    /// as a virtual machine has, or other machines have them, which claim nothing.
     pub fn uses(&self, name: &str) -> Vec<String> {
         let mut reasons = BTreeSet::new();
         self.add_uses(name, "", 0, &mut reasons);
@@ -27,10 +32,7 @@ impl System {
     }
 
     fn add_uses(&self, name: &str, via: &str, level: usize, reasons: &mut BTreeSet<String>) {
-        let folder = self.path("/sys/class/block").join(name);
-        let partitions = names(&folder).unwrap_or_default();
-        let partitions = partitions.iter().filter(|part| folder.join(part).join("partition").exists());
-        for block in std::iter::once(name).chain(partitions.map(String::as_str)) {
+        for block in &self.with_partitions(name) {
             let mut add = |what: String| reasons.insert(format!("{block}{via} {what}"));
             let number = text(&self.path("/sys/class/block").join(block).join("dev")).unwrap_or_default();
             for (place, is_boot) in self.mounts(block, &number) {
@@ -43,6 +45,15 @@ impl System {
             if self.is_btrfs(block) {
                 add("is part of a mounted Btrfs file system".into());
             }
+            self.loops(block).into_iter().for_each(|name| {
+                add(format!("is behind the loop device {name}"));
+            });
+            self.exports(block).into_iter().for_each(|name| {
+                add(format!("is given to other machines by nvmet, as {name}"));
+            });
+            self.openers(block).into_iter().for_each(|process| {
+                add(format!("is open in {process}"));
+            });
             for content in self.block_contents(block, &[]).into_iter().filter(|content| content.keep) {
                 add(format!("holds {}", content.name));
             }
@@ -54,6 +65,14 @@ impl System {
                 }
             }
         }
+    }
+
+    /// A block device and its partitions.
+    fn with_partitions(&self, name: &str) -> Vec<String> {
+        let folder = self.path("/sys/class/block").join(name);
+        let partitions = names(&folder).unwrap_or_default().into_iter();
+        let partitions = partitions.filter(|part| folder.join(part).join("partition").exists());
+        std::iter::once(name.to_owned()).chain(partitions).collect()
     }
 
     /// Where a block device is mounted, in this mount namespace or the first process's, and whether the machine needs it to run.
@@ -83,6 +102,48 @@ impl System {
     fn is_btrfs(&self, block: &str) -> bool {
         let folder = self.path("/sys/fs/btrfs");
         names(&folder).unwrap_or_default().iter().any(|fs| folder.join(fs).join("devices").join(block).exists())
+    }
+
+    /// Loop devices on a block device, which are no holders of it.
+    fn loops(&self, block: &str) -> Vec<String> {
+        let folder = self.path("/sys/class/block");
+        let file = |name: &String| text(&folder.join(name).join("loop/backing_file"));
+        let device = format!("/dev/{block}");
+        let names = names(&folder).unwrap_or_default();
+        names.into_iter().filter(|name| file(name).as_deref() == Some(&device)).collect()
+    }
+
+    /// Subsystems by which the kernel's NVMe target (nvmet) gives a block device to other machines, without a claim.
+    fn exports(&self, block: &str) -> Vec<String> {
+        let folder = self.path("/sys/kernel/config/nvmet/subsystems");
+        let is_it = |namespace: &Path| {
+            let device = text(&namespace.join("device_path")).and_then(|path| fs::canonicalize(self.path(path)).ok());
+            device.is_some_and(|device| device.file_name() == Some(block.as_ref()))
+        };
+        let exports = |name: &String| {
+            let namespaces = folder.join(name).join("namespaces");
+            names(&namespaces).unwrap_or_default().iter().any(|id| is_it(&namespaces.join(id)))
+        };
+        names(&folder).unwrap_or_default().into_iter().filter(exports).collect()
+    }
+
+    /// Other processes that have a block device open, for messages; those of other users are seen by root only.
+    fn openers(&self, block: &str) -> Vec<String> {
+        // A namespace has a character device besides.
+        let generic = block.strip_prefix("nvme").map(|rest| format!("/dev/ng{rest}"));
+        let devices = [Some(format!("/dev/{block}")), generic].map(|path| path.map(PathBuf::from));
+        let folder = self.path("/proc");
+        let is_open = |process: &Path| {
+            let files = fs::read_dir(process.join("fd")).into_iter().flatten();
+            files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| devices.contains(&Some(target))))
+        };
+        let named = |id: String| {
+            let process = folder.join(&id);
+            let other = id.parse::<u32>().is_ok_and(|id| id != std::process::id());
+            let name = || text(&process.join("comm")).unwrap_or_else(|| "a process".into());
+            (other && is_open(&process)).then(|| format!("{} (process {id})", name()))
+        };
+        names(&folder).unwrap_or_default().into_iter().filter_map(named).collect()
     }
 
     /// What holds a block device, for messages.
@@ -121,10 +182,6 @@ impl System {
     /// The drive is in use, and for what.
     pub fn claim(&self, device: &PciDevice) -> Result<Vec<File>, Error> {
         let refuse = |reason: String| Error::Refused { device: device.address.to_string(), reason };
-        let reasons: Vec<_> = device.blocks.iter().flat_map(|block| self.uses(block)).collect();
-        if !reasons.is_empty() {
-            return Err(refuse(format!("the drive is in use: {}", reasons.join("; "))));
-        }
         let claim = |block: &String| {
             // Without O_CREAT, this is the kernel's way to say: nobody else (open(2)). Mounts, LVM, RAID and ZFS claim so, too, in
             // whatever namespace.
@@ -135,7 +192,19 @@ impl System {
                 _ => Error::Io { path, what: "opening", cause },
             })
         };
-        device.blocks.iter().map(claim).collect()
+        // Behind the claim nothing changes any more that would be a reason. Who only looks what is there, as udev does when something was written,
+        // is gone soon.
+        let claimed: Result<Vec<_>, _> = device.blocks.iter().map(claim).collect();
+        let until = Instant::now() + LOOK;
+        let blocks: Vec<_> = device.blocks.iter().flat_map(|block| self.with_partitions(block)).collect();
+        while blocks.iter().any(|block| !self.openers(block).is_empty()) && Instant::now() < until {
+            std::thread::sleep(LOOK / 20);
+        }
+        let reasons: Vec<_> = device.blocks.iter().flat_map(|block| self.uses(block)).collect();
+        match reasons.is_empty() {
+            true => claimed,
+            false => Err(refuse(format!("the drive is in use: {}", reasons.join("; ")))),
+        }
     }
 }
 

@@ -57,9 +57,9 @@ pub struct PlaceArgs {
     /// The drive's PCI address (0000:3b:00.0) or block device (/dev/nvme1n1).
     #[arg(value_name = "BDF|DEVICE")]
     pub drive: String,
-    /// The namespace, where the drive is given by its PCI address.
-    #[arg(long, value_name = "ID", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub namespace: u32,
+    /// The namespace, where the drive is given by its PCI address. The only one if absent.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub namespace: Option<u32>,
     /// Logical block that the model begins at.
     #[arg(long, value_name = "BLOCK", default_value_t = 0)]
     pub lba: u64,
@@ -94,9 +94,9 @@ pub struct BenchArgs {
     /// The drive's PCI address. It has to be taken from the kernel (bind).
     #[arg(value_name = "BDF")]
     address: PciAddress,
-    /// The namespace.
-    #[arg(long, value_name = "ID", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    namespace: u32,
+    /// The namespace. The only one if absent.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+    namespace: Option<u32>,
     /// Reads in flight.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1, 8, 32], value_parser = clap::value_parser!(u32).range(1..=1023))]
     depth: Vec<u32>,

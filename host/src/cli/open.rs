@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     mem::ManuallyDrop,
+    num::NonZeroU32,
     ops::{Deref, DerefMut},
     path::PathBuf,
     time::Instant,
@@ -64,6 +65,9 @@ pub struct ModelArgs {
     /// Logical block of that drive that the model begins at. GPUNVME_GGUF_LBA if absent, else 0.
     #[arg(long, value_name = "BLOCK")]
     nvme_lba: Option<u64>,
+    /// Namespace of that drive that the model is on. GPUNVME_NAMESPACE if absent, else the one that holds the model.
+    #[arg(long, value_name = "ID")]
+    nvme_namespace: Option<NonZeroU32>,
     /// The GPU that the drive may write to, by its PCI address. GPUNVME_GPU_BDF if absent, else what CUDA says.
     #[arg(long, value_name = "BDF")]
     nvme_gpu: Option<PciAddress>,
@@ -223,7 +227,13 @@ impl ModelArgs {
             ram_access: self.ram_access,
             link_limit: self.link_limit,
             disk_reads: self.disk_reads,
-            nvme: NvmeOptions { drive: self.nvme, lba: self.nvme_lba, gpu: self.nvme_gpu, submit: self.nvme_submit },
+            nvme: NvmeOptions {
+                drive: self.nvme,
+                lba: self.nvme_lba,
+                namespace: self.nvme_namespace,
+                gpu: self.nvme_gpu,
+                submit: self.nvme_submit,
+            },
             wanted,
             cancel: interrupt::flag(),
             announce: self.announce(),

@@ -75,7 +75,7 @@ impl LoadOptions {
         let nvme = self.nvme.or_environment()?;
         let Some(drive) = nvme.drive.filter(|_| self.streaming) else { return Ok(Box::new(self.disk_reads)) };
         nvme.check_gpu(dev.name(), dev.pci_address().as_deref())?;
-        let reads = NvmeReads::new(drive, nvme.lba.unwrap_or(0), self.disk_reads).beside(nvme.gpu);
+        let reads = NvmeReads::new(drive, nvme.spot(), self.disk_reads).beside(nvme.gpu);
         Ok(Box::new(match nvme.submit.unwrap_or_default() {
             Submit::Cpu => reads,
             Submit::Gpu => {

@@ -180,6 +180,14 @@ fn the_command_says_what_is_wrong_with_a_drive() {
             1,
             "--nvme-lba says more of a drive that is read, but none is chosen",
         ),
+        (&["--streaming", "--nvme-namespace", "2"], &[], 1, "--nvme-namespace says more of a drive that is read"),
+        (&["--streaming", "--nvme-namespace", "0"], &[], 2, "--nvme-namespace"),
+        (
+            &["--streaming"],
+            &[("GPUNVME_NAMESPACE", "0")],
+            1,
+            "GPUNVME_NAMESPACE is \"0\": expected the number of a namespace",
+        ),
         (&["--streaming", "--nvme", "nvme0"], &[], 2, "expected auto, or a PCI address such as 0000:3b:00.0"),
         (&["--nvme", none], &[], 2, "--streaming"),
         // What is not streamed needs no drive.

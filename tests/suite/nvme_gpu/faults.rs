@@ -1,12 +1,23 @@
 //! Drives that fail, lie, or do not answer, and lists that are ended early.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
-use ::gpu::nvme::{ALL_ENDED, Report, STOPPED, TIMED_OUT};
+use ::gpu::nvme::{ALL_ENDED, List, Queue, Report, STOPPED, TIMED_OUT};
 use ::nvme::{Command, Status, model::Fault};
-use ntransformer::device::cuda::{
-    driver::Driver,
-    nvme::{Progress, Settings, Stop},
+use ntransformer::device::{
+    DeviceError,
+    cuda::{
+        beside::SharedMem,
+        driver::Driver,
+        nvme::{GpuQueue, MODULE, Progress, ReadKernel, Settings, Stop},
+    },
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -282,4 +293,74 @@ pub fn random_faults<D: Driver>(driver: &D) {
         }
         assert_eq!(rig.door().bus().misses(), 0, "seed {seed}");
     }
+}
+
+/// A kernel that is started and gone.
+struct Gone {
+    gpu: Box<dyn ReadKernel>,
+    shared: Mutex<Vec<SharedMem>>,
+    /// The word of the head's doorbell, since the start.
+    head: Arc<Mutex<Option<(SharedMem, usize)>>>,
+    /// How often the driver was asked for it.
+    asked: Arc<AtomicU32>,
+}
+
+impl ReadKernel for Gone {
+    fn name(&self) -> &str {
+        self.gpu.name()
+    }
+
+    fn shared(&self, what: &str, bytes: usize) -> Result<SharedMem, DeviceError> {
+        let memory = self.gpu.shared(what, bytes)?;
+        self.shared.lock().unwrap().push(memory.clone());
+        Ok(memory)
+    }
+
+    unsafe fn start(&mut self, queue: Queue, _: List) -> Result<(), DeviceError> {
+        let address = queue.head as u64;
+        let at = |memory: &SharedMem| address.checked_sub(memory.address(0)).filter(|&at| at < memory.len() as u64);
+        let shared = self.shared.lock().unwrap();
+        let found = shared.iter().find_map(|memory| Some((memory.clone(), at(memory)? as usize)));
+        *self.head.lock().unwrap() = found;
+        Ok(())
+    }
+
+    fn is_idle(&mut self) -> Result<bool, DeviceError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.gpu.is_idle()
+    }
+}
+
+/// A kernel that ends without a report is found out when nothing completes any more. Before, the driver is not asked for it: that may take as
+/// long as the list.
+pub fn a_kernel_that_is_gone<D: Driver>(driver: &D) {
+    let mut rig = rig(driver, 8, Duration::from_secs(20));
+    let (head, asked) = (Arc::default(), Arc::<AtomicU32>::default());
+    let gpu = Box::new(driver.beside(MODULE).unwrap());
+    let gone = Box::new(Gone { gpu, shared: Mutex::default(), head: Arc::clone(&head), asked: asked.clone() });
+    rig.queue.give_back(&mut rig.controller).unwrap();
+    rig.queue = GpuQueue::new(gone, &mut rig.controller, rig.namespace, *rig.queue.settings()).unwrap();
+    let ram = rig.ram(512, 4096, 0);
+    rig.start(&blocks(1), &ram.pages, 0);
+    let (words, at) = head.lock().unwrap().take().expect("the doorbell is in shared memory");
+    let mut slow = 0;
+    for completed in 1..=20 {
+        let begin = Instant::now();
+        words.store(at, completed % 2);
+        assert!(rig.queue.poll().unwrap().is_none() && rig.queue.poll().unwrap().is_none());
+        slow += u32::from(begin.elapsed() > Duration::from_millis(40));
+        thread::sleep(Duration::from_millis(10));
+    }
+    // Where this thread did not get to it in time, some time has passed.
+    assert!(asked.swap(0, Ordering::SeqCst) <= slow, "the driver was asked while commands completed");
+    let begin = Instant::now();
+    let error = loop {
+        match rig.queue.poll() {
+            Ok(report) => assert_eq!(report, None),
+            Err(error) => break error.to_string(),
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "nobody notices");
+    };
+    assert!(error.contains("ended without a report"), "{error}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

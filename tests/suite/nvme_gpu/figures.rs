@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 use ::nvme::{BusMemory, Controller, Drive, Operation, Options, Transfer, model::Traits};
 use ntransformer::device::cuda::nvme::{Pages, Settings};
 
-use super::{Kind, Rig, Vram, Wanted, assert_bytes, assert_good};
+use super::{Kind, Rig, Target, Vram, Wanted, assert_bytes, assert_good};
 
 /// Prints a table, and looks at every byte.
 pub fn figures<D: Vram>(driver: &D) {
@@ -41,7 +41,7 @@ fn measure<D: Vram>(driver: &D, vram: bool, bytes: usize, command: usize, depth:
         ..Kind::default()
     };
     let mut rig = Rig::new(driver, &kind);
-    let memory = driver.alloc("a drive's destination", if vram { bytes } else { 256 }).unwrap();
+    let memory = Target::new(driver.alloc("a drive's destination", if vram { bytes } else { 256 }).unwrap());
     let ram = rig.ram(if vram { 4096 } else { bytes }, 65536, 0);
     let bus: Arc<BusMemory> = match vram {
         true => rig.vram.clone().insert(driver, D::address(&memory), bytes, 0),

@@ -1,15 +1,18 @@
 //! Reads that succeed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use ::nvme::{PrpError, model::Traits};
+use ::nvme::{
+    Controller, Options, PrpError,
+    model::{Media, ModelDoor, Traits},
+};
 use ntransformer::device::cuda::{
     driver::Driver,
-    nvme::{Pages, QueueError, Read, Settings},
+    nvme::{GpuQueue, MODULE, Pages, QueueError, Read, Settings},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::{Kind, Rig, Vram, Wanted, assert_bytes, assert_good, room};
+use super::{Kind, Rig, Target, Vram, Wanted, assert_bytes, assert_good, room};
 
 /// Several lists of reads at random places, into memory that begins anywhere in a page, and what is around them stays as it was.
 fn random_lists<D: Driver>(rig: &mut Rig<D>, seed: u64, lists: usize, count: usize, most: u32, what: &str) {
@@ -145,7 +148,7 @@ pub fn into_the_gpus_memory<D: Vram>(driver: &D) {
     for run in [4096, 65536, 0] {
         let reads = rig.random_reads(&mut rng, 60, 200, run == 4096);
         let len = room(&reads, 512).next_multiple_of(4096);
-        let memory = driver.alloc("a drive's destination", len).unwrap();
+        let memory = Target::new(driver.alloc("a drive's destination", len).unwrap());
         driver.write(&memory, 0, &vec![super::POISON; len]).unwrap();
         let bus = rig.vram.clone().insert(driver, D::address(&memory), len, run);
         let pages = Pages::new(&rig.beside, &bus, 4096).unwrap();
@@ -163,7 +166,7 @@ pub fn what_no_command_can_do<D: Driver>(driver: &D) {
     let kind = Kind { traits: Traits { mdts: 1, ..Traits::default() }, ..Kind::default() };
     let kind = Kind { settings: Settings { reads: 4, ..kind.settings }, ..kind };
     let mut rig = Rig::new(driver, &kind);
-    let ram = rig.ram(64 << 10, 4096, 0);
+    let ram = rig.ram(64 << 10, 65536, 0);
     let read = |blocks, at| Read { lba: 0, blocks, pages: &ram.pages, at };
     let mut refused = |reads: &[Read<'_>]| {
         // SAFETY: it does not start, or it is waited for.
@@ -177,8 +180,24 @@ pub fn what_no_command_can_do<D: Driver>(driver: &D) {
     assert!(matches!(refused(&[read(2, (64 << 10) - 512)]), QueueError::Pages(PrpError::Outside { .. })));
     assert!(matches!(refused(&[read(1, usize::MAX)]), QueueError::Pages(PrpError::Outside { .. })));
     assert!(matches!(refused(&[read(1, 0); 5]), QueueError::List(_)));
+    let pages = Pages::new(&rig.beside, ram.buf.bus(), 8192).unwrap();
+    let error = refused(&[Read { lba: 0, blocks: 1, pages: &pages, at: 0 }]).to_string();
+    assert!(error.contains("pages of 8192 bytes, and not the controller's"), "{error}");
     let report = rig.run(&[], &ram);
     assert_good(report, 0);
     let report = rig.run(&[Wanted { lba: 3, blocks: 16, at: 0 }; 4], &ram);
     assert_good(report, 4);
+}
+
+/// A drive with one queue pair, which the driver has for itself, has none for a kernel.
+pub fn a_drive_without_a_queue_to_spare<D: Driver>(driver: &D) {
+    let traits = Traits { queues: 1, ..Traits::default() };
+    let media = vec![Arc::new(Media::new(512, vec![0; 4096]))];
+    let door = ModelDoor::new(traits, media);
+    let mut controller = Controller::open(door, Options { spare: 1, ..Options::default() }).unwrap();
+    let namespace = controller.namespace(1).unwrap();
+    let gpu = Box::new(driver.beside(MODULE).unwrap());
+    let error = GpuQueue::new(gpu, &mut controller, namespace, Settings::default()).err().unwrap().to_string();
+    let expected = "model: the controller gives 1 I/O queues, and all are in use; a GPU needs one for itself: leave the commands to the CPU";
+    assert!(error.starts_with(expected), "{error}");
 }

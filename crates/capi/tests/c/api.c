@@ -102,6 +102,8 @@ static void options_are_checked(void) {
     FAILS(nt_options_set_nvme(options, "nvme0n1"), NT_STATUS_ARGUMENT, "expected auto, or a PCI address such as 0000:3b:00.0");
     FAILS(nt_options_set_nvme(options, NULL), NT_STATUS_ARGUMENT, "drive is null");
     FAILS(nt_options_set_nvme_lba(NULL, 0), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_nvme_namespace(NULL, 1), NT_STATUS_ARGUMENT, "options is null");
+    FAILS(nt_options_set_nvme_namespace(options, 0), NT_STATUS_ARGUMENT, "namespaces are numbered from 1");
     FAILS(nt_options_set_nvme_gpu(NULL, "3b:00.0"), NT_STATUS_ARGUMENT, "options is null");
     FAILS(nt_options_set_nvme_gpu(options, "cuda:0"), NT_STATUS_ARGUMENT, "\"cuda:0\" is no PCI address");
     FAILS(nt_options_set_nvme_submit(NULL, "gpu"), NT_STATUS_ARGUMENT, "options is null");
@@ -304,6 +306,7 @@ static void a_model_is_streamed(const char *expected) {
     /* What is streamed comes from RAM: the drive, which is none that there is, is not looked for. */
     CHECK(nt_options_set_nvme(options, "ffff:ff:1f.7") == NT_STATUS_OK);
     CHECK(nt_options_set_nvme_lba(options, 8) == NT_STATUS_OK);
+    CHECK(nt_options_set_nvme_namespace(options, 2) == NT_STATUS_OK);
     CHECK(nt_options_set_ram_access(options, "copy") == NT_STATUS_OK);
     /* The demo model is in no file: without RAM it cannot be streamed. */
     CHECK(nt_options_set_ram_budget(options, 0) == NT_STATUS_OK);

@@ -70,11 +70,11 @@ pub fn run() -> Result<()> {
 
 impl Guest {
     fn drive(&self, address: PciAddress) -> Result<()> {
-        let device = self.wait_for_kernel(address)?;
+        let device = self.wait_for_kernel(address, 1)?;
         ensure!(device.group.is_some() == self.iommu, "the IOMMU is not as expected: {:?}", device.group);
         let serial = device.serial.clone().context("no serial number")?;
         if serial == engine::SERIAL {
-            return engine::check(&device, self.iommu, || self.wait_for_kernel(address));
+            return engine::check(self.iommu, || self.wait_for_kernel(address, engine::NAMESPACES));
         }
         let expected = expected(&serial)?;
         for (block, namespace) in device.blocks.iter().zip(1..) {
@@ -104,7 +104,7 @@ impl Guest {
         }
         let driver = self.system.unbind(address)?;
         ensure!(driver.as_deref() == Some("nvme"), "the driver after unbinding is {driver:?}");
-        let device = self.wait_for_kernel(address)?;
+        let device = self.wait_for_kernel(address, 1)?;
         if !expected.bad {
             for (block, namespace) in device.blocks.iter().zip(1..) {
                 let size = self.system.block_bytes(block).context("no size")?;
@@ -117,17 +117,18 @@ impl Guest {
     }
 
     /// The device when the kernel's driver has found its namespaces and made their files.
-    fn wait_for_kernel(&self, address: PciAddress) -> Result<nvme::PciDevice> {
+    /// Waits until the kernel's driver has the drive and so many namespaces of it.
+    fn wait_for_kernel(&self, address: PciAddress, namespaces: usize) -> Result<nvme::PciDevice> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(30) {
             let device = self.system.device(address)?;
             let ready = |block: &String| File::open(format!("/dev/{block}")).is_ok();
-            if !device.blocks.is_empty() && device.blocks.iter().all(ready) {
+            if device.blocks.len() >= namespaces && device.blocks.iter().all(ready) {
                 return Ok(device);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        bail!("the kernel's driver has found no namespace")
+        bail!("the kernel's driver has not found {namespaces} namespaces")
     }
 
     fn open(&self, address: PciAddress, outstanding: u32) -> Result<Controller> {

@@ -5,14 +5,20 @@ use nvme::PciDevice;
 use std::{
     fs::{self, File, OpenOptions},
     io::Read,
-    os::unix::{fs::FileExt, process::CommandExt},
+    os::unix::{
+        fs::FileExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::Instant,
 };
 
 /// The drive's serial number.
 pub const SERIAL: &str = "NTMODEL";
+
+/// How many namespaces it has.
+pub const NAMESPACES: usize = 2;
 
 const ENGINE: &str = "/bin/ntransformer";
 const MODEL: &str = "/model.gguf";
@@ -57,8 +63,8 @@ fn run(args: &[&str], variables: &[(&str, &str)]) -> Result<(String, String)> {
 }
 
 /// `wait` waits until the kernel's driver has the drive.
-pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevice>) -> Result<()> {
-    let address = device.address.to_string();
+pub fn check(iommu: bool, wait: impl Fn() -> Result<PciDevice>) -> Result<()> {
+    let address = wait()?.address.to_string();
     let with = |more: &[&'static str]| [&RUN[..], &SHORT, more].concat();
     let (expected, said) = run(&with(&[]), &[])?;
     ensure!(
@@ -72,7 +78,9 @@ pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevic
     ensure!(!refused.0 && refused.2.contains("the driver nvme is bound to it; unbind it first"), "{}", refused.2);
 
     // As the documentation tells a user to do it.
-    run(&["nvme", "write", &address, MODEL, "--serial", SERIAL], &[])?;
+    let refused = engine(&["nvme", "write", &address, MODEL, "--serial", SERIAL], &[])?;
+    ensure!(!refused.0 && refused.2.contains("name one of its block devices instead: /dev/nvme"), "{}", refused.2);
+    run(&["nvme", "write", &address, MODEL, "--namespace", "2", "--serial", SERIAL], &[])?;
     run(&["nvme", "bind", &address], &[])?;
     let way =
         if iommu { "VFIO, through the IOMMU" } else { "no driver, through sysfs; physical addresses of huge pages" };
@@ -86,14 +94,18 @@ pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevic
         println!("guest: {address} {what}: the same story in {:.1} s", start.elapsed().as_secs_f64());
         Ok(())
     };
-    told("packed", &with(&["--nvme", "auto"]), &[], "a packed image from block 0 on")?;
+    told("packed", &with(&["--nvme", "auto"]), &[], "a packed image on namespace 2 from block 0 on")?;
     unprepared(&with(&["--nvme", "auto"]), iommu).context("a machine that is not prepared")?;
-    interrupted(&[&RUN[..], &["-n", "50", "--nvme", "auto"]].concat(), &address).context("Ctrl-C")?;
+    let long = [&RUN[..], &["-n", "50", "--nvme", "auto"]].concat();
+    let interrupted = ended(&long, &address, libc::SIGINT).context("Ctrl-C")?;
+    ensure!(interrupted.code() == Some(130), "Ctrl-C: {interrupted}");
+    let terminated = ended(&long, &address, libc::SIGTERM).context("SIGTERM")?;
+    ensure!(terminated.signal() == Some(libc::SIGTERM), "SIGTERM: {terminated}");
     let (plan, _) = run(&with(&["--plan"]), &[("GPUNVME_PCI_BDF", &address)])?;
     ensure!(plan.contains(&format!("on the drive {address}, streamed")) && plan.contains(" from disk at "), "{plan}");
     run(&["nvme", "unbind", &address], &[])?;
 
-    // As dd does it.
+    // As dd does it, on the first namespace.
     let block = wait()?.blocks.first().context("no block device")?.clone();
     let blocks = fs::read_to_string(format!("/sys/class/block/{block}/queue/logical_block_size"))?;
     let drive = OpenOptions::new().write(true).open(format!("/dev/{block}"))?;
@@ -103,10 +115,14 @@ pub fn check(device: &PciDevice, iommu: bool, wait: impl Fn() -> Result<PciDevic
     run(&["nvme", "bind", &address], &[])?;
     let lba = LBA.to_string();
     let variables = [("GPUNVME_PCI_BDF", &*address), ("GPUNVME_GGUF_LBA", &lba)];
-    told("plain", &with(&[]), &variables, &format!("a plain GGUF file from block {lba} on"))?;
-    // Block 0 still has the header of an image, whose files have been written over.
-    let refused = engine(&with(&[]), &variables[..1])?;
-    ensure!(!refused.0 && refused.2.contains("the model at block 0 is not /model.gguf: "), "{}", refused.2);
+    told("plain", &with(&[]), &variables, &format!("a plain GGUF file on namespace 1 from block {lba} on"))?;
+    // At block 0, only the other namespace has something.
+    let refused = engine(&with(&["--nvme-namespace", "1"]), &variables[..1])?;
+    ensure!(
+        !refused.0 && refused.2.contains("there is no model at block 0, but nothing that is known"),
+        "{}",
+        refused.2
+    );
     run(&["nvme", "unbind", &address], &[])?;
     wait()?;
     Ok(())
@@ -129,8 +145,8 @@ fn unprepared(args: &[&str], iommu: bool) -> Result<()> {
     Ok(())
 }
 
-/// A run that is ended in its middle leaves a drive that writes nothing any more.
-fn interrupted(args: &[&str], address: &str) -> Result<()> {
+/// A run that is ended in its middle by a signal, and what its end is: it leaves a drive that writes nothing any more.
+fn ended(args: &[&str], address: &str, signal: i32) -> Result<ExitStatus> {
     let is_bus_master = || -> Result<bool> {
         let mut command = [0];
         File::open(format!("/sys/bus/pci/devices/{address}/config"))?.read_exact_at(&mut command, 4)?;
@@ -141,10 +157,9 @@ fn interrupted(args: &[&str], address: &str) -> Result<()> {
     engine.stdout.as_mut().context("stdout is piped")?.read_exact(&mut [0; 24])?;
     ensure!(is_bus_master()?, "nothing is read");
     // SAFETY: a process of our own that was not waited for.
-    let sent = unsafe { libc::kill(engine.id() as i32, libc::SIGINT) };
+    let sent = unsafe { libc::kill(engine.id() as i32, signal) };
     ensure!(sent == 0, "no signal");
     let status = engine.wait()?;
-    ensure!(status.code() == Some(130), "{status}");
     ensure!(!is_bus_master()?, "the drive goes on");
-    Ok(())
+    Ok(status)
 }

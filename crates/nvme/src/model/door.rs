@@ -1,7 +1,10 @@
 //! The driver's way to a [`Model`].
 
 use super::{Bus, Media, Model, PageTable, Traits, Words};
-use crate::{BusAddr, BusMemory, DmaBuf, Door, Error, Registers, registers::DOORBELLS};
+use crate::{
+    BusAddr, BusMemory, Csts, DmaBuf, Door, Error, Registers,
+    registers::{CSTS, DOORBELLS},
+};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     any::Any,
@@ -235,6 +238,8 @@ impl Door for ModelDoor {
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {
+        let goes_on = on && !self.is_bus_master() && Csts(self.words.load(CSTS)).is_ready();
+        assert!(!goes_on, "what was in flight before goes on, into memory of who knows whom");
         self.bus_master.store(on, Ordering::SeqCst);
         Ok(())
     }

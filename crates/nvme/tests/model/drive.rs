@@ -141,7 +141,7 @@ fn queues_are_used_in_turn_and_fill() {
 #[test]
 fn several_namespaces() {
     let (small, large) = (media(1, 512, 100), media(2, 4096, 50));
-    let door = ModelDoor::new(Traits::default(), vec![small, large.clone()]);
+    let door = ModelDoor::new(Traits::default(), vec![small.clone(), large.clone()]);
     let mut controller = Controller::open(door.clone(), options()).unwrap();
     assert_eq!(controller.namespaces().unwrap(), [1, 2]);
     assert_eq!(controller.identity().serial, "MODEL-1");
@@ -154,6 +154,15 @@ fn several_namespaces() {
     let data = door.allocate(1 << 20).unwrap();
     drive.run(Operation::Read, 3, 40, data.bus(), 8).unwrap();
     assert_eq!(bytes(&data, 8, 40 * 4096), large.bytes()[3 * 4096..43 * 4096]);
+    // What is not there leaves the drive where it was.
+    for id in [0, 3, u32::MAX] {
+        assert!(drive.select(id).is_err());
+        assert_eq!(drive.namespace().id, 2);
+    }
+    drive.select(1).unwrap();
+    drive.run(Operation::Read, 60, 40, data.bus(), 0).unwrap();
+    assert_eq!(bytes(&data, 0, 40 * 512), small.bytes()[60 * 512..]);
+    assert!(drive.run(Operation::Read, 61, 40, data.bus(), 0).is_err(), "the size is the other's");
 }
 
 #[test]

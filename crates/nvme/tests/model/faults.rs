@@ -2,7 +2,7 @@
 
 use crate::setup::{bytes, drive, media, options};
 use nvme::{
-    Controller, Done, Door, Error, Operation, Options, Status, Transfer,
+    Controller, Done, Door, Drive, Error, Operation, Options, Status, Transfer,
     model::{Fault, ModelDoor, Traits},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -187,6 +187,51 @@ fn resets_in_mid_flight() {
     assert!(matches!(done[..], [Done { id: 1, result: Ok(()) }]), "{done:?}");
     assert_eq!((drive.controller().resets(), drive.retries()), (10, 0));
     assert_eq!(bytes(&data, 0, 4 << 20), media.bytes());
+}
+
+/// A driver of the kernel's that comes back while commands are outstanding has the queues: nothing is rung any more. Until that driver has reset the
+/// controller, it may write our memory.
+#[test]
+fn a_driver_that_comes_back_is_left_alone() {
+    let media = media(6, 4096, 64);
+    let (door, mut drive) = drive(Traits::default(), options(), &media);
+    door.model().faults(Box::new(|_, _| Some(Fault::Late(500))));
+    let data = door.allocate_runs(4096, 4096);
+    let transfer = Transfer { id: 1, operation: Operation::Read, lba: 3, blocks: 1, memory: data.bus().clone(), at: 0 };
+    drive.submit(transfer).unwrap();
+    drive.wait(Duration::from_millis(1), &mut Vec::new()).unwrap();
+    door.take();
+    let registers = || (0..door.words().len()).step_by(4).map(|at| door.words().load(at)).collect::<Vec<_>>();
+    let before = registers();
+    let error = drive.wait(Duration::from_secs(10), &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("the driver nvme is bound to it"), "{error}");
+    drop((drive, data));
+    assert_eq!(registers(), before, "it was written to");
+    (0..1000).for_each(|_| {
+        door.model().step();
+    });
+    assert_eq!(door.bus().misses(), 0, "it writes memory that was freed");
+}
+
+/// A process that ended with reads in flight has kept its drive from the bus. Who opens it then resets it before it lets it back (the model fails
+/// otherwise): those reads would go on, into memory that is others' by now.
+#[test]
+fn what_was_in_flight_is_forgotten_before_the_bus_is_open() {
+    let media = media(6, 4096, 64);
+    let (door, mut drive) = drive(Traits::default(), options(), &media);
+    door.model().faults(Box::new(|_, _| Some(Fault::Late(u32::MAX))));
+    let data = door.allocate_runs(4096, 4096);
+    let transfer = Transfer { id: 1, operation: Operation::Read, lba: 3, blocks: 1, memory: data.bus().clone(), at: 0 };
+    drive.submit(transfer).unwrap();
+    drive.wait(Duration::from_millis(1), &mut Vec::new()).unwrap();
+    assert_eq!(door.model().commands(), 1);
+    std::mem::forget(drive);
+    door.set_bus_master(false).unwrap();
+    door.model().faults(Box::new(|_, _| None));
+    let mut drive = Drive::open(Controller::open(door.clone(), options()).unwrap(), 1).unwrap();
+    assert!(door.is_bus_master());
+    drive.run(Operation::Read, 3, 1, data.bus(), 0).unwrap();
+    assert_eq!(bytes(&data, 0, 4096), media.bytes()[3 * 4096..4 * 4096]);
 }
 
 /// A command that the controller dies of is given up, and the others are not.

@@ -93,6 +93,34 @@ fn refusals_leave_the_drive_as_it_is() {
     refuse(|machine| fs::remove_file(machine.path("/dev/nvme0n1")).unwrap(), "opening failed");
 }
 
+/// The kernel's driver would drive it at the same time.
+#[test]
+fn a_drive_that_is_driven_without_an_iommu_is_not_given_back() {
+    let machine = Machine::new();
+    machine.drive(DRIVE, "nvme0", None);
+    let system = machine.system();
+    assert_eq!(system.bind(address(DRIVE)).unwrap(), Bound::Nothing);
+    let folder = format!("/sys/bus/pci/devices/{DRIVE}");
+    for (name, bytes) in [("enable", &b"0"[..]), ("config", &[0; 64]), ("resource0", &[0; 8192])] {
+        machine.file(&format!("{folder}/{name}"), bytes);
+    }
+    let door = nvme::open(&system, address(DRIVE)).unwrap();
+    let error = system.unbind(address(DRIVE)).unwrap_err().to_string();
+    assert_eq!(error, "0000:3b:00.0: another process drives it; end that first");
+    assert_eq!(machine.driver(DRIVE), None);
+    drop(door);
+    assert_eq!(system.unbind(address(DRIVE)).unwrap().as_deref(), Some("nvme"));
+}
+
+/// Also a device without a driver is not driven if it is something else.
+#[test]
+fn what_is_no_drive_is_not_opened() {
+    let machine = Machine::new();
+    machine.pci(DRIVE, "0x020000", None, None);
+    let error = nvme::open(&machine.system(), address(DRIVE)).err().unwrap().to_string();
+    assert_eq!(error, "0000:3b:00.0: it is no NVMe drive (its class is 020000)");
+}
+
 #[test]
 fn neighbours_without_drivers_and_bridges_are_in_nobodys_way() {
     let machine = Machine::new();

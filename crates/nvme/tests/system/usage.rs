@@ -94,6 +94,72 @@ fn what_lies_on_a_drive() {
     assert_eq!(reasons(cache), ["nvme0n1 is part of the cache bcache0"]);
 }
 
+#[test]
+fn loop_devices() {
+    let on = |device: &'static str| {
+        move |m: &Machine| {
+            m.block("/sys/devices/virtual/block", "loop3", "7:3");
+            m.file("/sys/devices/virtual/block/loop3/loop/backing_file", format!("{device}\n"));
+        }
+    };
+    assert_eq!(reasons(on("/dev/nvme0n1p2")), ["nvme0n1p2 is behind the loop device loop3"]);
+    assert!(reasons(on("/dev/nvme0n11")).is_empty() && reasons(on("/data/nvme0n1")).is_empty());
+}
+
+#[test]
+fn what_other_machines_have() {
+    let export = |device: &'static str| {
+        move |m: &Machine| {
+            let subsystem = "/sys/kernel/config/nvmet/subsystems/nqn.2026-01.test:store";
+            m.file(&format!("{subsystem}/namespaces/4/device_path"), format!("{device}\n"));
+            m.folder("/dev/disk/by-id");
+            std::os::unix::fs::symlink("../../nvme0n1p1", m.path("/dev/disk/by-id/nvme-Disk-part1")).unwrap();
+        }
+    };
+    let reason = |block: &str| [format!("{block} is given to other machines by nvmet, as nqn.2026-01.test:store")];
+    assert_eq!(reasons(export("/dev/nvme0n1")), reason("nvme0n1"));
+    assert_eq!(reasons(export("/dev/disk/by-id/nvme-Disk-part1")), reason("nvme0n1p1"));
+    assert!(reasons(export("/dev/nvme1n1")).is_empty());
+}
+
+/// A virtual machine may have a drive open without a claim.
+#[test]
+fn processes_that_have_it_open() {
+    let process = |id: u32, device: &'static str| {
+        move |m: &Machine| {
+            m.file(&format!("/proc/{id}/comm"), "qemu\n");
+            m.folder(&format!("/proc/{id}/fd"));
+            std::os::unix::fs::symlink("/dev/null", m.path(&format!("/proc/{id}/fd/0"))).unwrap();
+            std::os::unix::fs::symlink(device, m.path(&format!("/proc/{id}/fd/7"))).unwrap();
+        }
+    };
+    let other = std::process::id() + 1;
+    let expected = |block: &str| [format!("{block} is open in qemu (process {other})")];
+    assert_eq!(reasons(process(other, "/dev/nvme0n1")), expected("nvme0n1"));
+    assert_eq!(reasons(process(other, "/dev/nvme0n1p1")), expected("nvme0n1p1"));
+    assert_eq!(reasons(process(other, "/dev/ng0n1")), expected("nvme0n1"), "by its character device");
+    assert!(reasons(process(other, "/dev/nvme0n10")).is_empty());
+    assert!(reasons(process(std::process::id(), "/dev/nvme0n1")).is_empty(), "this one");
+}
+
+/// Who only looks at it is waited for.
+#[test]
+fn a_process_that_closes_it_soon() {
+    let machine = Machine::new();
+    machine.drive("0000:3b:00.0", "nvme0", None);
+    let file = machine.path("/proc/1/fd/3");
+    machine.folder("/proc/1/fd");
+    std::os::unix::fs::symlink("/dev/nvme0n1", &file).unwrap();
+    let system = machine.system();
+    let device = system.device(address("3b:00.0")).unwrap();
+    let looks = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::fs::remove_file(file).unwrap();
+    });
+    let claimed = system.claim(&device).unwrap();
+    assert!(looks.is_finished() && claimed.len() == 1);
+}
+
 /// Devices that hold each other, which only a broken machine has, are no endless loop.
 #[test]
 fn holders_in_a_circle() {

@@ -5,11 +5,13 @@ use bytesize::ByteSize;
 use nvme::{Controller, Door, Drive, Operation, Transfer};
 use std::{io::Write, sync::Arc, time::Duration};
 
+use super::storage::open;
+
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The namespace.
-    pub namespace: u32,
+    /// The namespace, or the only one.
+    pub namespace: Option<u32>,
     /// Reads in flight.
     pub depths: Vec<u32>,
     /// Bytes of a read.
@@ -31,7 +33,7 @@ pub fn print(door: &Arc<dyn Door>, options: &Options, out: &mut dyn Write) -> an
     for &size in &options.sizes {
         for &depth in &options.depths {
             let controller = nvme::Options { depth: depth + 1, max_transfer: 1 << 20, ..Default::default() };
-            let mut drive = Drive::open(Controller::open(door.clone(), controller)?, options.namespace)?;
+            let mut drive = open(Controller::open(door.clone(), controller)?, options.namespace)?;
             let (reads, seconds) = measure(&mut drive, size, u64::from(depth), options.time)?;
             let rate = reads as f64 / seconds;
             let (bytes, size) = (rate * size as f64 / 1e9, ByteSize(size).to_string());

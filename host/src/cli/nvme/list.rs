@@ -30,7 +30,8 @@ pub fn print(system: &System, out: &mut dyn Write) -> anyhow::Result<()> {
             let contents: Vec<_> =
                 system.block_contents(block, raw::KNOWN).into_iter().map(|content| content.name).collect();
             let contents = if contents.is_empty() { "nothing that is known".into() } else { contents.join(", ") };
-            writeln!(out, "  {block}: {size}, {contents}")?;
+            let id = system.namespace_of_block(block).map_or(String::new(), |id| format!("namespace {id}, "));
+            writeln!(out, "  {block}: {id}{size}, {contents}")?;
             for reason in system.uses(block) {
                 writeln!(out, "    in use: {reason}")?;
             }

@@ -50,6 +50,22 @@ pub trait Storage {
     fn close(self: Box<Self>) -> anyhow::Result<()>;
 }
 
+/// Namespace `namespace` of a controller, or the only one that it has.
+///
+/// # Errors
+/// If it cannot be known which one is meant, or it cannot be read.
+pub fn open(mut controller: Controller, namespace: Option<u32>) -> anyhow::Result<Drive> {
+    let id = match namespace {
+        Some(id) => id,
+        None => match controller.namespaces()?[..] {
+            [id] => id,
+            [] => bail!("{} has no namespaces", controller.name()),
+            ref ids => bail!("{} has the namespaces {ids:?}; say which one is meant (--namespace)", controller.name()),
+        },
+    };
+    Ok(Drive::open(controller, id)?)
+}
+
 /// A drive that our driver drives.
 pub struct DirectDrive {
     drive: Drive,
@@ -57,14 +73,13 @@ pub struct DirectDrive {
 }
 
 impl DirectDrive {
-    /// Namespace `namespace` of the controller behind `door`.
+    /// Namespace `namespace` of the controller behind `door`, or the only one.
     ///
     /// # Errors
     /// If it cannot be driven.
-    pub fn open(door: Arc<dyn Door>, namespace: u32) -> anyhow::Result<DirectDrive> {
+    pub fn open(door: Arc<dyn Door>, namespace: Option<u32>) -> anyhow::Result<DirectDrive> {
         let staging = door.allocate(STAGING)?;
-        let drive = Drive::open(Controller::open(door, Options::default())?, namespace)?;
-        Ok(DirectDrive { drive, staging })
+        Ok(DirectDrive { drive: open(Controller::open(door, Options::default())?, namespace)?, staging })
     }
 
     /// The drive.
@@ -182,17 +197,19 @@ impl Target {
     ///
     /// # Errors
     /// If it is none, or in use.
-    pub fn open(system: &System, name: &str, namespace: u32) -> anyhow::Result<Target> {
+    pub fn open(system: &System, name: &str, namespace: Option<u32>) -> anyhow::Result<Target> {
         if let Ok(address) = name.parse::<PciAddress>() {
             let device = system.device(address)?;
-            ensure!(device.is_nvme(), "{name} is no NVMe drive");
-            return match (device.driver.as_deref(), &device.blocks[..]) {
-                (Some("nvme"), [block]) if namespace == 1 => Self::block(system, name, address, block),
-                (Some("nvme"), blocks) => {
-                    let devices: Vec<_> = blocks.iter().map(|block| format!("/dev/{block}")).collect();
+            if device.driver.as_deref() != Some("nvme") {
+                return Self::direct(name, nvme::open(system, address)?, namespace);
+            }
+            let is_it = |block: &&String| namespace.is_none_or(|id| system.namespace_of_block(block) == Some(id));
+            return match device.blocks.iter().filter(is_it).collect::<Vec<_>>()[..] {
+                [block] => Self::block(system, name, address, block),
+                _ => {
+                    let devices: Vec<_> = device.blocks.iter().map(|block| format!("/dev/{block}")).collect();
                     bail!("{name} has the driver nvme; name one of its block devices instead: {}", devices.join(", "))
                 }
-                _ => Self::direct(name, nvme::open(system, address)?, namespace),
             };
         }
         let path = Path::new(name);
@@ -205,6 +222,7 @@ impl Target {
             "{name} is no whole namespace of an NVMe drive; those of {address} are {}",
             device.blocks.join(", ")
         );
+        ensure!(namespace.is_none(), "{name} is one namespace; --namespace goes with a PCI address");
         Self::block(system, name, address, &block)
     }
 
@@ -220,7 +238,7 @@ impl Target {
         Ok(Target { name: name.into(), serial, storage: Box::new(storage), lba_bytes, _claims: claims })
     }
 
-    fn direct(name: &str, door: Arc<dyn Door>, namespace: u32) -> anyhow::Result<Target> {
+    fn direct(name: &str, door: Arc<dyn Door>, namespace: Option<u32>) -> anyhow::Result<Target> {
         let storage = DirectDrive::open(door, namespace)?;
         let (serial, lba_bytes) = (storage.drive().controller().identity().serial.clone(), storage.block_bytes());
         Ok(Target { name: name.into(), serial, storage: Box::new(storage), lba_bytes, _claims: Vec::new() })

@@ -18,11 +18,7 @@ pub fn write(
     gguf: &Gguf,
     progress: &mut dyn FnMut(u64),
 ) -> anyhow::Result<Layout> {
-    let block = storage.block_bytes();
-    ensure!(
-        RAW_ALIGN.is_multiple_of(block) && start.is_multiple_of(block),
-        "drives with blocks of {block} bytes are not supported; format it with blocks of 512 or 4096"
-    );
+    check_blocks(storage, start)?;
     let lens: Vec<_> = gguf.parts().iter().map(|part| part.bytes().len() as u64).collect();
     let layout = Layout::new(&lens)?;
     let room = storage.bytes() - start;
@@ -52,6 +48,16 @@ pub fn write(
     Ok(layout)
 }
 
+/// That whole blocks are read and written where a multiple of [`RAW_ALIGN`] is.
+fn check_blocks(storage: &dyn Storage, start: u64) -> anyhow::Result<()> {
+    let block = storage.block_bytes();
+    ensure!(
+        RAW_ALIGN.is_multiple_of(block) && start.is_multiple_of(block),
+        "drives with blocks of {block} bytes are not supported; format it with blocks of 512 or 4096"
+    );
+    Ok(())
+}
+
 /// What was found to be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
@@ -72,6 +78,7 @@ pub fn verify(
     gguf: Option<&Gguf>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Verified> {
+    check_blocks(storage, start)?;
     let room = storage.bytes() - start;
     ensure!(room >= HEADER_BYTES as u64, "there is no room for a model at byte {start}");
     let mut header = [0; HEADER_BYTES];

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use super::search::Held;
 use crate::pack::raw::RawError;
 
 /// Why a model cannot be read from a drive.
@@ -112,6 +113,44 @@ pub enum NvmeError {
         /// What differs.
         what: String,
     },
+    /// None of the namespaces can be read.
+    #[error("{device} has no namespace that can be read{}", if held.0.is_empty() { String::new() } else { format!(" ({held})") })]
+    NoNamespace {
+        /// The drive.
+        device: String,
+        /// What is wrong with each.
+        held: Held,
+    },
+    /// None of several namespaces holds the model.
+    #[error(
+        "{device}: no namespace holds {} at block {lba} ({held}); `ntransformer nvme write` lays it on one, and --nvme-lba says where it is \
+         if it is elsewhere", model.display()
+    )]
+    OnNoNamespace {
+        /// The drive.
+        device: String,
+        /// Where a model was looked for.
+        lba: u64,
+        /// What each of them holds.
+        held: Held,
+        /// The model that should be there.
+        model: PathBuf,
+    },
+    /// Several of them hold it.
+    #[error(
+        "{device}: several namespaces hold {} at block {lba} ({held}); say which one is meant (--nvme-namespace, or GPUNVME_NAMESPACE)",
+        model.display()
+    )]
+    OnSeveralNamespaces {
+        /// The drive.
+        device: String,
+        /// Where it begins on each.
+        lba: u64,
+        /// What each of them holds.
+        held: Held,
+        /// The model.
+        model: PathBuf,
+    },
     /// The model's file cannot be read, to compare the drive with it.
     #[error("{}: reading it, to compare it with what is on the drive, failed: {cause}", path.display())]
     File {
@@ -148,4 +187,24 @@ pub enum NvmeError {
         /// Its address.
         address: nvme::PciAddress,
     },
+}
+
+impl NvmeError {
+    /// What a namespace holds instead of the model, where that is why it was not found there.
+    ///
+    /// # Errors
+    /// This error, where it is about something else than what is on the namespace.
+    pub(super) fn held(self) -> Result<String, NvmeError> {
+        Ok(match self {
+            NvmeError::NoBlock { blocks, block, .. } => format!("only {blocks} blocks of {block} bytes"),
+            NvmeError::NoModel { found, .. } => found,
+            NvmeError::Image { cause, .. } => format!("an image that is of no use: {cause}"),
+            NvmeError::Short { need, have, .. } => {
+                format!("a GGUF file, which has {have} bytes at most, and not {need}")
+            }
+            NvmeError::OtherModel { what, .. } => format!("another model: {what}"),
+            NvmeError::Drive(error @ nvme::Error::Command { .. }) => error.to_string(),
+            other => return Err(other),
+        })
+    }
 }

@@ -1,7 +1,8 @@
 //! Tier C without the kernel: the model's files as they lie on a raw drive, read by our own driver (`crates/nvme`).
 //!
 //! - [`NvmeOptions`]: which drive, and where on it; from flags, variables, or by itself.
-//! - [`OnDrive`]: where the model's files are on it, checked against the files themselves. Whoever submits reads asks it for their blocks.
+//! - [`Spot`]: on which of its namespaces they are. [`OnDrive`]: where on that, checked against the files themselves. Whoever submits reads asks it
+//!   for their blocks.
 //! - [`Landing`]: the buffers that reads go into, as the drive sees them; [`Vram`]: the device's memory, where it can be reached.
 //! - [`DriveSource`]: the source whose commands the CPU submits. [`GpuSource`]: the one whose commands a GPU's kernel submits.
 //!
@@ -12,6 +13,7 @@ mod gpu;
 mod landing;
 mod on_drive;
 mod options;
+mod search;
 mod source;
 mod vram;
 
@@ -34,11 +36,9 @@ pub use gpu::{Counts, GpuSource};
 pub use landing::{Landing, Place};
 pub use on_drive::{Blocks, OnDrive};
 pub use options::{DriveChoice, NvmeOptions, Submit};
+pub use search::{Held, Spot};
 pub use source::DriveSource;
 pub use vram::{OpenBar, Vram, bar1};
-
-/// The namespace that models are on.
-const NAMESPACE: u32 = 1;
 
 /// What a command may take. Four attempts, with the aborts in between, have to end before a read counts as one that does not come back
 /// ([`readahead::Options::stall`], 30 s): the driver knows more of what is wrong.
@@ -76,7 +76,7 @@ type Find = Box<dyn Fn() -> Result<Arc<dyn Door>, NvmeError>>;
 /// What every pass reads comes from a drive by our own driver, what is read once from the model's files.
 pub struct NvmeReads {
     find: Find,
-    lba: u64,
+    spot: Spot,
     files: DiskReads,
     options: nvme::Options,
     /// The drive while nothing reads from it: to reset a controller takes some drives a second.
@@ -89,21 +89,21 @@ pub struct NvmeReads {
 }
 
 impl NvmeReads {
-    /// The drive that `choice` says, with the model at block `lba`; the model's files are read by `files`. The drive is looked for when
-    /// something is to be read.
-    pub fn new(choice: DriveChoice, lba: u64, files: DiskReads) -> Self {
+    /// The drive that `choice` says, with the model at `spot`; the model's files are read by `files`. The drive is looked for when something is
+    /// to be read.
+    pub fn new(choice: DriveChoice, spot: Spot, files: DiskReads) -> Self {
         let find = move || {
             let system = System::live();
             Ok(nvme::open(&system, choice.find(&system)?)?)
         };
         let options = nvme::Options { timeout: TIMEOUT, ..nvme::Options::default() };
-        Self::through(Box::new(find), lba, files, options)
+        Self::through(Box::new(find), spot, files, options)
     }
 
     /// The same by a way that is made by `find`, driven as `options` say.
-    pub fn through(find: Find, lba: u64, files: DiskReads, options: nvme::Options) -> Self {
+    pub fn through(find: Find, spot: Spot, files: DiskReads, options: nvme::Options) -> Self {
         let (parked, device) = (Parked::default(), OnceCell::new());
-        NvmeReads { find, lba, files, options, parked, device, kernels: None, gpu: None, open_bar: bar1() }
+        NvmeReads { find, spot, files, options, parked, device, kernels: None, gpu: None, open_bar: bar1() }
     }
 
     /// The same with the GPU's address, if its driver does not say it.
@@ -128,10 +128,9 @@ impl NvmeReads {
         if let Some(opened) = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Ok(opened);
         }
-        let mut drive = Drive::open(Controller::open((self.find)()?, self.options.clone())?, NAMESPACE)?;
-        let image = Arc::new(OnDrive::find(&mut drive, self.lba, files)?);
-        self.device.get_or_init(|| drive.controller().name().to_owned());
-        Ok(Opened { drive, image })
+        let opened = self.spot.find(Controller::open((self.find)()?, self.options.clone())?, files)?;
+        self.device.get_or_init(|| opened.drive.controller().name().to_owned());
+        Ok(opened)
     }
 }
 

@@ -44,6 +44,7 @@ pub struct Blocks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnDrive {
     device: String,
+    namespace: u32,
     block: u64,
     lba: u64,
     packed: bool,
@@ -106,7 +107,7 @@ impl OnDrive {
         }
         let places = files.iter().zip(starts.into_iter().zip(lens));
         let files = places.map(|(file, (start, len))| File { path: file.path.clone(), start, len }).collect();
-        Ok(OnDrive { device, block, lba, packed, files })
+        Ok(OnDrive { device, namespace: namespace.id, block, lba, packed, files })
     }
 
     /// Bytes of a block.
@@ -141,7 +142,7 @@ impl OnDrive {
     /// For the user: what is read.
     pub fn describe(&self) -> String {
         let what = if self.packed { "a packed image" } else { "a plain GGUF file" };
-        format!("{} from block {} on, blocks of {}", what, self.lba, self.block)
+        format!("{what} on namespace {} from block {} on, blocks of {}", self.namespace, self.lba, self.block)
     }
 }
 
@@ -225,6 +226,7 @@ mod tests {
         let file = |start, len| File { path: "m".into(), start, len };
         let image = |block| OnDrive {
             device: "d".into(),
+            namespace: 1,
             block,
             lba: 0,
             packed: true,

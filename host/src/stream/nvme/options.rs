@@ -1,15 +1,17 @@
 //! Which drive: flags win over variables, and where there is one candidate it need not be named.
 
-use std::{env, ffi::OsString, str::FromStr};
+use std::{env, ffi::OsString, num::NonZeroU32, str::FromStr};
 
 use nvme::{PciAddress, System};
 
-use super::NvmeError;
+use super::{NvmeError, Spot};
 
 /// The variables, named as in the original of this engine.
 const DRIVE: &str = "GPUNVME_PCI_BDF";
 const GPU: &str = "GPUNVME_GPU_BDF";
 const LBA: &str = "GPUNVME_GGUF_LBA";
+/// Not one of the original's, which knows one namespace.
+const NAMESPACE: &str = "GPUNVME_NAMESPACE";
 
 /// Which drive is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,8 @@ pub struct NvmeOptions {
     pub drive: Option<DriveChoice>,
     /// Logical block that the model begins at. None: what GPUNVME_GGUF_LBA says, else 0.
     pub lba: Option<u64>,
+    /// Namespace that it is on. None: what GPUNVME_NAMESPACE says, else the one that holds the model.
+    pub namespace: Option<NonZeroU32>,
     /// The GPU's address, for reads that go straight into its memory. None: what GPUNVME_GPU_BDF says, else what CUDA says.
     pub gpu: Option<PciAddress>,
     /// Who submits its commands. None: the CPU.
@@ -116,16 +120,25 @@ impl NvmeOptions {
         let all = NvmeOptions {
             drive: self.drive.or(parsed(DRIVE, get(DRIVE), "auto, or a PCI address such as 0000:3b:00.0")?),
             lba: self.lba.or(parsed(LBA, get(LBA), "the number of a logical block, such as 0")?),
+            namespace: self.namespace.or(parsed(NAMESPACE, get(NAMESPACE), "the number of a namespace, such as 1")?),
             gpu: self.gpu.or(parsed(GPU, get(GPU), "a PCI address such as 0000:01:00.0")?),
             submit: self.submit,
         };
-        let unused = |flag| Err(NvmeError::Unused { flag });
-        match (all.drive, self.lba, self.gpu) {
-            (None, Some(_), _) => unused("--nvme-lba"),
-            (None, None, Some(_)) => unused("--nvme-gpu"),
-            (None, None, None) if self.submit.is_some() => unused("--nvme-submit"),
-            _ => Ok(all),
+        let said = [
+            (self.lba.is_some(), "--nvme-lba"),
+            (self.namespace.is_some(), "--nvme-namespace"),
+            (self.gpu.is_some(), "--nvme-gpu"),
+            (self.submit.is_some(), "--nvme-submit"),
+        ];
+        match said.into_iter().find(|&(said, _)| said && all.drive.is_none()) {
+            Some((_, flag)) => Err(NvmeError::Unused { flag }),
+            None => Ok(all),
         }
+    }
+
+    /// Where on the drive the model is looked for.
+    pub fn spot(&self) -> Spot {
+        Spot { namespace: self.namespace.map(NonZeroU32::get), lba: self.lba.unwrap_or(0) }
     }
 
     /// That the GPU, if one is named, is the device that computes: `device`, at the address that CUDA says, if it is a GPU.
@@ -172,16 +185,25 @@ mod tests {
     fn flags_win_over_variables() {
         let none = NvmeOptions::default();
         assert_eq!(with(none, &[]), Ok(none));
-        assert_eq!(with(none, &[(DRIVE, ""), (LBA, ""), (GPU, "")]), Ok(none), "empty is not set");
-        let set = [(DRIVE, "3B:00.0"), (LBA, "2048"), (GPU, "0000:01:00.0")];
+        assert_eq!(with(none, &[DRIVE, LBA, GPU, NAMESPACE].map(|name| (name, ""))), Ok(none), "empty is not set");
+        let set = [(DRIVE, "3B:00.0"), (LBA, "2048"), (GPU, "0000:01:00.0"), (NAMESPACE, "2")];
         let read = NvmeOptions {
             drive: Some(DriveChoice::At(at("3b:00.0"))),
             lba: Some(2048),
             gpu: Some(at("1:0.0")),
+            namespace: NonZeroU32::new(2),
             ..none
         };
+        assert_eq!(read.spot(), Spot { namespace: Some(2), lba: 2048 });
+        assert_eq!(none.spot(), Spot { namespace: None, lba: 0 });
         assert_eq!(with(none, &set), Ok(read));
-        let flags = NvmeOptions { drive: Some(DriveChoice::Auto), lba: Some(7), gpu: Some(at("2:0.0")), ..none };
+        let flags = NvmeOptions {
+            drive: Some(DriveChoice::Auto),
+            lba: Some(7),
+            gpu: Some(at("2:0.0")),
+            namespace: NonZeroU32::new(3),
+            ..none
+        };
         assert_eq!(with(flags, &set), Ok(flags));
         let lba = NvmeOptions { lba: Some(7), ..none };
         assert_eq!(with(lba, &set), Ok(NvmeOptions { lba: Some(7), ..read }));
@@ -190,6 +212,9 @@ mod tests {
         assert_eq!(with(none, &[(LBA, "5")]), Ok(NvmeOptions { lba: Some(5), ..none }));
         assert!(with(lba, &[]).unwrap_err().starts_with("--nvme-lba says more"));
         assert!(with(NvmeOptions { gpu: Some(at("2:0.0")), ..none }, &[]).unwrap_err().starts_with("--nvme-gpu says"));
+        let namespace = NvmeOptions { namespace: NonZeroU32::new(2), ..none };
+        assert!(with(namespace, &[]).unwrap_err().starts_with("--nvme-namespace says"));
+        assert!(with(NvmeOptions { submit: Some(Submit::Gpu), ..none }, &[]).unwrap_err().starts_with("--nvme-submit"));
     }
 
     #[test]
@@ -198,6 +223,8 @@ mod tests {
             (DRIVE, "nvme0n1", "auto, or a PCI address such as 0000:3b:00.0"),
             (LBA, "-1", "the number of a logical block, such as 0"),
             (LBA, "0x10", "the number of a logical block, such as 0"),
+            (NAMESPACE, "0", "the number of a namespace, such as 1"),
+            (NAMESPACE, "nvme0n1", "the number of a namespace, such as 1"),
             (GPU, "auto", "a PCI address such as 0000:01:00.0"),
         ] {
             let error = with(NvmeOptions::default(), &[(name, value)]).unwrap_err();

@@ -8,8 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nvme::PciAddress;
-use nvme::{Done, Drive, Operation, Transfer};
+use nvme::{Done, Drive, Operation, PciAddress, Transfer};
 use readahead::{Completion, DeviceMemory, Dst, HostBuf, Landed, Piece, Source, SourceError};
 
 use super::{

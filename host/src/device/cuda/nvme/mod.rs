@@ -6,7 +6,7 @@
 mod mailbox;
 mod pages;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::nvme::{BusMemory, Controller, DmaBuf, LentQueue, Namespace, PrpError, PrpList, SUBMISSION_BYTES, Status};
 use cuda_std::kernel::Kernel;
@@ -76,6 +76,9 @@ pub enum QueueError {
     /// The drive.
     #[error(transparent)]
     Drive(#[from] ::nvme::Error),
+    /// The drive has no queue pair to lend.
+    #[error("{0}; a GPU needs one for itself: leave the commands to the CPU (--nvme-submit cpu)")]
+    NoQueue(::nvme::Error),
     /// Memory that cannot be described to a drive.
     #[error(transparent)]
     Pages(PrpError),
@@ -154,10 +157,16 @@ pub enum Stop {
 // Where things are in the memory of `GpuQueue::control`, each in lines of its own.
 const STATE: usize = 0;
 const REPORT: usize = 512;
+/// [`kernel::Report::number`].
+const NUMBER: usize = REPORT + 28;
 const STOP: usize = 640;
 const TAIL: usize = 768;
 const HEAD: usize = 896;
 const CONTROL_BYTES: usize = 1024;
+
+/// How long nothing may complete before the driver is asked whether the kernel is still there. Not before: a call of the engine's that frees
+/// memory waits for all kernels with the driver locked, and whoever asks waits with it.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// A queue pair in the hands of a kernel.
 pub struct GpuQueue {
@@ -176,6 +185,8 @@ pub struct GpuQueue {
     number: u32,
     count: usize,
     running: bool,
+    /// The head's doorbell as it was last seen to change, and when.
+    seen: (u32, Instant),
 }
 
 // SAFETY: the addresses in `queue` are those of memory that the other fields keep.
@@ -206,7 +217,10 @@ impl GpuQueue {
         let control = gpu.shared("a kernel's words", CONTROL_BYTES)?;
         let reads = gpu.shared("a list of reads", settings.reads.max(1) * size_of::<kernel::Read>())?;
         let statuses = gpu.shared("the ends of reads", settings.reads.max(1) * size_of::<u32>())?;
-        let lent = controller.lend(slots + 1, memory)?;
+        let lent = controller.lend(slots + 1, memory).map_err(|error| match error {
+            ::nvme::Error::NoQueue { .. } => QueueError::NoQueue(error),
+            error => error.into(),
+        })?;
         let [submissions, completions] = lent.offsets();
         let [tail, head] = rings(&settings, &control, &lent);
         debug_assert!(completions >= lent.depth() as usize * SUBMISSION_BYTES);
@@ -242,6 +256,7 @@ impl GpuQueue {
             number: 0,
             count: 0,
             running: false,
+            seen: (0, Instant::now()),
         };
         queue.begin(controller)?;
         Ok(queue)
@@ -278,7 +293,7 @@ impl GpuQueue {
     ///
     /// # Safety
     /// The memory behind each read's pages is the drive's until the read has [`Ended`](Progress::Ended), or until behind the list's end
-    /// [`renew`](Self::renew) has succeeded.
+    /// [`renew`](Self::renew) has succeeded. The [`Pages`] are the kernel's until the list has ended.
     ///
     /// # Errors
     /// Nothing was started: a read that no command can do, too many of them, or the GPU.
@@ -293,13 +308,16 @@ impl GpuQueue {
             if blocks == 0 || blocks > 1 << 16 || bytes > self.max_transfer as u64 {
                 return refuse(format!("{blocks} blocks in one command, which takes {} bytes", self.max_transfer));
             }
+            if pages.page() != 1 << self.queue.page_bits {
+                return refuse(format!("pages of {} bytes, and not the controller's", pages.page()));
+            }
             let (pages, offset) = pages.find(at, bytes as usize)?;
             listed.push(kernel::Read { lba, pages, blocks, offset });
         }
         self.reads.write(0, &listed);
         self.statuses.write(0, &vec![kernel::WAITING; reads.len()]);
         self.control.store(STOP, kernel::GO_ON);
-        self.control.store(REPORT + 28, 0);
+        self.control.store(NUMBER, 0);
         // Never 0.
         self.number = self.number % u32::MAX + 1;
         let list = kernel::List {
@@ -316,8 +334,13 @@ impl GpuQueue {
         self.mailbox.iter().for_each(|mailbox| mailbox.set_active(true));
         // SAFETY: the memory is this object's, of the extents that were allocated for so many slots and reads; dropping `gpu`, the first
         // field, waits for the kernel. Reads were checked above, except where their data goes, which is the caller's promise.
-        unsafe { self.gpu.start(self.queue, list) }?;
+        let started = unsafe { self.gpu.start(self.queue, list) };
+        if let Err(error) = started {
+            self.mailbox.iter().for_each(|mailbox| mailbox.set_active(false));
+            return Err(error.into());
+        }
         (self.running, self.count) = (true, reads.len());
+        self.seen = (self.control.load(HEAD), Instant::now());
         Ok(())
     }
 
@@ -336,28 +359,41 @@ impl GpuQueue {
         }
     }
 
-    /// What came of the list, if it has ended.
+    /// What came of the list, if it has ended. Calls the GPU's driver only if nothing has completed for a while.
     ///
     /// # Errors
     /// The kernel failed.
     pub fn poll(&mut self) -> Result<Option<kernel::Report>> {
-        let report = |word: usize| self.control.load(REPORT + 4 * word);
+        if !self.running {
+            return Ok(None);
+        }
         // The number is looked at first, the rest behind it.
-        if !self.running || report(7) != self.number {
+        if self.control.load(NUMBER) != self.number {
             // The only other end of a kernel is a fault, which the driver tells of.
-            if self.running && self.gpu.is_idle()? && report(7) != self.number {
-                return Err(QueueError::List("the kernel has ended without a report".into()));
-            }
-            if !self.running || report(7) != self.number {
+            if !self.has_been_quiet() || !self.gpu.is_idle()? {
                 return Ok(None);
             }
+            if self.control.load(NUMBER) != self.number {
+                return Err(QueueError::List("the kernel has ended without a report".into()));
+            }
         }
+        let report = |word: usize| self.control.load(REPORT + 4 * word);
         let [commands, errors, first_error, first_failed, strays, outstanding, why, number] =
             std::array::from_fn(report);
         self.running = false;
         // The last doorbells are copied still.
         self.mailbox.iter().for_each(|mailbox| mailbox.set_active(false));
         Ok(Some(kernel::Report { commands, errors, first_error, first_failed, strays, outstanding, why, number }))
+    }
+
+    /// Whether nothing has completed for [`QUIET`], as far as can be seen: from [`Doorbells::Mapped`], nothing is.
+    fn has_been_quiet(&mut self) -> bool {
+        let (head, now) = (self.control.load(HEAD), Instant::now());
+        let quiet = head == self.seen.0 && now - self.seen.1 >= QUIET;
+        if quiet || head != self.seen.0 {
+            self.seen = (head, now);
+        }
+        quiet
     }
 
     /// Lets the list that is running end early.

@@ -29,6 +29,11 @@ impl Pages {
         Ok(Pages { table, len: memory.len(), page, first: bus as usize % page })
     }
 
+    /// Bytes of a page.
+    pub(super) fn page(&self) -> usize {
+        self.page
+    }
+
     /// Where kernels find the address of the page that byte `at` is in, and where in that page it is.
     ///
     /// # Errors
