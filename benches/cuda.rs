@@ -220,13 +220,16 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
         let none = Matrix { offset: 0, bias: NONE, y: std::ptr::null_mut(), rows: 0, reserved: 0 };
         let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
         let cols = shape.1 as u32;
-        // Large and small launches take turns, as in a pass.
+        // As in a pass of a model with such matrices, whose residual stream is as wide as the shorter side.
+        let wide = shape.0.min(shape.1) >= gemv::WIDE as usize;
+        let shares = if wide { [Share::Whole; 2] } else { [Share::Small, Share::Large] };
+        let overlap = if wide { gemv::APART } else { gemv::OVERLAPPING };
         let fit = |share| {
             let room = driver.properties().room(share);
             let fits = gemv::launch::<F::Weights>(room, gemv::row_groups(&matrix(0)), cols, 1, 1, false);
             fits.ok_or_else(|| DeviceError::Unsupported(format!("{} of {cols} columns", F::TYPE)))
         };
-        let launches = [fit(Share::Small)?, fit(Share::Large)?];
+        let launches = [fit(shares[0])?, fit(shares[1])?];
         let launch = |turn: usize| {
             let gemv = launches[turn % 2];
             let product = Product {
@@ -245,7 +248,7 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
                 accumulate: 0,
                 activation: 0,
                 eps: 1e-5,
-                overlap: gemv::OVERLAPPING,
+                overlap,
             };
             // SAFETY: a matrix inside the weights, whose address is in `home`, and vectors at least as long as its sides.
             unsafe { driver.launch::<F::Gemv>(gemv.grid, (product,)) }

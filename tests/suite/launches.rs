@@ -108,11 +108,11 @@ fn projections(types: [TensorType; 3], hidden: usize, dependent: bool) -> (Dims,
 /// leaves; in a narrow one, or where no kernel starts before another's end, they take turns.
 #[test]
 fn products_of_the_same_x_are_beside_each_other() {
-    let wide = [APART, BESIDE, BESIDE].into_iter().zip([Share::Alone, Share::Small, Share::Small]);
+    let wide = [APART, BESIDE, BESIDE].into_iter().zip([Share::Whole, Share::Small, Share::Small]);
     let turns = [OVERLAPPING; 3].into_iter().zip([Share::Small, Share::Large, Share::Small]);
-    let ways: Vec<_> = [(4096, true, wide.collect::<Vec<_>>()), (2048, true, turns.clone().collect())]
+    let ways: Vec<_> = [(8192, true, wide.collect::<Vec<_>>()), (2048, true, turns.clone().collect())]
         .into_iter()
-        .chain([(4096, false, turns.collect())])
+        .chain([(8192, false, turns.collect())])
         .collect();
     for (hidden, dependent, way) in ways {
         for (types, together) in [

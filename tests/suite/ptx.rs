@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cuda_std::kernel::{self, Kernel};
+use gpu::gemv::{WeightKernels, WeightVisitor, Weights};
 use ntransformer::ptx::{VARIANTS, Variant, module};
 
 /// An entry: the types of its parameters, and its lines up to the closing brace.
@@ -175,6 +176,19 @@ fn directives(ptx: &'static str) -> BTreeMap<&'static str, Vec<&'static str>> {
     found
 }
 
+/// Warps of a block that multiplies one column by a matrix of the type of this name in lower case.
+fn warps(name: &str) -> u32 {
+    struct Warps;
+    impl WeightVisitor for Warps {
+        type Out = u32;
+        fn visit<F: WeightKernels>(self) -> u32 {
+            F::Weights::WARPS
+        }
+    }
+    let ty = quant::TensorType::ALL.iter().copied().find(|ty| ty.to_string().to_lowercase() == name);
+    gpu::gemv::visit(ty.unwrap_or_else(|| panic!("a tensor type named {name}")), Warps)
+}
+
 /// `cuda_std::thread::launch_bounds` and `max_registers` have become directives, without which products and attention spill, or do not
 /// fit onto a multiprocessor beside each other.
 #[test]
@@ -183,10 +197,14 @@ fn kernels_have_the_bounds_of_their_source() {
     for variant in VARIANTS {
         assert!(!variant.ptx.contains("launch_bounds") && !variant.ptx.contains("max_registers"), "{}", file(variant));
         for (name, found) in directives(variant.ptx) {
+            let of_products;
             let expected: &[&str] = match name.split_once('_') {
                 // Nothing runs beside it there.
                 Some(("attention", _)) if variant.sm < 90 => &[],
-                Some(("gemv" | "glu", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 3"],
+                Some(("gemv" | "glu", ty)) => {
+                    of_products = format!(".maxntid {}, 1, 1", 32 * warps(ty));
+                    &[of_products.as_str(), ".minnctapersm 2"]
+                }
                 Some(("gemv4" | "gemv8", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 1"],
                 Some(("attention", "decode_64" | "decode_128")) => &[".maxntid 128, 1, 1", ".maxnreg 176"],
                 Some(("attention", "decode_256" | "decode_any")) => &[".maxntid 128, 1, 1", ".maxnreg 255"],

@@ -8,7 +8,7 @@
 use crate::warp;
 
 /// The most stages of a warp.
-pub const MAX_STAGES: u32 = 4;
+pub const MAX_STAGES: u32 = 3;
 
 /// What the places of a run in global and in shared memory have in common: their offsets from a multiple of this. Bulk copies are slower
 /// where they differ.
@@ -26,17 +26,28 @@ pub struct Stages<const N: usize> {
     barriers: u32,
     #[cfg(target_arch = "nvptx64")]
     ring_address: u32,
+    /// For each stage, how far behind their places its runs begin. They would take registers of each lane.
+    skews: *mut [u16; N],
+    align: u32,
 }
 
 impl<const N: usize> Stages<N> {
-    /// `count` stages in `ring`, 2 to [`MAX_STAGES`], with room for `room` bytes for each run.
+    /// `count` stages in `ring`, 2 to [`MAX_STAGES`], with room for `room` bytes for each run. A run lies in its stage as in memory, in those bits of
+    /// the address that `align` has: those below a [`LINE`], or below 16.
     ///
     /// # Safety
-    /// `ring` is `count * N * room` bytes of shared memory, aligned to a [`LINE`], and `barriers` `count` words of it, of this warp
-    /// alone; `room` is a multiple of 16; all lanes are here.
+    /// `ring` is `count * N * room` bytes of shared memory, aligned to a [`LINE`], and `barriers` and `skews` have `count` elements in it, of this
+    /// warp alone; `room` is a multiple of 16; all lanes are here.
     #[inline(always)]
     #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
-    pub unsafe fn new(ring: *mut u8, room: u32, count: u32, barriers: *mut u64) -> Self {
+    pub unsafe fn new(
+        ring: *mut u8,
+        room: u32,
+        count: u32,
+        align: u32,
+        barriers: *mut u64,
+        skews: *mut [u16; N],
+    ) -> Self {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         let barriers = crate::nvptx::in_shared(barriers);
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
@@ -56,6 +67,8 @@ impl<const N: usize> Stages<N> {
             ring,
             room,
             count,
+            skews,
+            align,
             #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
             barriers,
             #[cfg(target_arch = "nvptx64")]
@@ -63,43 +76,62 @@ impl<const N: usize> Stages<N> {
         }
     }
 
-    /// Where run `i` of stage `stage` begins.
+    /// The places of the runs of stage `stage`, multiples of 16, and how far behind them they begin.
+    ///
+    /// # Safety
+    /// It has been waited for, and all lanes have been at a barrier since it was filled.
     #[inline(always)]
-    pub fn run(self, stage: u32, i: usize) -> *const u8 {
+    pub unsafe fn runs(self, stage: u32) -> [(*const u8, u32); N] {
+        // SAFETY: written by `fill`, before that barrier.
+        let skews = unsafe { self.skews.wrapping_add(stage as usize).read() };
+        core::array::from_fn(|i| (self.place(stage, i).cast_const(), skews[i].into()))
+    }
+
+    #[inline(always)]
+    fn place(self, stage: u32, i: usize) -> *mut u8 {
         self.ring.wrapping_add((stage as usize * N + i) * self.room as usize)
     }
 
-    /// Starts to fill stage `stage`: run `i`, from byte `offsets[i]` on, with the `bytes[i]` bytes from `sources[i]` on.
+    /// Starts to fill stage `stage` with the `bytes` bytes from each of `sources` on: copies go from the multiple of 16 before a run to the one
+    /// behind it.
     ///
     /// # Safety
-    /// All lanes are here, with the same arguments, and none reads the stage any more. Addresses, offsets and lengths are multiples of
-    /// 16, no length is 0 or more than the room behind the offset; the sources are global memory that nobody writes until the stage has been
-    /// waited for.
+    /// All lanes are here, with the same arguments, and none reads the stage any more. `bytes` is not 0, and there is room for it behind a
+    /// run's skew. What is copied is global memory that nobody writes until the stage has been waited for.
     #[inline(always)]
-    pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], offsets: [u32; N], bytes: [u32; N]) {
+    pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], bytes: u32) {
+        let odd = sources.map(|source| source.addr() as u32 & 15);
+        let offsets = sources.map(|source| source.addr() as u32 & self.align & !15);
+        let skews: [u16; N] = core::array::from_fn(|i| (sources[i].addr() as u32 & (self.align | 15)) as u16);
+        let lengths = odd.map(|odd| (bytes + odd).next_multiple_of(16));
+        let sources: [*const u8; N] = core::array::from_fn(|i| sources[i].wrapping_sub(odd[i] as usize));
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
-            if warp::lane_id() == 0 {
+            if warp::elect() {
+                self.skews.wrapping_add(stage as usize).write(skews);
                 let barrier = self.barriers + 8 * stage;
                 let mut all = 0;
                 for i in 0..N {
-                    all += bytes[i];
+                    all += lengths[i];
                 }
                 crate::nvptx::barrier_expect(barrier, all);
                 for i in 0..N {
                     let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + offsets[i];
-                    crate::nvptx::bulk_copy(target, sources[i], bytes[i], barrier);
+                    crate::nvptx::bulk_copy(target, sources[i], lengths[i], barrier);
                 }
             }
         }
         #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
         // SAFETY: the caller's promise: each lane has its own pieces of a run.
         unsafe {
+            if warp::lane_id() == 0 {
+                self.skews.wrapping_add(stage as usize).write(skews);
+            }
             for i in 0..N {
                 let mut at = 16 * warp::lane_id();
                 let offset = offsets[i];
-                while at < bytes[i] {
+                while at < lengths[i] {
                     #[cfg(target_arch = "nvptx64")]
                     {
                         let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + offset + at;
@@ -107,8 +139,7 @@ impl<const N: usize> Stages<N> {
                     }
                     #[cfg(not(target_arch = "nvptx64"))]
                     {
-                        let target =
-                            self.run(stage, i).cast_mut().add((offset + at) as usize).cast::<crate::mem::F32x4>();
+                        let target = self.place(stage, i).add((offset + at) as usize).cast::<crate::mem::F32x4>();
                         target.write(crate::mem::load(sources[i].add(at as usize).cast()));
                     }
                     at += 16 * 32;
@@ -151,8 +182,7 @@ impl<const N: usize> Stages<N> {
             #[cfg(target_arch = "nvptx64")]
             match self.count {
                 2 => crate::nvptx::copy_wait::<1>(),
-                3 => crate::nvptx::copy_wait::<2>(),
-                _ => crate::nvptx::copy_wait::<3>(),
+                _ => crate::nvptx::copy_wait::<2>(),
             }
             warp::sync_warp(warp::FULL_MASK);
         }

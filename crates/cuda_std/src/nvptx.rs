@@ -7,6 +7,8 @@ unsafe extern "unadjusted" {
     fn llvm_shfl_bfly(mask: u32, value: u32, lane_mask: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
     fn llvm_shfl_idx(mask: u32, value: u32, source: u32, clamp: u32) -> u32;
+    #[link_name = "llvm.nvvm.elect.sync"]
+    pub fn elect_sync(mask: u32) -> (u32, bool);
     #[link_name = "llvm.nvvm.bar.warp.sync"]
     fn llvm_bar_warp(mask: u32);
     #[link_name = "llvm.nvvm.vote.ballot.sync"]

@@ -18,6 +18,24 @@ pub fn warp_id() -> u32 {
     crate::thread::thread_idx_x() / 32
 }
 
+/// Whether this lane is the one of its warp that does something for all. On sm_90 the hardware chooses it (`elect.sync`), so that ptxas knows that
+/// it is one lane: for any other condition it makes a loop over lanes of each bulk copy.
+///
+/// # Safety
+/// All lanes are here.
+#[inline(always)]
+pub unsafe fn elect() -> bool {
+    #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        crate::nvptx::elect_sync(FULL_MASK).1
+    }
+    #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
+    {
+        lane_id() == 0
+    }
+}
+
 /// A 32-bit value that lanes can exchange.
 pub trait Lane: Copy {
     /// As bits.

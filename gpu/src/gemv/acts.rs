@@ -2,7 +2,7 @@
 
 use cuda_std::prelude::*;
 
-use super::staged::Staged;
+use super::{dot::Dot, staged::Staged};
 
 /// Bytes of `cols` integers: [`chunk`] moves the last ones within 128.
 const fn q_bytes(cols: usize) -> usize {
@@ -96,26 +96,79 @@ impl Int8 {
         }
     }
 
-    /// The `4 W` activations from `start + at` on: integers, scale, sum (0 without sums). `start` is a multiple of 512, `at` of `4 W`.
-    /// They are apart because `at` is the same in every turn of a lane's loop, and what depends on it alone is computed once.
+    /// The `4 W` integers from `start + at` on. `start` is a multiple of 512, `at` of `4 W`. They are apart because `at` is the same in every
+    /// turn of a lane's loop, and what depends on it alone is computed once.
     ///
     /// # Safety
     /// They are inside the column.
-    #[allow(clippy::manual_checked_ops, reason = "the compiler makes more instructions of a match, and of checked_div")]
     #[inline(always)]
-    pub unsafe fn run<const W: usize, const SUMS: usize>(self, start: usize, at: usize) -> ([u32; 8], f32, f32) {
+    pub unsafe fn run<const W: usize>(self, start: usize, at: usize) -> [u32; 8] {
         // SAFETY: the caller's promise.
         unsafe {
             let q = self.q.cast::<u8>().cast_const().add(start);
-            let read = |n: usize| Staged::new(q.add(16 * chunk(at / 16 + n))).words::<4, 16>(0);
+            let read = |n: usize| Staged::new(q.add(16 * chunk(at / 16 + n)), 0).words::<4, 16>(0);
             let [a, b, c, d] = read(0);
-            let mut words = [a, b, c, d, 0, 0, 0, 0];
-            if W == 8 {
-                let [e, f, g, h] = read(1);
-                words = [a, b, c, d, e, f, g, h];
-            }
-            let sum = if SUMS == 0 { 0.0 } else { self.sums.add(start / SUMS).add(at / SUMS).read() };
-            (words, self.d.add(start / 32).add(at / 32).read(), sum)
+            let [e, f, g, h] = if W == 8 { read(1) } else { [0; 4] };
+            [a, b, c, d, e, f, g, h]
         }
     }
+
+    /// The scale of the 32 activations that `start + at` is among.
+    ///
+    /// # Safety
+    /// It is inside the column.
+    #[inline(always)]
+    pub unsafe fn scale(self, start: usize, at: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.d.add(start / 32).add(at / 32).read() }
+    }
+
+    /// The sum of the [`Dot::SUMS`] activations that `start + at` is among.
+    ///
+    /// # Safety
+    /// It is inside the column.
+    #[inline(always)]
+    pub unsafe fn sum<D: Dot>(self, start: usize, at: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.sums.add(start / D::SUMS).add(at / D::SUMS).read() }
+    }
+
+    /// The scales of the 32s that begin with the one of `start + at`, one for each of a slice's parts.
+    ///
+    /// # Safety
+    /// They are inside the column, and the first one's number is a multiple of `PARTS`.
+    #[inline(always)]
+    pub unsafe fn scales<D: Dot>(self, start: usize, at: usize) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { neighbours::<D>(self.d.add(start / 32).add(at / 32)) }
+    }
+
+    /// The sums that belong to `scales`, where each is of 32 activations.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub unsafe fn sums<D: Dot>(self, start: usize, at: usize) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { neighbours::<D>(self.sums.add(start / 32).add(at / 32)) }
+    }
+}
+
+/// The first of `PARTS` floats, 1, 2 or 4, in one load.
+///
+/// # Safety
+/// They are in shared memory, from a multiple of as many on.
+#[inline(always)]
+unsafe fn neighbours<D: Dot>(first: *const f32) -> [f32; 4] {
+    // SAFETY: the caller's promise; columns begin at multiples of 16 bytes, and scales and sums at multiples of 128 and of 4 of them.
+    let staged = unsafe { Staged::new(first.cast(), 0) };
+    let words = match D::PARTS {
+        1 => [staged.words::<1, 4>(0)[0], 0, 0, 0],
+        2 => {
+            let [a, b] = staged.words::<2, 8>(0);
+            [a, b, 0, 0]
+        }
+        _ => staged.words::<4, 16>(0),
+    };
+    words.map(f32::from_bits)
 }

@@ -4,7 +4,7 @@ use cuda_std::{kernel::Grid, prelude::*};
 use quant::{Bytes, Format, formats};
 
 use super::{
-    Product, THREADS, gemv, glu,
+    COLUMNS_WARPS, Product, gemv, glu,
     weights::{Floats, Integers},
 };
 
@@ -124,7 +124,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv(product: Product) {
-                thread::launch_bounds::<THREADS, 3>();
+                thread::launch_bounds::<{ 32 * <$weights<formats::$format> as super::Weights>::WARPS }, 2>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 1>(&product) }
             }
@@ -136,7 +136,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv4(product: Product) {
-                thread::launch_bounds::<THREADS, 1>();
+                thread::launch_bounds::<{ 32 * COLUMNS_WARPS }, 1>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 4>(&product) }
             }
@@ -148,7 +148,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $gemv8(product: Product) {
-                thread::launch_bounds::<THREADS, 1>();
+                thread::launch_bounds::<{ 32 * COLUMNS_WARPS }, 1>();
                 // SAFETY: the caller's promise.
                 unsafe { gemv::<$weights<formats::$format>, 8>(&product) }
             }
@@ -160,7 +160,7 @@ macro_rules! kernels {
             #[cfg(feature = $module)]
             #[kernel($module, prefetch)]
             pub unsafe fn $glu(product: Product) {
-                thread::launch_bounds::<THREADS, 3>();
+                thread::launch_bounds::<{ 32 * <$weights<formats::$format> as super::Weights>::WARPS }, 2>();
                 // SAFETY: the caller's promise.
                 unsafe { glu::<$weights<formats::$format>>(&product) }
             }

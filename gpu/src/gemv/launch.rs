@@ -5,7 +5,7 @@ use cuda_std::{
     kernel::Grid,
 };
 
-use super::{MAX_COLUMNS, Matrix, ROWS, THREADS, WARPS, Weights};
+use super::{COLUMNS_WARPS, MAX_WARPS, Matrix, ROWS, Weights, squares_bytes};
 
 /// What a launch must know of the GPU, and of its place in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +31,12 @@ pub struct Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// One of those that take turns with large ones: beside a large one there is room for one small one (and, where the large
-    /// one is no larger than it must be, for one of attention, of heads of up to 128). Also a product beside one that is `Alone`.
+    /// one is no larger than it must be, for one of attention, of heads of up to 128). Also a product beside one that is `Whole`, in what room that leaves.
     Small,
     /// One whose blocks take more than half of a multiprocessor: no two large ones fit together.
     Large,
-    /// One with no other product beside it, whose stages are as many as keep the memory busy and no more: what is on its way is
-    /// in the way of what is waited for.
-    Alone,
-    /// As `Alone`, for products without a norm: still fewer.
-    AloneFew,
+    /// One that has a multiprocessor to itself.
+    Whole,
 }
 
 impl Share {
@@ -48,7 +45,7 @@ impl Share {
         match self {
             Share::Small => Share::Large,
             Share::Large => Share::Small,
-            alone => alone,
+            Share::Whole => Share::Whole,
         }
     }
 }
@@ -62,8 +59,7 @@ impl Room {
         match self.share {
             Share::Small => (0, small),
             Share::Large => (least_large, self.multiprocessor - small - 2 * self.reserved),
-            Share::Alone => (least_large, ALONE),
-            Share::AloneFew => (least_large, ALONE_FEW),
+            Share::Whole => (least_large, self.block),
         }
     }
 }
@@ -71,13 +67,10 @@ impl Room {
 /// Bytes of shared memory that a block of attention takes beside a large and a small block.
 const ATTENTION: u32 = 23 << 10;
 
-/// Bytes of shared memory that a block of [`Share::Alone`] uses. Of 48, 60, 75, 93 and 113 KiB the best for models of 8B and 70B.
-const ALONE: u32 = 75 << 10;
-/// The same for [`Share::AloneFew`], of 48, 60, 75, 113, 151 and 226. Wide matrices, for which it is too little, take all there is.
-const ALONE_FEW: u32 = 48 << 10;
-
-/// Bytes of `shared_array!`s in the kernels.
-const STATIC: u32 = (4 * MAX_COLUMNS * WARPS) as u32;
+/// From this width of the residual stream on, a product has the multiprocessors to itself and the next one starts when it has its
+/// activations; below, they overlap. docs/gemv.md has the measurements: of 8B, with 4096, tokens take 0 to 3 % less time when products
+/// overlap, of 70B, with 8192, 13 % more. Between these nothing was measured.
+pub const WIDE: usize = 5120;
 
 /// From so many columns on, two blocks share the work of quantising a column.
 const PAIRED_COLS: u32 = 8192;
@@ -103,11 +96,12 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 }
 
 /// The launch of a product with weights in `W`, of `groups` groups of rows ([`row_groups`]; for a `glu` the rows of one of its
-/// matrices) of `cols` columns, with `tokens` columns of x, `columns` at a time, and with an RMSNorm or without. `None` when not even
-/// the least fits into a block's shared memory.
+/// matrices) of `cols` columns, with `tokens` columns of x, `columns` at a time, and with an RMSNorm or without. `None` when not even the least fits into a
+/// block's shared memory.
 ///
 /// A launch's share of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled
-/// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is.
+/// beside this one's last. A block of one column has half of its warps where that makes it fit into the share. Where the share is too little even so,
+/// as it is where a multiprocessor has 100 KiB, a block takes all there is.
 pub fn launch<W: Weights>(
     room: Room,
     groups: u32,
@@ -117,9 +111,11 @@ pub fn launch<W: Weights>(
     normed: bool,
 ) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
+    // What warps have for themselves: a barrier and two skews for each stage, a factor for each column.
+    let own = (8 + 2 * ROWS) * MAX_STAGES as usize + 4 * columns as usize;
     // Behind the last stage, reading may look at two words more than it needs.
-    let acts = columns as usize * W::acts_bytes(cols as usize) + 8 * MAX_STAGES as usize * WARPS + LINE + 16;
-    let acts = u32::try_from(acts).ok().filter(|&acts| acts <= room.block)?;
+    let acts = columns as usize * W::acts_bytes(cols as usize) + squares_bytes(columns as usize, cols as usize);
+    let acts = u32::try_from(acts + MAX_WARPS * own + LINE + 16).ok().filter(|&acts| acts <= room.block)?;
     let step = 32 / W::LANES as u32;
     // A row may begin between two multiples of 16.
     let bytes = |blocks: u32| (blocks * W::BYTES as u32 + 15).next_multiple_of(16);
@@ -127,22 +123,28 @@ pub fn launch<W: Weights>(
         true => (LINE as u32 - 16 + bytes(blocks)).next_multiple_of(LINE as u32),
         false => bytes(blocks) + 16,
     };
-    let shared = |lines: bool, stages: u32, blocks: u32| {
-        STATIC + acts + WARPS as u32 * stages * ROWS as u32 * stage(lines, blocks)
-    };
+    let shared =
+        |warps: u32, lines: bool, stages: u32, blocks: u32| acts + warps * stages * ROWS as u32 * stage(lines, blocks);
     let least = step.min(blocks);
-    let fits = |lines: bool, limit: u32| (2..=MAX_STAGES).rev().find(|&stages| shared(lines, stages, least) <= limit);
-    let (padded, share) = room.share();
-    let (stages, limit) = match fits(false, share.min(room.block)) {
-        Some(stages) => (stages, share.min(room.block)),
-        None => (fits(false, room.block)?, room.block),
+    // With so many warps, two stages keep the memory busy; fewer and longer pieces take fewer instructions. Only alone, and with nothing
+    // to be done before the products, a third one is of use (docs/gemv.md).
+    let most = if room.share == Share::Whole && !normed { MAX_STAGES } else { 2 };
+    let fits = |warps: u32, lines: bool, limit: u32| {
+        (2..=most).rev().find(|&stages| shared(warps, lines, stages, least) <= limit)
     };
+    let (padded, share) = room.share();
+    // Whatever several columns fit with, one does: by itself it decides whether a matrix is cut.
+    let (warps, least_warps) = if columns == 1 { (W::WARPS, W::WARPS / 2) } else { (COLUMNS_WARPS, COLUMNS_WARPS) };
+    let share = share.min(room.block);
+    let tries = [(warps, share), (least_warps, share), (warps, room.block), (least_warps, room.block)];
+    let (warps, limit, stages) =
+        tries.into_iter().find_map(|(warps, limit)| fits(warps, false, limit).map(|stages| (warps, limit, stages)))?;
     // Whole lines where that costs no stage.
-    let lines = fits(true, limit) == Some(stages);
+    let lines = fits(warps, true, limit) == Some(stages);
     let stage = |blocks: u32| stage(lines, blocks);
-    let shared = |stages: u32, blocks: u32| shared(lines, stages, blocks);
+    let shared = |blocks: u32| shared(warps, lines, stages, blocks);
     let mut most = least;
-    while most < blocks && shared(stages, (most + step).min(blocks)) <= limit {
+    while most < blocks && shared((most + step).min(blocks)) <= limit {
         most = (most + step).min(blocks);
     }
     // Pieces of equal length.
@@ -152,11 +154,11 @@ pub fn launch<W: Weights>(
     // multiprocessor is empty, two of them would go there (measured: products of 4096 rows took up to half as long again).
     let few = groups < room.multiprocessors;
     let width = if few { groups.max(1) } else { room.multiprocessors };
-    let shared = shared(stages, piece_blocks).max(padded.min(room.block)) - STATIC;
+    let shared = shared(piece_blocks).max(padded.min(room.block));
     let wide = cols >= PAIRED_COLS && cols.is_multiple_of(4) && columns == 1 && !normed;
     let pairs = wide && room.cluster > 1 && width.is_multiple_of(2);
     let cluster = [if pairs { 2 } else { 1 }, 1, 1];
-    let grid = Grid::new(width, tokens.div_ceil(columns), THREADS).with_shared(shared).with_cluster(cluster);
+    let grid = Grid::new(width, tokens.div_ceil(columns), 32 * warps).with_shared(shared).with_cluster(cluster);
     let align = if lines { LINE as u32 - 1 } else { 15 };
     Some(Launch { grid, piece_blocks, stage_bytes: stage(piece_blocks), stages, align })
 }

@@ -14,6 +14,7 @@ mod unrolled;
 mod acts;
 mod dot;
 mod kernels;
+#[cfg(not(target_arch = "nvptx64"))]
 mod launch;
 mod staged;
 mod weights;
@@ -29,20 +30,16 @@ pub use launch::*;
 use staged::Staged;
 pub use weights::Weights;
 
-/// Warps of a block.
-pub const WARPS: usize = 8;
-/// Threads of a block.
-pub const THREADS: u32 = 32 * WARPS as u32;
+/// Warps of a block at most.
+pub const MAX_WARPS: usize = 16;
+/// Warps of a block that multiplies several columns, for each of which a thread needs registers.
+const COLUMNS_WARPS: u32 = 8;
 /// Rows that a warp computes side by side: activations that were read are used for each.
 pub const ROWS: usize = 2;
 /// Groups of four activations of a batch, which a thread reads at once.
-const BATCH: usize = 4;
-/// Activations that the threads of a block read, each its four.
-const STEP: u32 = 4 * THREADS;
-/// Activations of a batch.
-const BATCH_COLS: u32 = BATCH as u32 * STEP;
-/// The most columns that a kernel multiplies at once.
-const MAX_COLUMNS: usize = 8;
+const BATCH: usize = 2;
+/// Activations of a warp's share of a batch, four of each lane.
+const GROUP: u32 = 128;
 
 /// Says that there is no such tensor in the buffer of weights.
 pub const NONE: u64 = u64::MAX;
@@ -107,7 +104,6 @@ pub struct Product {
 #[cfg(not(target_arch = "nvptx64"))]
 unsafe impl cuda_std::kernel::Param for Product {}
 const _: () = assert!(size_of::<Product>() == 168);
-const _: () = assert!(8 * ROWS * MAX_STAGES as usize <= 64, "the stages' skews are in two words");
 
 /// [`Product::overlap`]: the next kernel may start when this one has its activations. They would arrive later with the weights that
 /// the next one asks for at once.
@@ -133,7 +129,7 @@ trait Plan {
     /// Groups in all.
     fn groups(p: &Product) -> u32;
     /// The rows of group `group`: address of the first one, and from there to the second.
-    fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize);
+    fn rows(p: &Product, group: u32) -> (*const u8, usize);
 }
 
 /// Rows of up to three matrices, two by two.
@@ -152,9 +148,9 @@ impl Plan for Rows {
     }
 
     #[inline(always)]
-    fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
+    fn rows(p: &Product, group: u32) -> (*const u8, usize) {
         let (offset, rows, row, _, _) = find(p, group);
-        let first = weights.wrapping_add(offset as usize + row as usize * p.stride as usize);
+        let first = weights(p).wrapping_add(offset as usize + row as usize * p.stride as usize);
         // A last row without a partner is computed twice.
         (first, if row + 1 < rows { p.stride as usize } else { 0 })
     }
@@ -170,9 +166,9 @@ impl Plan for Pairs {
     }
 
     #[inline(always)]
-    fn rows(p: &Product, weights: *const u8, group: u32) -> (*const u8, usize) {
+    fn rows(p: &Product, group: u32) -> (*const u8, usize) {
         let [gate, up, _] = &p.matrices;
-        let first = weights.wrapping_add(gate.offset as usize + group as usize * p.stride as usize);
+        let first = weights(p).wrapping_add(gate.offset as usize + group as usize * p.stride as usize);
         (first, (up.offset as usize).wrapping_sub(gate.offset as usize))
     }
 }
@@ -190,6 +186,18 @@ fn find(p: &Product, group: u32) -> (u64, u32, u32, *mut f32, u64) {
     } else {
         of(c, group - first - second)
     }
+}
+
+/// Bytes of shared memory for the sums of squares of `columns` columns of `cols`.
+const fn squares_bytes(columns: usize, cols: usize) -> usize {
+    (4 * columns * cols.div_ceil(GROUP as usize)).next_multiple_of(16)
+}
+
+/// The buffer of weights. It is read anew for each group: kept, it would take two registers of each thread.
+#[inline(always)]
+fn weights(p: &Product) -> *const u8 {
+    // SAFETY: nobody writes homes while kernels run.
+    unsafe { mem::load(mem::global(p.home)) as *const u8 }
 }
 
 /// A row's bytes in pieces, as long as a stage but for the last.
@@ -216,15 +224,15 @@ struct Walk {
 
 impl Walk {
     #[inline(always)]
-    fn new<P: Plan>(p: &Product, weights: *const u8, group: u32) -> Self {
-        let (at, delta) = P::rows(p, weights, group);
+    fn new<P: Plan>(p: &Product, group: u32) -> Self {
+        let (at, delta) = P::rows(p, group);
         Walk { group, piece: 0, at, delta }
     }
 }
 
 /// The block's activations: columns `first` to `first + C - 1` of x, quantised, in shared memory at `acts`; where there is a norm, as they
-/// are before the division by the root of their mean square. The result is what remains to multiply with, for each column. Columns
-/// beyond the last are that one. Waits for the kernel before this one, unless it runs [`BESIDE`] it. `QUADS` says that the number of columns is a multiple of 4. With
+/// are before the division by the root of their mean square. What remains to multiply with, for each column, is then at `factors`, the
+/// warp's own. Columns beyond the last are that one. Waits for the kernel before this one, unless it runs [`BESIDE`] it. `QUADS` says that the number of columns is a multiple of 4. With
 /// `N` = 2 this is one of two blocks of a cluster, which has arrived at its barrier; each does every other step for both, without a norm.
 ///
 /// # Safety
@@ -232,16 +240,19 @@ impl Walk {
 #[inline(always)]
 unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const N: usize>(
     p: &Product,
-    weights: *const u8,
     acts: *mut u8,
+    factors: *mut [f32; C],
     first: u32,
-) -> [f32; C] {
+) {
     let cols = p.cols;
     let normed = N == 1 && p.norm != NONE;
-    let (step, batch) = (N as u32 * STEP, N as u32 * BATCH_COLS);
+    // Activations that the threads of a block read at once, each its four; those of a cluster; and those of a batch.
+    let block_step = 4 * thread::block_dim_x();
+    let step = N as u32 * block_step;
+    let batch = BATCH as u32 * step;
     // SAFETY: these are addresses of global memory.
-    let norm_weights = unsafe { mem::global(weights.wrapping_add(p.norm as usize).cast::<f32>()) };
-    let own = if N == 1 { 0 } else { STEP * cluster::rank() } + 4 * thread::thread_idx_x();
+    let norm_weights = unsafe { mem::global(weights(p).wrapping_add(p.norm as usize).cast::<f32>()) };
+    let own = if N == 1 { 0 } else { block_step * cluster::rank() } + 4 * thread::thread_idx_x();
     let read = |x: *const f32, start: u32| -> [[f32; 4]; BATCH] {
         core::array::from_fn(|k| {
             // SAFETY: the vector has as many.
@@ -260,7 +271,8 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
         // SAFETY: all threads are here. The other block has started: its shared memory may be written.
         unsafe { cluster::wait() };
     }
-    let squares = shared_array!(GEMV_SQUARES: [f32; MAX_COLUMNS * WARPS]);
+    let squares = acts.wrapping_add(C * W::acts_bytes(cols as usize)).cast::<f32>();
+    let groups = cols.div_ceil(GROUP) as usize;
     for c in 0..C {
         let token = (first + c as u32).min(p.tokens - 1);
         // SAFETY: as above.
@@ -277,16 +289,27 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
         // The norm's weights for `values`; or without a norm what comes behind them, since two batches are one wait.
         let mut other = if normed || cols <= batch { first_norm } else { read(x, batch) };
         let mut second = false;
-        let mut sum = 0.0;
         loop {
             if normed {
+                let mut sums = [0.0; BATCH];
                 unrolled!(k < BATCH, {
                     for i in 0..4 {
                         let value = if start + k as u32 * step + own < cols { values[k][i] } else { 0.0 };
-                        sum = float::fma(value, value, sum);
+                        sums[k] = float::fma(value, value, sums[k]);
                         values[k][i] = other[k][i] * value;
                     }
                 });
+                // Sums of as many neighbours each, whatever the number of warps: a column's bits depend on nothing else.
+                // SAFETY: all lanes are here; each group of columns is one warp's.
+                unsafe {
+                    warp::sums(&mut sums);
+                    unrolled!(k < BATCH, {
+                        let at = start + k as u32 * step + own;
+                        if warp::lane_id() == 0 && at < cols {
+                            squares.add(c * groups + (at / GROUP) as usize).write(sums[k]);
+                        }
+                    });
+                }
             }
             unrolled!(k < BATCH, {
                 let at = start + k as u32 * step + own;
@@ -309,15 +332,6 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
             }
             second = !second;
         }
-        if normed {
-            // SAFETY: all lanes are here; each warp has an element of its own.
-            unsafe {
-                let sum = warp::sum(sum);
-                if warp::lane_id() == 0 {
-                    squares.add(c * WARPS + warp::warp_id() as usize).write(sum);
-                }
-            }
-        }
     }
     // SAFETY: all threads are here, and have written before they read.
     unsafe {
@@ -327,17 +341,23 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
             cluster::arrive();
             cluster::wait();
         }
-        let mut scales = [1.0; C];
+        let mut own = [1.0; C];
         if normed {
             unrolled!(c < C, {
-                let mut sum = 0.0;
-                for i in 0..WARPS {
-                    sum += squares.add(c * WARPS + i).read();
+                let mut i = warp::lane_id() as usize;
+                own[c] = 0.0;
+                while i < groups {
+                    own[c] += squares.add(c * groups + i).read();
+                    i += 32;
                 }
-                scales[c] = float::rsqrt(sum / cols as f32 + p.eps);
             });
+            warp::sums(&mut own);
+            own = own.map(|sum| float::rsqrt(sum / cols as f32 + p.eps));
         }
-        scales
+        // Not in registers: products that need most of them would spill some.
+        if warp::lane_id() == 0 {
+            factors.write(own);
+        }
     }
 }
 
@@ -373,16 +393,19 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let warp = unsafe { warp::warp_shuffle_idx(warp::FULL_MASK, warp::warp_id(), 0) };
     let cols = p.cols as usize;
     let acts = dynamic_shared!(GEMV_SHARED: [u8]);
-    let barriers = acts.wrapping_add(C * W::acts_bytes(cols)).cast::<u64>();
+    let barriers = acts.wrapping_add(C * W::acts_bytes(cols) + squares_bytes(C, cols)).cast::<u64>();
     let count = p.stages as usize;
-    let rings = barriers.wrapping_add(MAX_STAGES as usize * WARPS).cast::<u8>();
+    let skews = barriers.wrapping_add(MAX_STAGES as usize * MAX_WARPS).cast::<[u16; ROWS]>();
+    let factors = skews.wrapping_add(MAX_STAGES as usize * MAX_WARPS).cast::<[f32; C]>();
+    let rings = factors.wrapping_add(MAX_WARPS).cast::<u8>();
+    let factors = factors.wrapping_add(warp as usize);
     let rings = rings.wrapping_add(rings.addr().wrapping_neg() % LINE);
     let ring = rings.wrapping_add(warp as usize * count * ROWS * p.stage_bytes as usize);
-    // SAFETY: nobody writes homes and weights while kernels run. Barriers and ring are this warp's.
-    let (weights, stages) = unsafe {
-        let weights = mem::load(mem::global(p.home)) as *const u8;
+    // SAFETY: barriers, skews and ring are this warp's.
+    let stages = unsafe {
         let barriers = barriers.wrapping_add(warp as usize * MAX_STAGES as usize);
-        (weights, Stages::<ROWS>::new(ring, p.stage_bytes, p.stages, barriers))
+        let skews = skews.wrapping_add(warp as usize * MAX_STAGES as usize);
+        Stages::<ROWS>::new(ring, p.stage_bytes, p.stages, p.align, barriers, skews)
     };
 
     let pieces = {
@@ -393,31 +416,19 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     // Neighbouring groups are in neighbouring blocks.
     let groups = P::groups(p);
     let start = warp * thread::grid_dim_x() + thread::block_idx_x();
-    let step = thread::grid_dim_x() * WARPS as u32;
+    let step = thread::grid_dim_x() * (thread::block_dim_x() / 32);
 
-    let mut next = Walk::new::<P>(p, weights, start);
-    // Where rows begin in their runs: a byte for each row of each stage, the oldest stage's lowest.
-    let mut skews = 0u64;
-    let mut fetch = |stage: u32, skews: &mut u64| {
-        *skews >>= 8 * ROWS;
+    let mut next = Walk::new::<P>(p, start);
+    let mut fetch = |stage: u32| {
         if next.group >= groups {
             return stages.skip();
         }
-        let length = pieces.bytes(next.piece);
-        let sources = [next.at, next.at.wrapping_add(next.delta)];
-        // From the multiple of 16 before a row's piece to the one behind it.
-        let odd = sources.map(|source| source.addr() as u32 & 15);
-        let offsets = sources.map(|source| source.addr() as u32 & p.align & !15);
-        let bytes = odd.map(|odd| (length + odd).next_multiple_of(16));
-        let [a, b] = [offsets[0] + odd[0], offsets[1] + odd[1]];
-        *skews |= u64::from(a | b << 8) << (8 * ROWS as u32 * (p.stages - 1));
-        let sources = sources.map(|source| source.wrapping_sub(source.addr() & 15));
         // SAFETY: all lanes are here. The rows are the tensor's, and memory is readable from the multiple of 16 before it to the
         // one behind it.
-        unsafe { stages.fill(stage, sources, offsets, bytes) };
+        unsafe { stages.fill(stage, [next.at, next.at.wrapping_add(next.delta)], pieces.bytes(next.piece)) };
         next.piece += 1;
         if next.piece == pieces.count {
-            next = Walk::new::<P>(p, weights, next.group + step);
+            next = Walk::new::<P>(p, next.group + step);
         } else {
             next.at = next.at.wrapping_add(pieces.bytes as usize);
         }
@@ -432,19 +443,19 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     }
     let mut stage = 0;
     while stage < p.stages {
-        fetch(stage, &mut skews);
+        fetch(stage);
         stage += 1;
     }
     // SAFETY: all threads are here.
-    let scales = unsafe {
+    unsafe {
         if paired {
-            load_activations::<W, C, true, 2>(p, weights, acts, first)
+            load_activations::<W, C, true, 2>(p, acts, factors, first)
         } else if W::ANY_END && !p.cols.is_multiple_of(4) {
-            load_activations::<W, C, false, 1>(p, weights, acts, first)
+            load_activations::<W, C, false, 1>(p, acts, factors, first)
         } else {
-            load_activations::<W, C, true, 1>(p, weights, acts, first)
+            load_activations::<W, C, true, 1>(p, acts, factors, first)
         }
-    };
+    }
     grid::launch_dependents();
 
     let piece_cols = p.piece_blocks as usize * W::ELEMS;
@@ -455,11 +466,8 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         for piece in 0..pieces.count {
             // SAFETY: all lanes are here.
             unsafe { stages.wait(stage, round) };
-            let rows = [0, 1].map(|r| {
-                let skew = skews as u32 >> (8 * r) & 0xff;
-                // SAFETY: the stage's bytes have arrived.
-                unsafe { Staged::new(stages.run(stage, r).wrapping_add(skew as usize)) }
-            });
+            // SAFETY: the stage's bytes have arrived.
+            let rows = unsafe { stages.runs(stage).map(|(place, at)| Staged::new(place, at)) };
             let bytes = pieces.bytes(piece);
             // SAFETY: the blocks are in the piece.
             unsafe {
@@ -472,7 +480,7 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
             first_value += piece_cols;
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
-            fetch(stage, &mut skews);
+            fetch(stage);
             stage += 1;
             if stage == p.stages {
                 (stage, round) = (0, round + 1);
@@ -480,9 +488,11 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
         }
         // SAFETY: all lanes are here.
         unsafe { warp::sums(sums.as_flattened_mut()) };
+        // SAFETY: lane 0 has written it, and all lanes have been at a barrier of the warp since, behind a piece.
+        let factors = unsafe { factors.read() };
         for sums in &mut sums {
             for c in 0..C {
-                sums[c] *= scales[c];
+                sums[c] *= factors[c];
             }
         }
         finish(group, sums);
@@ -514,7 +524,7 @@ unsafe fn multiply_piece<W: Weights, const C: usize, const WHOLE: bool>(
     let at = lane / W::LANES * W::ELEMS;
     let mut offset = (lane / W::LANES * W::BYTES) as u32;
     while offset < bytes {
-        let blocks = rows.map(|row| row.skip(offset as usize));
+        let blocks = rows.map(|row| row.skip(offset));
         // SAFETY: the caller's promise.
         unsafe { W::multiply::<ROWS, C, WHOLE>(blocks, slice, acts, cols, first, at, sums) };
         offset += (32 / W::LANES * W::BYTES) as u32;
@@ -529,10 +539,7 @@ unsafe fn multiply_piece<W: Weights, const C: usize, const WHOLE: bool>(
 #[inline(always)]
 unsafe fn load_bias(p: &Product, offset: u64, row: u32) -> f32 {
     // SAFETY: the caller's promise.
-    unsafe {
-        let weights = mem::load(mem::global(p.home)) as *const u8;
-        mem::load(mem::global(weights.wrapping_add(offset as usize).cast::<f32>().wrapping_add(row as usize)))
-    }
+    unsafe { mem::load(mem::global(weights(p).wrapping_add(offset as usize).cast::<f32>().wrapping_add(row as usize))) }
 }
 
 /// y (+)= W x + bias.

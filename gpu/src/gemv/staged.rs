@@ -4,26 +4,30 @@ use cuda_std::prelude::*;
 
 /// A place in a stage: GGUF's bytes of a row, from there on.
 #[derive(Clone, Copy)]
-pub struct Staged(*const u8);
+pub struct Staged {
+    /// A multiple of 16.
+    base: *const u8,
+    at: u32,
+}
 
 impl Staged {
     /// # Safety
     /// `bytes` points into shared memory that holds what is read through this, and seven bytes more.
     #[inline(always)]
-    pub unsafe fn new(bytes: *const u8) -> Self {
-        Staged(bytes)
+    pub unsafe fn new(base: *const u8, at: u32) -> Self {
+        Staged { base, at }
     }
 
     /// `bytes` further on.
     #[inline(always)]
-    pub fn skip(self, bytes: usize) -> Self {
-        Staged(self.0.wrapping_add(bytes))
+    pub fn skip(self, bytes: u32) -> Self {
+        Staged { at: self.at + bytes, ..self }
     }
 
     #[inline(always)]
     fn read<T: Copy>(self, at: usize) -> T {
         // SAFETY: `new`'s promise.
-        unsafe { self.0.add(at).cast::<T>().read() }
+        unsafe { self.base.add(self.at as usize).add(at).cast::<T>().read() }
     }
 
     /// A byte.
@@ -65,16 +69,32 @@ impl Staged {
             }
             _ => {
                 // Two words that lie across every one of these; one more is read than needed where the place is a multiple of 4.
-                let from = self.0.wrapping_add(at);
-                let odd = from.addr() & 3;
-                let aligned = Staged(from.wrapping_sub(odd));
+                let from = self.at + at as u32;
+                let odd = from & 3;
+                let aligned = Staged { at: from - odd, ..self };
                 let mut low: u32 = aligned.read(0);
                 for i in 0..N {
                     let high = aligned.read(4 * i + 4);
-                    out[i] = simd::funnel_shift_right(low, high, 8 * odd as u32);
+                    out[i] = simd::funnel_shift_right(low, high, 8 * odd);
                     low = high;
                 }
             }
+        }
+        out
+    }
+
+    /// As `words::<N, 2>`, shifted `bits` to the right, at most 15: at the top of each are bits of the next one.
+    #[inline(always)]
+    pub fn words_from<const N: usize>(self, at: usize, bits: u32) -> [u32; N] {
+        let from = self.at + at as u32;
+        let odd = from & 3;
+        let aligned = Staged { at: from - odd, ..self };
+        let mut low: u32 = aligned.read(0);
+        let mut out = [0; N];
+        for i in 0..N {
+            let high = aligned.read(4 * i + 4);
+            out[i] = simd::funnel_shift_right(low, high, 8 * odd + bits);
+            low = high;
         }
         out
     }
@@ -83,9 +103,9 @@ impl Staged {
     #[inline(always)]
     pub fn half_words<const N: usize>(self) -> (f32, [u32; N]) {
         // Whether the place is a multiple of 4 or not, it and all that follows lies in the same number of words.
-        let odd = self.0.addr() & 2;
-        let aligned = Staged(self.0.wrapping_sub(odd));
-        let selector = 0x5432 + 0x1111 * odd as u32;
+        let odd = self.at & 2;
+        let aligned = Staged { at: self.at - odd, ..self };
+        let selector = 0x5432 + 0x1111 * odd;
         let mut low: u32 = aligned.read(0);
         let half = F16((low >> (8 * odd)) as u16).to_f32();
         let mut out = [0; N];

@@ -6,6 +6,7 @@ use cuda_std::prelude::*;
 use quant::{Format, formats};
 
 use super::{
+    MAX_WARPS,
     acts::{Int8, float_chunk, int8_bytes},
     dot::Dot,
     staged::Staged,
@@ -19,6 +20,8 @@ pub trait Weights {
     const BYTES: usize;
     /// Slices of a block.
     const LANES: usize;
+    /// Warps of a block that multiplies one column, at most.
+    const WARPS: u32 = MAX_WARPS as u32;
     /// Rows may end within a block.
     const ANY_END: bool;
 
@@ -53,6 +56,7 @@ pub trait Weights {
 pub struct Integers<D>(PhantomData<D>);
 
 impl<D: Dot> Weights for Integers<D> {
+    const WARPS: u32 = D::WARPS;
     const ELEMS: usize = D::ELEMS;
     const BYTES: usize = D::BYTES;
     const LANES: usize = <D as Dot>::LANES;
@@ -87,29 +91,38 @@ impl<D: Dot> Weights for Integers<D> {
         sums: &mut [[f32; C]; R],
     ) {
         let bits = blocks.map(|block| D::bits(block, slice));
+        let column = |c: usize| Int8::at(acts.wrapping_add(c * Self::acts_bytes(cols)), cols);
+        // What belongs to the parts lies side by side. Of one column it is read at once; of several it would take too many registers.
+        let (mut ds, mut totals) = ([0.0; 4], [0.0; 4]);
+        if C == 1 {
+            let at = at + D::first(slice, 0);
+            // SAFETY: the caller's promise.
+            unsafe {
+                ds = column(0).scales::<D>(start, at);
+                if D::SUMS == 32 {
+                    totals = column(0).sums::<D>(start, at);
+                }
+            }
+        }
         unrolled!(part < D::PARTS, {
             let runs = core::array::from_fn::<_, R, _>(|r| D::run(&bits[r], slice, part));
             unrolled!(c < C, {
-                let column = Int8::at(acts.wrapping_add(c * Self::acts_bytes(cols)), cols);
+                let column = column(c);
                 let at = at + D::first(slice, part);
                 // SAFETY: the caller's promise.
                 let (x, d, sum) = unsafe {
-                    match (D::W, D::SUMS) {
-                        (8, 0) => column.run::<8, 0>(start, at),
-                        (8, _) => column.run::<8, 32>(start, at),
-                        (_, 0) => column.run::<4, 0>(start, at),
-                        _ => column.run::<4, 16>(start, at),
-                    }
+                    let x = if D::W == 8 { column.run::<8>(start, at) } else { column.run::<4>(start, at) };
+                    let d = if C == 1 { ds[part] } else { column.scale(start, at) };
+                    let sum = match D::SUMS {
+                        0 => 0.0,
+                        32 if C == 1 => totals[part],
+                        _ => column.sum::<D>(start, at),
+                    };
+                    (x, d, sum)
                 };
                 for r in 0..R {
-                    // Two chains, since each product waits for the one before it.
-                    let (mut dot, mut other) = (0, 0);
-                    let product = if D::UNSIGNED { simd::dp4a_unsigned } else { simd::dp4a };
-                    for i in 0..D::W / 2 {
-                        dot = product(runs[r].q[i], x[i], dot);
-                        other = product(runs[r].q[D::W / 2 + i], x[D::W / 2 + i], other);
-                    }
-                    sums[r][c] = float::fma(runs[r].scale, d * (dot + other) as f32, sums[r][c]);
+                    let dot = D::dot(&runs[r], &x, part) as f32;
+                    sums[r][c] = float::fma(runs[r].scale, d * dot, sums[r][c]);
                     if D::SUMS != 0 {
                         sums[r][c] = float::fma(runs[r].offset, sum, sums[r][c]);
                     }
@@ -176,7 +189,7 @@ impl<F: Float> Weights for Floats<F> {
             let x = acts.wrapping_add(c * Self::acts_bytes(cols) + 4 * start);
             // SAFETY: the caller's promise.
             let read = |n: usize| unsafe {
-                Staged::new(x.wrapping_add(16 * float_chunk(at / 4 + n))).words::<4, 16>(0).map(f32::from_bits)
+                Staged::new(x.wrapping_add(16 * float_chunk(at / 4 + n)), 0).words::<4, 16>(0).map(f32::from_bits)
             };
             let x = read(0);
             if F::BYTES == 4 {

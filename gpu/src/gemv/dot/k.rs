@@ -63,6 +63,7 @@ impl Dot for Q4_K {
 }
 
 impl Dot for Q5_K {
+    const WARPS: u32 = 12;
     const W: usize = 8;
     const PARTS: usize = 2;
     const SUMS: usize = 32;
@@ -132,6 +133,8 @@ impl ScaleMins {
 }
 
 impl Dot for Q6_K {
+    /// Stages of a step of 8 blocks for 16 warps do not fit beside another kernel's.
+    const WARPS: u32 = 8;
     const W: usize = 4;
     const PARTS: usize = 4;
     const SUMS: usize = 0;

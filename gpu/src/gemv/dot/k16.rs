@@ -40,46 +40,46 @@ impl Dot for Q2_K {
 }
 
 impl Dot for Q3_K {
+    /// With 16 it would spill registers.
+    const WARPS: u32 = 12;
     const W: usize = 4;
     const PARTS: usize = 4;
     const SUMS: usize = 0;
-    /// The low two bits; the third one of part `p`, flipped, at bit `4 + p` of a byte; the scales; d / 32.
-    type Bits = ([u32; 4], [u32; 4], [u32; 2], Factor);
+    /// The low two bits; the third one of part `p` at bit `p` of a byte, and what else lies there above bit 3; the scales; d.
+    type Bits = ([u32; 4], [u32; 4], [u32; 2], f32);
 
     #[inline(always)]
     fn bits(block: Staged, slice: usize) -> Self::Bits {
         let (upper, odd) = (slice as u32 / 2, slice % 2);
-        let mut high = block.words::<4, 2>(16 * odd);
-        for i in 0..4 {
-            // Flipping the top bit of the three subtracts 4, in two's complement. What a shift brings from a byte into the next one
-            // stays below bit 4.
-            high[i] = !high[i] << (4 - 4 * upper);
-        }
+        let high = block.words_from::<4>(16 * odd, 4 * upper);
         let [low, low2, top] = block.words::<3, 2>(96);
         let scales = low >> (4 * upper) & 0x0f0f_0f0f | top << (4 - 4 * upper) & 0x3030_3030;
         let scales2 = low2 >> (4 * upper) & 0x0f0f_0f0f
             | simd::funnel_shift_right(top, top, (4 * upper).wrapping_sub(2)) & 0x3030_3030;
-        (
-            block.words::<4, 2>(32 + 16 * slice),
-            high,
-            [scales, scales2],
-            Factor::new::<32>(block.f16(108) * (1.0 / 32.0)),
-        )
+        (block.words::<4, 2>(32 + 16 * slice), high, [scales, scales2], block.f16(108))
     }
 
     #[inline(always)]
     fn run(&(low, high, scales, d): &Self::Bits, slice: usize, part: usize) -> Run<8> {
         let mut q = [0; 8];
         for i in 0..4 {
-            // The three bits side by side, then at the top of the byte: 32 (q - 4).
-            q[i] = match part {
-                0 => (low[i] << 2 & 0x0c0c_0c0c | high[i] & 0x1010_1010) << 3,
-                1 => (low[i] << 1 & 0x1818_1818 | high[i] & 0x2020_2020) << 2,
-                2 => (low[i] & 0x3030_3030 | high[i] & 0x4040_4040) << 1,
-                _ => low[i] >> 1 & 0x6060_6060 | high[i] & 0x8080_8080,
-            };
+            // 4^part times the low two bits, and 2^part where the third is missing.
+            q[i] = low[i] & 0x0303_0303 << (2 * part);
+            q[4 + i] = !high[i] & 0x0101_0101 << part;
         }
-        Run { q, scale: d.times(scales[part / 2], byte(slice, part)), offset: 0.0 }
+        const POWERS: [f32; 4] = [1.0, 1.0 / 4.0, 1.0 / 16.0, 1.0 / 64.0];
+        Run { q, scale: Factor::new::<32>(d).times(scales[part / 2], byte(slice, part)) * POWERS[part], offset: 0.0 }
+    }
+
+    /// A weight is its low two bits, less 4 where the third is missing. Two products take fewer instructions than to put three bits together.
+    #[inline(always)]
+    fn dot(run: &Run<8>, x: &[u32; 8], part: usize) -> i32 {
+        let (mut low, mut missing) = (0, 0);
+        for i in 0..4 {
+            low = simd::dp4a_unsigned(run.q[i], x[i], low);
+            missing = simd::dp4a_unsigned(run.q[4 + i], x[i], missing);
+        }
+        low - (missing << (2 + part))
     }
 }
 

@@ -11,7 +11,7 @@ mod legacy;
 use cuda_std::prelude::*;
 use quant::Format;
 
-use super::staged::Staged;
+use super::{MAX_WARPS, staged::Staged};
 
 /// `4 W` consecutive weights of a block: weight i is `scale * q[i] + offset`.
 #[derive(Clone, Copy)]
@@ -37,6 +37,9 @@ pub trait Dot: Format {
     const LANES: usize = Self::ELEMS / (4 * Self::W * Self::PARTS);
     /// Activations that share a sum, 16 or 32, for formats with an offset; 0 for the others.
     const SUMS: usize;
+    /// As [`Weights::WARPS`](super::Weights::WARPS): a multiple of 4, the warps that issue side by side. Two blocks leave a thread 64 registers with
+    /// 16 of them, 80 with 12.
+    const WARPS: u32 = MAX_WARPS as u32;
     /// Whether the bytes of a run are unsigned.
     const UNSIGNED: bool = false;
     /// A slice as it lies in the block, in registers: no arrays that are indexed by what is not a constant.
@@ -53,6 +56,16 @@ pub trait Dot: Format {
     /// A slice's run `part`. `part` is a constant where this is inlined, `slice` is not: the lanes of a warp differ in it, so there
     /// is no branch on it.
     fn run(bits: &Self::Bits, slice: usize, part: usize) -> Run<8>;
+    /// The sum of products of the integers of a slice's run `part` with as many activations.
+    #[inline(always)]
+    fn dot(run: &Run<8>, x: &[u32; 8], _part: usize) -> i32 {
+        let product = if Self::UNSIGNED { simd::dp4a_unsigned } else { simd::dp4a };
+        let mut sum = 0;
+        for i in 0..Self::W {
+            sum = product(run.q[i], x[i], sum);
+        }
+        sum
+    }
 }
 
 /// The half-precision number in the low half of a word, or with `upper` in the high half.

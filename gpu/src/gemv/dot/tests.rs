@@ -24,7 +24,7 @@ fn check<D: Dot>(skew: usize) {
         let mut seen = vec![false; D::ELEMS];
         for slice in 0..D::LANES {
             // SAFETY: no block is longer than 256 bytes, and no skew than 15.
-            let bits = D::bits(unsafe { Staged::new(bytes.as_ptr().add(skew)) }, slice);
+            let bits = D::bits(unsafe { Staged::new(bytes.as_ptr(), skew as u32) }, slice);
             for part in 0..D::PARTS {
                 let run = D::run(&bits, slice, part);
                 let first = D::first(slice, part);
@@ -32,9 +32,11 @@ fn check<D: Dot>(skew: usize) {
                 assert!(D::SUMS != 0 || run.offset == 0.0, "an offset without sums");
                 let expected = &expected[first..first + 4 * D::W];
                 let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-                for (i, q) in run.q[..D::W].iter().flat_map(|word| word.to_le_bytes()).enumerate() {
-                    let q = if D::UNSIGNED { f32::from(q) } else { f32::from(q as i8) };
-                    let got = run.scale * q + run.offset;
+                for i in 0..4 * D::W {
+                    // One activation is 1, the others are 0.
+                    let mut x = [0; 8];
+                    x[i / 4] = 1 << (8 * (i % 4));
+                    let got = run.scale * D::dot(&run, &x, part) as f32 + run.offset;
                     let error = (got - expected[i]).abs();
                     assert!(error <= ROUNDING * largest, "{} {slice} {part} {i}: {got} {}", D::TYPE, expected[i]);
                     assert!(!std::mem::replace(&mut seen[first + i], true), "value {} comes twice", first + i);

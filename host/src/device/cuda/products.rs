@@ -9,11 +9,6 @@ use crate::device::{Activation, Device, DeviceError, Epilogue, Linear, Result, T
 /// Matrices of a launch at most.
 const MATRICES: usize = 3;
 
-/// From this width of the residual stream on, the products of a token are apart: what a kernel asks for while the ones before it
-/// still run costs more time than it saves. docs/gemv.md has the measurements: of 8B, with 4096, and of 70B in Q4_K_M tokens take 6
-/// and 9 % less time this way, of 8B in Q8_0 about as much, of 1B, with 2048, 5 % more.
-const APART: usize = 4096;
-
 /// A matrix on the device, and where its product goes.
 type Output<'a, D> = (&'a Linear<Tensor<CudaBuf<D>>>, &'a CudaAct<D>);
 
@@ -58,16 +53,12 @@ impl<D: Driver> CudaDevice<D> {
 
     /// Whether a token's kernels start with the ones before them, and not apart.
     pub(super) fn overlap(&self) -> bool {
-        self.dims().hidden < APART || !self.driver.dependent_launch()
+        self.dims().hidden < gemv::WIDE as usize || !self.driver.dependent_launch()
     }
 
     /// How a product of one token shares the multiprocessors.
     fn share(&self, large: bool) -> Share {
-        match (self.overlap(), large) {
-            (true, _) => turns(large),
-            (false, false) => Share::Alone,
-            (false, true) => Share::AloneFew,
-        }
+        if self.overlap() { turns(large) } else { Share::Whole }
     }
 
     /// y = activation(gate x + b) (up x + b) of one token, with matrices of one type; x goes through an RMSNorm.

@@ -75,7 +75,7 @@ impl<D: Driver> WeightVisitor for Rounds<'_, '_, D> {
             }
         };
         let launch = |product: Product| {
-            let share = if product.overlap == BESIDE { Share::Small } else { Share::Alone };
+            let share = if product.overlap == BESIDE { Share::Small } else { Share::Whole };
             let room = lab.driver.properties().room(share);
             let (grid, product) = fitted::<F>(room, product, gemv::row_groups(&product.matrices), 1);
             lab.launch::<F::Gemv>(grid, (product,));
