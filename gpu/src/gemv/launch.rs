@@ -100,8 +100,8 @@ pub fn row_groups(matrices: &[Matrix]) -> u32 {
 /// block's shared memory.
 ///
 /// A launch's share of a multiprocessor's shared memory goes into the stages, so that the next kernel's first stages are filled
-/// beside this one's last. A block of one column has half of its warps where that makes it fit into the share. Where the share is too little even so,
-/// as it is where a multiprocessor has 100 KiB, a block takes all there is.
+/// beside this one's last. Where the share is too little, as it is where a multiprocessor has 100 KiB, a block takes all there is; where that is
+/// too little, one of a single column has half of the warps.
 pub fn launch<W: Weights>(
     room: Room,
     groups: u32,
@@ -136,7 +136,7 @@ pub fn launch<W: Weights>(
     // Whatever several columns fit with, one does: by itself it decides whether a matrix is cut.
     let (warps, least_warps) = if columns == 1 { (W::WARPS, W::WARPS / 2) } else { (COLUMNS_WARPS, COLUMNS_WARPS) };
     let share = share.min(room.block);
-    let tries = [(warps, share), (least_warps, share), (warps, room.block), (least_warps, room.block)];
+    let tries = [(warps, share), (warps, room.block), (least_warps, share), (least_warps, room.block)];
     let (warps, limit, stages) =
         tries.into_iter().find_map(|(warps, limit)| fits(warps, false, limit).map(|stages| (warps, limit, stages)))?;
     // Whole lines where that costs no stage.
