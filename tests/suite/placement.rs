@@ -228,8 +228,13 @@ fn layers_by_environment() {
         let args = small.args(&["--device", device]);
         let whole = plan(&args, &[("GPUNVME_MAX_VRAM_LAYERS", "1")]);
         assert!(layers(name, &whole) >= 4.0, "{whole:#}");
-        let said = run(&args, &[("GPUNVME_MAX_VRAM_LAYERS", "1")]).stderr;
-        assert!(String::from_utf8(said).unwrap().contains("they count with --streaming only"), "{device}");
+        let args =
+            small.args(&["--device", device, "--ram-budget", "1GiB", "--n-buffers", "2", "--ram-access", "copy"]);
+        let said = String::from_utf8(run(&args, &[("GPUNVME_MAX_VRAM_LAYERS", "1")]).stderr).unwrap();
+        let names = "GPUNVME_MAX_VRAM_LAYERS, --ram-budget, --n-buffers, --ram-access";
+        assert!(said.contains(&format!("of no effect without --streaming: {names}\n")), "{device}: {said}");
+        let said = String::from_utf8(run(&small.args(&["--device", device]), &[]).stderr).unwrap();
+        assert!(!said.contains("of no effect"), "{device}: {said}");
     }
     let two = [("GPUNVME_MAX_VRAM_LAYERS", "0"), ("GPUNVME_MAX_RAM_LAYERS", "2")];
     let two = plan(&args, &two);

@@ -14,6 +14,7 @@ use crate::{
     stream::{
         Reads, disk_rate,
         plan::{Access, Fixed, Inputs, Plan, PlanError, RamAccess, Rates, Tier, Unit, plan},
+        ring::Buffers,
     },
 };
 
@@ -88,10 +89,16 @@ pub fn plan_for<D: Device>(
     let activations = floats as u64 + dev.workspace(dims, max_batch, max_wanted);
 
     let limits = [layers(MAX_VRAM_LAYERS)?, layers(MAX_RAM_LAYERS)?];
-    if !options.streaming && limits.iter().any(Option::is_some) {
-        (options.announce)(&format!(
-            "{MAX_VRAM_LAYERS} and {MAX_RAM_LAYERS} limit what stays of a model that is streamed: they count with --streaming only"
-        ));
+    let streamed = [
+        (limits[0].is_some(), MAX_VRAM_LAYERS),
+        (limits[1].is_some(), MAX_RAM_LAYERS),
+        (options.ram_budget.is_some(), "--ram-budget"),
+        (options.buffers != Buffers::default(), "--n-buffers"),
+        (options.ram_access != RamAccess::default(), "--ram-access"),
+    ];
+    let given: Vec<_> = streamed.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect();
+    if !options.streaming && !given.is_empty() {
+        (options.announce)(&format!("of no effect without --streaming: {}", given.join(", ")));
     }
     let [max_vram_layers, max_ram_layers] = limits.map(|limit| limit.filter(|_| options.streaming));
     // A budget asks for streaming even of weights that could be read where they are mapped.
