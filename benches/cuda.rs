@@ -221,7 +221,7 @@ impl<D: Driver> WeightVisitor for Gemv<'_, '_, D> {
         let matrix = |offset| [Matrix { offset, y, rows: shape.0 as u32, ..none }, none, none];
         let cols = shape.1 as u32;
         // As in a pass of a model with such matrices, whose residual stream is as wide as the shorter side.
-        let wide = shape.0.min(shape.1) >= gemv::WIDE as usize;
+        let wide = shape.0.min(shape.1) >= gemv::WIDE;
         let shares = if wide { [Share::Whole; 2] } else { [Share::Small, Share::Large] };
         let overlap = if wide { gemv::APART } else { gemv::OVERLAPPING };
         let fit = |share| {

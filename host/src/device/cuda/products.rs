@@ -53,7 +53,7 @@ impl<D: Driver> CudaDevice<D> {
 
     /// Whether a token's kernels start with the ones before them, and not apart.
     pub(super) fn overlap(&self) -> bool {
-        self.dims().hidden < gemv::WIDE as usize || !self.driver.dependent_launch()
+        self.dims().hidden < gemv::WIDE || !self.driver.dependent_launch()
     }
 
     /// How a product of one token shares the multiprocessors.
