@@ -7,8 +7,9 @@ unsafe extern "unadjusted" {
     fn llvm_shfl_bfly(mask: u32, value: u32, lane_mask: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
     fn llvm_shfl_idx(mask: u32, value: u32, source: u32, clamp: u32) -> u32;
+    #[cfg(cuda_sm = "90")]
     #[link_name = "llvm.nvvm.elect.sync"]
-    pub fn elect_sync(mask: u32) -> (u32, bool);
+    fn llvm_elect(mask: u32) -> (u32, bool);
     #[link_name = "llvm.nvvm.bar.warp.sync"]
     fn llvm_bar_warp(mask: u32);
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
@@ -46,6 +47,14 @@ struct Fragment(f32, f32, f32, f32);
 
 /// Whole warps: no sub-warp segments, last lane 31.
 const CLAMP: u32 = 0x1f;
+
+/// The lane that was chosen, and whether it is this one, are the results; the second is all that is wanted.
+#[cfg(cuda_sm = "90")]
+#[inline(always)]
+pub unsafe fn elect(mask: u32) -> bool {
+    // SAFETY: the caller's promise that the lanes of `mask` are all here.
+    unsafe { llvm_elect(mask) }.1
+}
 
 #[inline(always)]
 pub unsafe fn shfl_bfly(mask: u32, value: u32, lane_mask: u32) -> u32 {

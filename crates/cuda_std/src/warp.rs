@@ -28,7 +28,7 @@ pub unsafe fn elect() -> bool {
     #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
     // SAFETY: the caller's promise.
     unsafe {
-        crate::nvptx::elect_sync(FULL_MASK).1
+        crate::nvptx::elect(FULL_MASK)
     }
     #[cfg(not(all(target_arch = "nvptx64", cuda_sm = "90")))]
     {

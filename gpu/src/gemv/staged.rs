@@ -67,25 +67,15 @@ impl Staged {
                     out[i] = self.read(at + 4 * i);
                 }
             }
-            _ => {
-                // Two words that lie across every one of these; one more is read than needed where the place is a multiple of 4.
-                let from = self.at + at as u32;
-                let odd = from & 3;
-                let aligned = Staged { at: from - odd, ..self };
-                let mut low: u32 = aligned.read(0);
-                for i in 0..N {
-                    let high = aligned.read(4 * i + 4);
-                    out[i] = simd::funnel_shift_right(low, high, 8 * odd);
-                    low = high;
-                }
-            }
+            _ => out = self.words_from(at, 0),
         }
         out
     }
 
-    /// As `words::<N, 2>`, shifted `bits` to the right, at most 15: at the top of each are bits of the next one.
+    /// `N` words from an even place, shifted `bits` to the right, at most 15: at the top of each are bits of the next one.
     #[inline(always)]
     pub fn words_from<const N: usize>(self, at: usize, bits: u32) -> [u32; N] {
+        // Two words that lie across every one of these; one more is read than needed where the place is a multiple of 4.
         let from = self.at + at as u32;
         let odd = from & 3;
         let aligned = Staged { at: from - odd, ..self };
