@@ -13,7 +13,7 @@ use quant::TensorType;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::{
-    Part, Result, Selection, Shape, attention, bytes_of,
+    Part, Result, Selection, Shape, attention, boundary, bytes_of,
     report::{COLUMNS, Report},
     timing::median,
 };
@@ -51,10 +51,10 @@ pub fn emulator() -> EmulatorDriver {
     EmulatorDriver::with_properties(7, Properties { l2_bytes: 4 << 10, ..properties })
 }
 
-/// What can be measured on a GPU, as far as it is selected.
+/// What can be measured on a GPU, as far as it is selected: matrices of these shapes, attention over these contexts, so many blocks that meet.
 pub fn measure<D: Driver>(
     driver: &D,
-    (usual, contexts): (&[Shape], &[u32]),
+    (usual, contexts, blocks): (&[Shape], &[u32], u32),
     selection: &Selection,
     report: &mut Report,
 ) -> Result<()> {
@@ -89,6 +89,9 @@ pub fn measure<D: Driver>(
     }
     if selection.part(Part::Attention) || selection.part(Part::Emulator) {
         attention::measure(driver, contexts, read.rate(), report)?;
+    }
+    if selection.part(Part::Boundary) || selection.part(Part::Emulator) {
+        boundary::measure(driver, blocks, report)?;
     }
     Ok(())
 }

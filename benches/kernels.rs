@@ -6,6 +6,7 @@
 //! `cargo bench` measures the CPU, and the first GPU if there is one; `cargo bench -- --help` says how to measure less.
 
 mod attention;
+mod boundary;
 mod cpu;
 mod cuda;
 mod report;
@@ -14,7 +15,10 @@ mod timing;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
-use ntransformer::device::{DeviceError, cuda::cust::CustDriver};
+use ntransformer::device::{
+    DeviceError,
+    cuda::{cust::CustDriver, driver::Driver},
+};
 use quant::TensorType;
 
 use report::Report;
@@ -28,8 +32,8 @@ type Shape = (usize, usize);
 #[derive(Parser)]
 #[command(name = "cargo bench --")]
 struct Args {
-    /// What to measure, all if absent: cpu, gpu (matrices on it), attention, read (the yardstick alone), emulator (the GPU's
-    /// part without a GPU; its times mean nothing); tensor types (Q4_K, or q4 for all of that name); shapes, rows x columns
+    /// What to measure, all if absent: cpu, gpu (matrices on it), attention, boundary (from one kernel into the next one), read (the
+    /// yardstick alone), emulator (the GPU's part without a GPU; its times mean nothing); tensor types (Q4_K, or q4 for all of that name); shapes, rows x columns
     /// (4096x14336).
     #[arg(value_name = "WHAT")]
     filters: Vec<String>,
@@ -46,6 +50,7 @@ enum Part {
     Cpu,
     Gpu,
     Attention,
+    Boundary,
     Read,
     Emulator,
 }
@@ -133,11 +138,14 @@ fn run(selection: &Selection, report: &mut Report) -> Result<()> {
         rayon::scope(|_| cpu::measure(selection, report))?;
     }
     if selection.part(Part::Emulator) {
-        cuda::measure(&cuda::emulator(), (&cuda::TINY, &attention::FEW), selection, report)?;
+        cuda::measure(&cuda::emulator(), (&cuda::TINY, &attention::FEW, 1), selection, report)?;
     }
-    if [Part::Gpu, Part::Attention, Part::Read].iter().any(|&part| selection.part(part)) {
+    if [Part::Gpu, Part::Attention, Part::Boundary, Part::Read].iter().any(|&part| selection.part(part)) {
         match CustDriver::open(0, |line| eprintln!("{line}")) {
-            Ok(driver) => cuda::measure(&driver, (&cuda::SHAPES, &attention::CONTEXTS), selection, report)?,
+            Ok(driver) => {
+                let blocks = driver.properties().multiprocessors;
+                cuda::measure(&driver, (&cuda::SHAPES, &attention::CONTEXTS, blocks), selection, report)?;
+            }
             // Who asked for the GPU by name is told by the exit code.
             Err(DeviceError::Unavailable { why }) if selection.parts.is_empty() => {
                 println!("no GPU is measured: {why}");

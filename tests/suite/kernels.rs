@@ -86,6 +86,7 @@ cases! {
     sample::top_k_of_rows,
     sample::top_k_of_vocabularies,
     bench::read,
+    bench::barriers,
 }
 
 /// Bytes of guard before and after an output: as many as keep its 256-byte alignment.

@@ -206,7 +206,7 @@ fn kernels_have_the_bounds_of_their_source() {
                     &[of_products.as_str(), ".minnctapersm 2"]
                 }
                 Some(("gemv4" | "gemv8", _)) => &[".maxntid 256, 1, 1", ".minnctapersm 1"],
-                Some(("attention", "decode_64" | "decode_128")) => &[".maxntid 128, 1, 1", ".maxnreg 176"],
+                Some(("attention", "decode_64" | "decode_128")) => &[".maxntid 128, 1, 1", ".maxnreg 208"],
                 Some(("attention", "decode_256" | "decode_any")) => &[".maxntid 128, 1, 1", ".maxnreg 255"],
                 _ => &[],
             };

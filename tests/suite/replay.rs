@@ -480,8 +480,8 @@ fn a_pass_in_pieces_is_the_pass() {
     let narrow = |gguf: &Arc<Gguf>| {
         // 32 columns of F32 fit.
         let shared = Properties {
-            shared_per_block: 6 << 10,
-            shared_per_multiprocessor: 7 << 10,
+            shared_per_block: 6400,
+            shared_per_multiprocessor: 7424,
             ..*EmulatorDriver::new(0).properties()
         };
         let hidden = Model::new(gguf.clone(), None, 64).unwrap().config.dims.hidden as u32;

@@ -17,36 +17,40 @@ pub const LINE: usize = 128;
 /// The stages of one warp, each with room for `N` runs of bytes, which are filled and awaited in turn.
 #[derive(Clone, Copy)]
 pub struct Stages<const N: usize> {
-    ring: *mut u8,
+    base: *mut u8,
+    /// Where the ring begins, in bytes behind `base`.
+    ring: u32,
     room: u32,
     #[cfg_attr(any(not(target_arch = "nvptx64"), cuda_sm = "90"), allow(dead_code))]
     count: u32,
-    /// A barrier for each stage, and the ring, as addresses inside shared memory.
+    /// A barrier for each stage, as an address inside shared memory.
     #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
     barriers: u32,
+    /// The base, as such an address. Converted anew for each copy, it would take a way through the lanes' registers.
     #[cfg(target_arch = "nvptx64")]
-    ring_address: u32,
-    /// For each stage, how far behind their places its runs begin. They would take registers of each lane.
-    skews: *mut [u16; N],
+    base_address: u32,
+    /// For each stage, where its runs begin, in bytes behind `base`. They would take registers of each lane.
+    starts: *mut [u32; N],
     align: u32,
 }
 
 impl<const N: usize> Stages<N> {
-    /// `count` stages in `ring`, 2 to [`MAX_STAGES`], with room for `room` bytes for each run. A run lies in its stage as in memory, in those bits of
+    /// `count` stages in a ring, 2 to [`MAX_STAGES`], with room for `room` bytes for each run. A run lies in its stage as in memory, in those bits of
     /// the address that `align` has: those below a [`LINE`], or below 16.
     ///
     /// # Safety
-    /// `ring` is `count * N * room` bytes of shared memory, aligned to a [`LINE`], and `barriers` and `skews` have `count` elements in it, of this
-    /// warp alone; `room` is a multiple of 16; all lanes are here.
+    /// `base` is shared memory, aligned to 16 bytes, `ring` bytes behind it are `count * N * room` bytes, aligned to a [`LINE`], and `barriers` and
+    /// `starts` have `count` elements in it, of this warp alone; `room` is a multiple of 16; all lanes are here.
     #[inline(always)]
     #[cfg_attr(not(all(target_arch = "nvptx64", cuda_sm = "90")), allow(unused_variables))]
     pub unsafe fn new(
-        ring: *mut u8,
+        base: *mut u8,
+        ring: u32,
         room: u32,
         count: u32,
         align: u32,
         barriers: *mut u64,
-        skews: *mut [u16; N],
+        starts: *mut [u32; N],
     ) -> Self {
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         let barriers = crate::nvptx::in_shared(barriers);
@@ -64,32 +68,27 @@ impl<const N: usize> Stages<N> {
             warp::sync_warp(warp::FULL_MASK);
         }
         Stages {
+            base,
             ring,
             room,
             count,
-            skews,
+            starts,
             align,
             #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
             barriers,
             #[cfg(target_arch = "nvptx64")]
-            ring_address: crate::nvptx::in_shared(ring),
+            base_address: crate::nvptx::in_shared(base),
         }
     }
 
-    /// The places of the runs of stage `stage`, multiples of 16, and how far behind them they begin.
+    /// Where the runs of stage `stage` begin, in bytes behind the base.
     ///
     /// # Safety
     /// It has been waited for, and all lanes have been at a barrier since it was filled.
     #[inline(always)]
-    pub unsafe fn runs(self, stage: u32) -> [(*const u8, u32); N] {
+    pub unsafe fn runs(self, stage: u32) -> [u32; N] {
         // SAFETY: written by `fill`, before that barrier.
-        let skews = unsafe { self.skews.wrapping_add(stage as usize).read() };
-        core::array::from_fn(|i| (self.place(stage, i).cast_const(), skews[i].into()))
-    }
-
-    #[inline(always)]
-    fn place(self, stage: u32, i: usize) -> *mut u8 {
-        self.ring.wrapping_add((stage as usize * N + i) * self.room as usize)
+        unsafe { self.starts.wrapping_add(stage as usize).read() }
     }
 
     /// Starts to fill stage `stage` with the `bytes` bytes from each of `sources` on: copies go from the multiple of 16 before a run to the one
@@ -101,15 +100,17 @@ impl<const N: usize> Stages<N> {
     #[inline(always)]
     pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], bytes: u32) {
         let odd = sources.map(|source| source.addr() as u32 & 15);
-        let offsets = sources.map(|source| source.addr() as u32 & self.align & !15);
-        let skews: [u16; N] = core::array::from_fn(|i| (sources[i].addr() as u32 & (self.align | 15)) as u16);
+        let starts: [u32; N] = core::array::from_fn(|i| {
+            let place = self.ring + (stage * N as u32 + i as u32) * self.room;
+            place + (sources[i].addr() as u32 & (self.align | 15))
+        });
         let lengths = odd.map(|odd| (bytes + odd).next_multiple_of(16));
         let sources: [*const u8; N] = core::array::from_fn(|i| sources[i].wrapping_sub(odd[i] as usize));
         #[cfg(all(target_arch = "nvptx64", cuda_sm = "90"))]
         // SAFETY: the caller's promise.
         unsafe {
             if warp::elect() {
-                self.skews.wrapping_add(stage as usize).write(skews);
+                self.starts.wrapping_add(stage as usize).write(starts);
                 let barrier = self.barriers + 8 * stage;
                 let mut all = 0;
                 for i in 0..N {
@@ -117,7 +118,7 @@ impl<const N: usize> Stages<N> {
                 }
                 crate::nvptx::barrier_expect(barrier, all);
                 for i in 0..N {
-                    let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + offsets[i];
+                    let target = self.base_address + (starts[i] & !15);
                     crate::nvptx::bulk_copy(target, sources[i], lengths[i], barrier);
                 }
             }
@@ -126,20 +127,20 @@ impl<const N: usize> Stages<N> {
         // SAFETY: the caller's promise: each lane has its own pieces of a run.
         unsafe {
             if warp::lane_id() == 0 {
-                self.skews.wrapping_add(stage as usize).write(skews);
+                self.starts.wrapping_add(stage as usize).write(starts);
             }
             for i in 0..N {
                 let mut at = 16 * warp::lane_id();
-                let offset = offsets[i];
+                let place = starts[i] & !15;
                 while at < lengths[i] {
                     #[cfg(target_arch = "nvptx64")]
                     {
-                        let target = self.ring_address + (stage * N as u32 + i as u32) * self.room + offset + at;
+                        let target = self.base_address + place + at;
                         crate::nvptx::copy16(target, sources[i].add(at as usize));
                     }
                     #[cfg(not(target_arch = "nvptx64"))]
                     {
-                        let target = self.place(stage, i).add((offset + at) as usize).cast::<crate::mem::F32x4>();
+                        let target = self.base.add((place + at) as usize).cast::<crate::mem::F32x4>();
                         target.write(crate::mem::load(sources[i].add(at as usize).cast()));
                     }
                     at += 16 * 32;

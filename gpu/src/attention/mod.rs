@@ -274,7 +274,7 @@ struct Shared<const CHUNKS: usize> {
     queries: *mut f32,
     /// `[WARPS][QUERIES][64 CHUNKS]`, in the place of the queries: the warps' sums of weighted values.
     parts: *mut f32,
-    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the splits' sums are multiplied with.
+    /// `[QUERIES][MAX_SPLITS as usize]`, in the same place: what the splits' sums are multiplied with.
     factors: *mut f32,
     /// `[64 CHUNKS]`: the token's key as the cache has it.
     key: *mut f32,
@@ -367,9 +367,12 @@ impl Task {
         let from = (position + 1).saturating_sub(args.window);
         let cached = position - from;
         // Blocks of a cluster are all there anyway.
-        let least = if cluster > 1 { tile } else { MIN_SHARE.max(WARPS as u32 * tile) };
-        let share = cached.div_ceil(args.splits).next_multiple_of(tile).max(least);
-        let start = (from + split * share).min(position);
+        let least = if cluster > 1 { 0 } else { MIN_SHARE.max(WARPS as u32 * tile) };
+        let active = if cluster > 1 { args.splits } else { args.splits.min(cached.div_ceil(least)).max(1) };
+        // As many tiles for each, but for one more for the first ones.
+        let tiles = cached.div_ceil(tile);
+        let (each, more) = (tiles / active, tiles % active);
+        let start = (from + (split * each + split.min(more)) * tile).min(position);
         Task {
             unit,
             kv_head,
@@ -377,9 +380,9 @@ impl Task {
             queries: per_unit.min(group - first),
             position,
             start,
-            end: (start + share).min(position),
+            end: (start + (each + u32::from(split < more)) * tile).min(position),
             split,
-            active: if cluster > 1 { args.splits } else { cached.div_ceil(share).max(1) },
+            active,
         }
     }
 
@@ -469,14 +472,15 @@ macro_rules! kernels {
     )*};
 }
 
-// With 176 registers a thread, two blocks and one of a product fit beside each other on a multiprocessor. Larger heads need more. Older
-// GPUs run one kernel after the other.
+// With up to 256 registers a thread, a block fits beside one of a product on a multiprocessor, or beside another. They are bounded all the
+// same, so that the compiler of no driver takes a way that was not measured: with 176, as two fitted beside the products of eight warps, a
+// context of 32768 took 2 % longer, with 168 and three blocks 3 % longer (docs/gemv.md). Older GPUs run one kernel after the other.
 //
 // A module each: a model has heads of one size, and the driver, which compiles one module after the other, takes a second and more for all
 // four (docs/performance.md).
 kernels! {
-    "attention_64" attention_decode_64 DECODE_64 1 2 true 176 "at most 64 dimensions, a multiple of 8";
-    "attention_128" attention_decode_128 DECODE_128 2 1 true 176 "72 to 128 dimensions, a multiple of 8";
+    "attention_64" attention_decode_64 DECODE_64 1 2 true 208 "at most 64 dimensions, a multiple of 8";
+    "attention_128" attention_decode_128 DECODE_128 2 1 true 208 "72 to 128 dimensions, a multiple of 8";
     "attention_256" attention_decode_256 DECODE_256 4 1 true 255 "136 to 256 dimensions, a multiple of 8";
     "attention_any" attention_decode_any DECODE_ANY 4 1 false 255 "at most 256 dimensions, an even number";
 }

@@ -4,9 +4,9 @@ use cuda_std::prelude::*;
 
 use super::{dot::Dot, staged::Staged};
 
-/// Bytes of `cols` integers: [`chunk`] moves the last ones within 128.
+/// Bytes of `cols` integers: [`chunk`] moves the last ones within 512.
 const fn q_bytes(cols: usize) -> usize {
-    cols.next_multiple_of(128)
+    cols.next_multiple_of(512)
 }
 
 /// Bytes of one column of `cols` quantised activations: a byte each, a scale for each 32, and a sum for each `sums` of them (0: no
@@ -28,18 +28,36 @@ pub(super) struct Int8 {
     sums: *mut f32,
 }
 
-/// Where the `n`th 16 bytes of a column of bytes lie, in units of 16 bytes. Lanes read such chunks 32 or 64 bytes apart, which in
-/// order would be the same four or two of the eight groups of banks for all of them: this way they are eight different ones. The
-/// first of 32 chunks is where it was, so `chunk(32 k + n)` is `32 k + chunk(n)`.
+/// Where the `n`th 16 bytes of a column of bytes lie, in units of 16 bytes. Eight lanes beside each other read 16 bytes of their slices at a
+/// time, the same ones each of its own: these lie beside each other, so that they are in different banks, and what a lane reads next is
+/// always 128 bytes further on. The first of 32 chunks is where it was, so `chunk(32 k + n)` is `32 k + chunk(n)`.
 #[inline(always)]
-fn chunk(n: usize) -> usize {
-    n ^ ((n >> 3 & 1) * 3) ^ ((n >> 4 & 1) * 5)
+fn chunk<D: Dot>(n: usize) -> usize {
+    let of_slice = D::W / 4 * D::PARTS;
+    let (group, n) = (n / (8 * of_slice), n % (8 * of_slice));
+    let (lane, own) = if D::W == 8 { (n / of_slice, n % of_slice) } else { (n / 8 * 2 + n % 2, n / 2 % 4) };
+    8 * (of_slice * group + own) + lane
 }
 
 /// The same for columns of floats, of which a lane reads two neighbouring chunks or one.
 #[inline(always)]
 pub(super) fn float_chunk(n: usize) -> usize {
     n ^ (n >> 3 & 1)
+}
+
+/// Where the sum that activation `at` belongs to is in a column's: [`Dot::SUMS`] of 16 are in the order of a slice's parts, so that a lane reads
+/// its four at once.
+#[inline(always)]
+fn sum_place<const SUMS: usize>(at: usize) -> usize {
+    let n = at / SUMS;
+    if SUMS == 16 { n & !7 | (n & 1) << 2 | n >> 1 & 3 } else { n }
+}
+
+/// What [`Dot::POWER`] leaves to be multiplied with, for the part that activation `at` belongs to.
+#[inline(always)]
+fn inverse_power<D: Dot>(at: usize) -> f32 {
+    let (first, step) = D::POWER;
+    f32::from_bits((127 - (first + step * (at / 32 % D::PARTS)) as u32) << 23)
 }
 
 impl Int8 {
@@ -56,7 +74,12 @@ impl Int8 {
     /// All lanes are here; `at` is a multiple of 4, for lane l 4 l after lane 0's, which is one of 128; the columns have room for those
     /// that are `inside`.
     #[inline(always)]
-    pub unsafe fn put<const SUMS: usize, const N: usize>(columns: [Self; N], at: usize, v: [f32; 4], inside: bool) {
+    pub unsafe fn put<D: Dot, const SUMS: usize, const N: usize>(
+        columns: [Self; N],
+        at: usize,
+        v: [f32; 4],
+        inside: bool,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             // As integers, magnitudes compare like floats, and NaN is the largest: it becomes the scale, and so the result.
@@ -84,36 +107,36 @@ impl Int8 {
             if inside {
                 for i in 0..N {
                     let column = columns[i];
-                    column.q.add(4 * chunk(at / 16) + at / 4 % 4).write(word);
+                    column.q.add(4 * chunk::<D>(at / 16) + at / 4 % 4).write(word);
                     if at.is_multiple_of(32) {
-                        column.d.add(at / 32).write(d);
+                        column.d.add(at / 32).write(d * inverse_power::<D>(at));
                     }
                     if SUMS != 0 && at.is_multiple_of(SUMS) {
-                        column.sums.add(at / SUMS).write(d * sum as f32);
+                        column.sums.add(sum_place::<SUMS>(at)).write(d * sum as f32);
                     }
                 }
             }
         }
     }
 
-    /// The `4 W` integers from `start + at` on. `start` is a multiple of 512, `at` of `4 W`. They are apart because `at` is the same in every
-    /// turn of a lane's loop, and what depends on it alone is computed once.
+    /// The `4 W` integers of part `part` of the slice that begins at `start + at`. `start` is a multiple of 512. They are apart because `at` is
+    /// the same in every turn of a lane's loop, and what depends on it alone is computed once.
     ///
     /// # Safety
     /// They are inside the column.
     #[inline(always)]
-    pub unsafe fn run<const W: usize>(self, start: usize, at: usize) -> [u32; 8] {
+    pub unsafe fn run<D: Dot>(self, start: usize, at: usize, part: usize) -> [u32; 8] {
         // SAFETY: the caller's promise.
         unsafe {
-            let q = self.q.cast::<u8>().cast_const().add(start);
-            let read = |n: usize| Staged::new(q.add(16 * chunk(at / 16 + n)), 0).words::<4, 16>(0);
+            let q = self.q.cast::<u8>().cast_const().add(start).add(16 * chunk::<D>(at / 16));
+            let read = |n: usize| Staged::new(q.add(128 * (D::W / 4 * part + n)), 0).words::<4, 16>(0);
             let [a, b, c, d] = read(0);
-            let [e, f, g, h] = if W == 8 { read(1) } else { [0; 4] };
+            let [e, f, g, h] = if D::W == 8 { read(1) } else { [0; 4] };
             [a, b, c, d, e, f, g, h]
         }
     }
 
-    /// The scale of the 32 activations that `start + at` is among.
+    /// The scale of the 32 activations that `start + at` is among, times what [`Dot::POWER`] asks for.
     ///
     /// # Safety
     /// It is inside the column.
@@ -130,7 +153,12 @@ impl Int8 {
     #[inline(always)]
     pub unsafe fn sum<D: Dot>(self, start: usize, at: usize) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.sums.add(start / D::SUMS).add(at / D::SUMS).read() }
+        unsafe {
+            match D::SUMS {
+                16 => self.sums.add(start / 16).add(sum_place::<16>(at)).read(),
+                _ => self.sums.add(start / 32).add(sum_place::<32>(at)).read(),
+            }
+        }
     }
 
     /// The scales of the 32s that begin with the one of `start + at`, one for each of a slice's parts.
@@ -143,14 +171,19 @@ impl Int8 {
         unsafe { neighbours::<D>(self.d.add(start / 32).add(at / 32)) }
     }
 
-    /// The sums that belong to `scales`, where each is of 32 activations.
+    /// The sums of a slice's parts, whose first one begins at `start + at`.
     ///
     /// # Safety
     /// As there.
     #[inline(always)]
     pub unsafe fn sums<D: Dot>(self, start: usize, at: usize) -> [f32; 4] {
         // SAFETY: the caller's promise.
-        unsafe { neighbours::<D>(self.sums.add(start / 32).add(at / 32)) }
+        unsafe {
+            match D::SUMS {
+                16 => neighbours::<D>(self.sums.add(start / 16).add(sum_place::<16>(at))),
+                _ => neighbours::<D>(self.sums.add(start / 32).add(sum_place::<32>(at))),
+            }
+        }
     }
 }
 

@@ -111,8 +111,8 @@ pub fn launch<W: Weights>(
     normed: bool,
 ) -> Option<Launch> {
     let blocks = cols.div_ceil(W::ELEMS as u32).max(1);
-    // What warps have for themselves: a barrier and two skews for each stage, a factor for each column.
-    let own = (8 + 2 * ROWS) * MAX_STAGES as usize + 4 * columns as usize;
+    // What warps have for themselves: a barrier and two starts for each stage, a factor for each column.
+    let own = (8 + 4 * ROWS) * MAX_STAGES as usize + 4 * columns as usize;
     // Behind the last stage, reading may look at two words more than it needs.
     let acts = columns as usize * W::acts_bytes(cols as usize) + squares_bytes(columns as usize, cols as usize);
     let acts = u32::try_from(acts + MAX_WARPS * own + LINE + 16).ok().filter(|&acts| acts <= room.block)?;

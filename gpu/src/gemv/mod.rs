@@ -394,18 +394,17 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let cols = p.cols as usize;
     let acts = dynamic_shared!(GEMV_SHARED: [u8]);
     let barriers = acts.wrapping_add(C * W::acts_bytes(cols) + squares_bytes(C, cols)).cast::<u64>();
-    let count = p.stages as usize;
-    let skews = barriers.wrapping_add(MAX_STAGES as usize * MAX_WARPS).cast::<[u16; ROWS]>();
-    let factors = skews.wrapping_add(MAX_STAGES as usize * MAX_WARPS).cast::<[f32; C]>();
+    let starts = barriers.wrapping_add(MAX_STAGES as usize * MAX_WARPS).cast::<[u32; ROWS]>();
+    let factors = starts.wrapping_add(MAX_STAGES as usize * MAX_WARPS).cast::<[f32; C]>();
     let rings = factors.wrapping_add(MAX_WARPS).cast::<u8>();
     let factors = factors.wrapping_add(warp as usize);
     let rings = rings.wrapping_add(rings.addr().wrapping_neg() % LINE);
-    let ring = rings.wrapping_add(warp as usize * count * ROWS * p.stage_bytes as usize);
-    // SAFETY: barriers, skews and ring are this warp's.
+    let ring = (rings.addr() - acts.addr()) as u32 + warp * p.stages * ROWS as u32 * p.stage_bytes;
+    // SAFETY: barriers, starts and ring are this warp's.
     let stages = unsafe {
         let barriers = barriers.wrapping_add(warp as usize * MAX_STAGES as usize);
-        let skews = skews.wrapping_add(warp as usize * MAX_STAGES as usize);
-        Stages::<ROWS>::new(ring, p.stage_bytes, p.stages, p.align, barriers, skews)
+        let starts = starts.wrapping_add(warp as usize * MAX_STAGES as usize);
+        Stages::<ROWS>::new(acts, ring, p.stage_bytes, p.stages, p.align, barriers, starts)
     };
 
     let pieces = {
@@ -417,6 +416,8 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let groups = P::groups(p);
     let start = warp * thread::grid_dim_x() + thread::block_idx_x();
     let step = thread::grid_dim_x() * (thread::block_dim_x() / 32);
+
+    let turns = groups.saturating_sub(start).div_ceil(step);
 
     let mut next = Walk::new::<P>(p, start);
     let mut fetch = |stage: u32| {
@@ -458,26 +459,24 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     }
     grid::launch_dependents();
 
-    let piece_cols = p.piece_blocks as usize * W::ELEMS;
-    let (mut group, mut stage, mut round) = (start, 0, 0);
-    while group < groups {
+    // Which of its groups the warp is at. Counting groups themselves takes a register more.
+    let (mut turn, mut stage, mut round) = (0, 0, 0);
+    while turn < turns {
         let mut sums = [[0.0f32; C]; ROWS];
-        let mut first_value = 0;
         for piece in 0..pieces.count {
             // SAFETY: all lanes are here.
             unsafe { stages.wait(stage, round) };
             // SAFETY: the stage's bytes have arrived.
-            let rows = unsafe { stages.runs(stage).map(|(place, at)| Staged::new(place, at)) };
-            let bytes = pieces.bytes(piece);
+            let rows = unsafe { stages.runs(stage).map(|at| Staged::new(acts, at)) };
+            let (bytes, first) = (pieces.bytes(piece), piece * p.piece_blocks * W::ELEMS as u32);
             // SAFETY: the blocks are in the piece.
             unsafe {
                 if W::ANY_END && !cols.is_multiple_of(W::ELEMS) {
-                    multiply_piece::<W, C, false>(rows, bytes, acts, cols, first_value, &mut sums);
+                    multiply_piece::<W, C, false>(rows, bytes, acts, cols, first, &mut sums);
                 } else {
-                    multiply_piece::<W, C, true>(rows, bytes, acts, cols, first_value, &mut sums);
+                    multiply_piece::<W, C, true>(rows, bytes, acts, cols, first, &mut sums);
                 }
             }
-            first_value += piece_cols;
             // SAFETY: all lanes are here; they have read the stage.
             unsafe { warp::sync_warp(warp::FULL_MASK) };
             fetch(stage);
@@ -495,8 +494,8 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
                 sums[c] *= factors[c];
             }
         }
-        finish(group, sums);
-        group += step;
+        finish(start + turn * step, sums);
+        turn += 1;
     }
     if p.overlap == BESIDE {
         // Whoever waits for this kernel waits for the one before it, too.
@@ -515,7 +514,7 @@ unsafe fn multiply_piece<W: Weights, const C: usize, const WHOLE: bool>(
     bytes: u32,
     acts: *mut u8,
     cols: usize,
-    mut first: usize,
+    mut first: u32,
     sums: &mut [[f32; C]; ROWS],
 ) {
     let lane = warp::lane_id() as usize;
@@ -526,9 +525,9 @@ unsafe fn multiply_piece<W: Weights, const C: usize, const WHOLE: bool>(
     while offset < bytes {
         let blocks = rows.map(|row| row.skip(offset));
         // SAFETY: the caller's promise.
-        unsafe { W::multiply::<ROWS, C, WHOLE>(blocks, slice, acts, cols, first, at, sums) };
+        unsafe { W::multiply::<ROWS, C, WHOLE>(blocks, slice, acts, cols, first as usize, at, sums) };
         offset += (32 / W::LANES * W::BYTES) as u32;
-        first += 32 / W::LANES * W::ELEMS;
+        first += (32 / W::LANES * W::ELEMS) as u32;
     }
 }
 

@@ -42,7 +42,7 @@ impl Staged {
         self.read::<F16>(at).to_f32()
     }
 
-    /// `N` words from a place that is a multiple of `ALIGN`: 2, 4, 8 or 16 bytes.
+    /// `N` words from a place that is a multiple of `ALIGN`: 2, 4, 8 or 16 bytes. `at` is a multiple of 4.
     #[inline(always)]
     pub fn words<const N: usize, const ALIGN: usize>(self, at: usize) -> [u32; N] {
         let mut out = [0; N];
@@ -72,17 +72,18 @@ impl Staged {
         out
     }
 
-    /// `N` words from an even place, shifted `bits` to the right, at most 15: at the top of each are bits of the next one.
+    /// `N` words from an even place, shifted `bits` to the right, at most 15: at the top of each are bits of the next one. `at` is a multiple
+    /// of 4.
     #[inline(always)]
     pub fn words_from<const N: usize>(self, at: usize, bits: u32) -> [u32; N] {
-        // Two words that lie across every one of these; one more is read than needed where the place is a multiple of 4.
-        let from = self.at + at as u32;
-        let odd = from & 3;
-        let aligned = Staged { at: from - odd, ..self };
-        let mut low: u32 = aligned.read(0);
+        // Two words that lie across every one of these; one more is read than needed where the place is a multiple of 4. All reads of a
+        // block begin at the same word: one register.
+        let odd = self.at & 3;
+        let aligned = Staged { at: self.at - odd, ..self };
+        let mut low: u32 = aligned.read(at);
         let mut out = [0; N];
         for i in 0..N {
-            let high = aligned.read(4 * i + 4);
+            let high = aligned.read(at + 4 * i + 4);
             out[i] = simd::funnel_shift_right(low, high, 8 * odd + bits);
             low = high;
         }

@@ -73,9 +73,9 @@ impl<D: Dot> Weights for Integers<D> {
         // SAFETY: the caller's promise.
         unsafe {
             match D::SUMS {
-                0 => Int8::put::<0, N>(columns, at, values, inside),
-                16 => Int8::put::<16, N>(columns, at, values, inside),
-                _ => Int8::put::<32, N>(columns, at, values, inside),
+                0 => Int8::put::<D, 0, N>(columns, at, values, inside),
+                16 => Int8::put::<D, 16, N>(columns, at, values, inside),
+                _ => Int8::put::<D, 32, N>(columns, at, values, inside),
             }
         }
     }
@@ -91,15 +91,16 @@ impl<D: Dot> Weights for Integers<D> {
         sums: &mut [[f32; C]; R],
     ) {
         let bits = blocks.map(|block| D::bits(block, slice));
+        let mut products = [[0.0; C]; R];
         let column = |c: usize| Int8::at(acts.wrapping_add(c * Self::acts_bytes(cols)), cols);
         // What belongs to the parts lies side by side. Of one column it is read at once; of several it would take too many registers.
         let (mut ds, mut totals) = ([0.0; 4], [0.0; 4]);
+        let at = at + D::first(slice, 0);
         if C == 1 {
-            let at = at + D::first(slice, 0);
             // SAFETY: the caller's promise.
             unsafe {
                 ds = column(0).scales::<D>(start, at);
-                if D::SUMS == 32 {
+                if D::SUMS != 0 {
                     totals = column(0).sums::<D>(start, at);
                 }
             }
@@ -108,27 +109,31 @@ impl<D: Dot> Weights for Integers<D> {
             let runs = core::array::from_fn::<_, R, _>(|r| D::run(&bits[r], slice, part));
             unrolled!(c < C, {
                 let column = column(c);
-                let at = at + D::first(slice, part);
                 // SAFETY: the caller's promise.
                 let (x, d, sum) = unsafe {
-                    let x = if D::W == 8 { column.run::<8>(start, at) } else { column.run::<4>(start, at) };
-                    let d = if C == 1 { ds[part] } else { column.scale(start, at) };
+                    let x = column.run::<D>(start, at, part);
+                    let d = if C == 1 { ds[part] } else { column.scale(start, at + 32 * part) };
                     let sum = match D::SUMS {
                         0 => 0.0,
-                        32 if C == 1 => totals[part],
-                        _ => column.sum::<D>(start, at),
+                        _ if C == 1 => totals[part],
+                        _ => column.sum::<D>(start, at + 32 * part),
                     };
                     (x, d, sum)
                 };
                 for r in 0..R {
-                    let dot = D::dot(&runs[r], &x, part) as f32;
-                    sums[r][c] = float::fma(runs[r].scale, d * dot, sums[r][c]);
+                    let dot = runs[r].factor * D::dot(&runs[r], &x, part);
+                    products[r][c] = float::fma(d, dot as f32, products[r][c]);
                     if D::SUMS != 0 {
                         sums[r][c] = float::fma(runs[r].offset, sum, sums[r][c]);
                     }
                 }
             });
         });
+        for r in 0..R {
+            for c in 0..C {
+                sums[r][c] = float::fma(D::d(&bits[r]), products[r][c], sums[r][c]);
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The benchmarks' yardstick.
+//! The benchmarks' yardsticks.
 
 use gpu::bench;
 use ntransformer::device::cuda::driver::Driver;
@@ -23,5 +23,18 @@ pub fn read<D: Driver>(lab: &mut Lab<D>) {
             let expected: Vec<u32> = (0..all).map(xor).collect();
             assert_eq!(lab.read::<u32>(&sums), expected, "{vectors} vectors, {blocks} blocks of {threads} threads");
         }
+    }
+}
+
+/// Blocks meet as often as they should, in each of several launches, and leave nothing behind. (The emulator runs one block at a time, which
+/// would wait for others forever.)
+pub fn barriers<D: Driver>(lab: &mut Lab<D>) {
+    let emulated = lab.driver.name().starts_with("emulator");
+    let blocks = if emulated { 1 } else { lab.driver.properties().multiprocessors };
+    let state = lab.output(&[0u32, 0]);
+    for (count, together) in [(0, 0), (1, 1), (1000, 1001)] {
+        lab.launch::<bench::barriers>(bench::meeting_grid(blocks), (state.pointer(), count));
+        lab.launch::<bench::boundary>(bench::meeting_grid(blocks), ());
+        assert_eq!(lab.read::<u32>(&state), [0, together]);
     }
 }

@@ -6,7 +6,7 @@ use quant::{
     formats::{IQ4_NL, IQ4_XS},
 };
 
-use super::{Dot, Run, Staged, half};
+use super::{Dot, Run, Staged, half, signed};
 
 impl Dot for IQ4_NL {
     const W: usize = 8;
@@ -16,13 +16,18 @@ impl Dot for IQ4_NL {
     type Bits = (f32, [u32; 4]);
 
     #[inline(always)]
+    fn d(&(d, _): &Self::Bits) -> f32 {
+        d
+    }
+
+    #[inline(always)]
     fn bits(block: Staged, _slice: usize) -> Self::Bits {
         block.half_words()
     }
 
     #[inline(always)]
-    fn run(&(scale, q): &Self::Bits, _slice: usize, _part: usize) -> Run<8> {
-        Run { q: values(q), scale, offset: 0.0 }
+    fn run(&(_, q): &Self::Bits, _slice: usize, _part: usize) -> Run<8> {
+        Run { q: values(q), factor: 1, offset: 0.0 }
     }
 }
 
@@ -31,8 +36,14 @@ impl Dot for IQ4_XS {
     const W: usize = 8;
     const PARTS: usize = 2;
     const SUMS: usize = 0;
+    const POWER: (usize, usize) = (2, 0);
     /// d and the scales' upper bits, the scales' lower bits; q of both sub-blocks.
     type Bits = ([u32; 2], [u32; 8]);
+
+    #[inline(always)]
+    fn d(&([d, _], _): &Self::Bits) -> f32 {
+        half(d, false)
+    }
 
     #[inline(always)]
     fn bits(block: Staged, slice: usize) -> Self::Bits {
@@ -46,9 +57,9 @@ impl Dot for IQ4_XS {
         let low = low >> (8 * slice);
         let low = if part == 0 { low << 2 } else { low >> 2 };
         let high = (d >> (16 + 4 * slice)) << (6 - 2 * part);
-        let scale = ((low & 0x3c | high & 0xc0) ^ 0x80) as u8 as i8;
+        let scale = (low & 0x3c | high & 0xc0) ^ 0x80;
         let q = if part == 0 { [q[0], q[1], q[2], q[3]] } else { [q[4], q[5], q[6], q[7]] };
-        Run { q: values(q), scale: 0.25 * half(d, false) * f32::from(scale), offset: 0.0 }
+        Run { q: values(q), factor: signed(scale, 0), offset: 0.0 }
     }
 }
 

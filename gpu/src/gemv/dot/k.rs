@@ -3,9 +3,9 @@
 use cuda_std::prelude::*;
 use quant::formats::{Q4_K, Q5_K, Q6_K};
 
-use super::{Dot, Run, Staged, half};
+use super::{Dot, Run, Staged, half, unsigned};
 
-/// A factor of scales that are bytes.
+/// A factor of minima that are bytes.
 ///
 /// A byte b in the mantissa of a float of exponent 15 makes 32768 + b. Its product with `d` less `32768 d` is `d b`, in one fused
 /// instruction and exactly: for a half-precision `d` both `32768 d` and the result fit in the 24 bits of a float.
@@ -16,13 +16,12 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// For bytes from which `BIAS` is subtracted: 0 or a power of two of at least 32.
     #[inline(always)]
-    pub(super) fn new<const BIAS: u32>(d: f32) -> Self {
-        Factor { d, zero: d * -(32768.0 + BIAS as f32) }
+    pub(super) fn new(d: f32) -> Self {
+        Factor { d, zero: d * -32768.0 }
     }
 
-    /// `d` times byte `i` of `bytes`, less the bias. It is one instruction less where `i` is not a constant but loop-invariant:
+    /// `d` times byte `i` of `bytes`. It is one instruction less where `i` is not a constant but loop-invariant:
     /// `prmt` takes one constant.
     #[inline(always)]
     pub(super) fn times(self, bytes: u32, i: usize) -> f32 {
@@ -36,7 +35,13 @@ impl Dot for Q4_K {
     const PARTS: usize = 2;
     const SUMS: usize = 32;
     const UNSIGNED: bool = true;
+    const POWER: (usize, usize) = (0, 4);
     type Bits = ([u32; 8], ScaleMins);
+
+    #[inline(always)]
+    fn d(&(_, scale_mins): &Self::Bits) -> f32 {
+        scale_mins.d
+    }
 
     #[inline(always)]
     fn bits(block: Staged, slice: usize) -> Self::Bits {
@@ -45,20 +50,13 @@ impl Dot for Q4_K {
 
     #[inline(always)]
     fn run(&(words, scale_mins): &Self::Bits, slice: usize, part: usize) -> Run<8> {
-        let (scale, offset) = scale_mins.get(slice, part);
+        let (factor, offset) = scale_mins.get(slice, part);
         let mut q = [0; 8];
-        if part == 0 {
-            for i in 0..8 {
-                q[i] = words[i] & 0x0f0f_0f0f;
-            }
-            Run { q, scale, offset }
-        } else {
-            for i in 0..8 {
-                // 16 q, where the bits lie.
-                q[i] = words[i] & 0xf0f0_f0f0;
-            }
-            Run { q, scale: scale * (1.0 / 16.0), offset }
+        for i in 0..8 {
+            // 16^part q, where the bits lie.
+            q[i] = words[i] & 0x0f0f_0f0f << (4 * part);
         }
+        Run { q, factor, offset }
     }
 }
 
@@ -68,8 +66,14 @@ impl Dot for Q5_K {
     const PARTS: usize = 2;
     const SUMS: usize = 32;
     const UNSIGNED: bool = true;
+    const POWER: (usize, usize) = (0, 1);
     /// The low bits; the fifth ones, of part 0 at bit 4 and of part 1 at bit 5 of a byte.
     type Bits = ([u32; 8], [u32; 8], ScaleMins);
+
+    #[inline(always)]
+    fn d(&(_, _, scale_mins): &Self::Bits) -> f32 {
+        scale_mins.d
+    }
 
     #[inline(always)]
     fn bits(block: Staged, slice: usize) -> Self::Bits {
@@ -83,19 +87,17 @@ impl Dot for Q5_K {
 
     #[inline(always)]
     fn run(&(low, high, scale_mins): &Self::Bits, slice: usize, part: usize) -> Run<8> {
-        let (scale, offset) = scale_mins.get(slice, part);
+        let (factor, offset) = scale_mins.get(slice, part);
         let mut q = [0; 8];
-        if part == 0 {
-            for i in 0..8 {
-                q[i] = low[i] & 0x0f0f_0f0f | high[i] & 0x1010_1010;
-            }
-            Run { q, scale, offset }
-        } else {
-            for i in 0..8 {
-                q[i] = low[i] >> 3 & 0x1e1e_1e1e | high[i] & 0x2020_2020;
-            }
-            Run { q, scale: scale * 0.5, offset }
+        for i in 0..8 {
+            // 2^part q.
+            q[i] = if part == 0 {
+                low[i] & 0x0f0f_0f0f | high[i] & 0x1010_1010
+            } else {
+                low[i] >> 3 & 0x1e1e_1e1e | high[i] & 0x2020_2020
+            };
         }
+        Run { q, factor, offset }
     }
 }
 
@@ -105,7 +107,7 @@ pub struct ScaleMins {
     /// Those of four sub-blocks, a byte each.
     scales: u32,
     mins: u32,
-    d: Factor,
+    d: f32,
     dmin: Factor,
 }
 
@@ -119,16 +121,16 @@ impl ScaleMins {
         ScaleMins {
             scales: scales >> shift & mask | mixed & mixed_mask,
             mins: mins >> shift & mask | mixed >> 4 & mixed_mask,
-            d: Factor::new::<0>(half(d, false)),
-            dmin: Factor::new::<0>(-half(d, true)),
+            d: half(d, false),
+            dmin: Factor::new(-half(d, true)),
         }
     }
 
-    /// Scale and offset of a part.
+    /// Factor and offset of a part.
     #[inline(always)]
-    fn get(self, slice: usize, part: usize) -> (f32, f32) {
+    fn get(self, slice: usize, part: usize) -> (i32, f32) {
         let sub = 2 * (slice % 2) + part;
-        (self.d.times(self.scales, sub), self.dmin.times(self.mins, sub))
+        (unsigned(self.scales, sub), self.dmin.times(self.mins, sub))
     }
 }
 
@@ -138,9 +140,15 @@ impl Dot for Q6_K {
     const W: usize = 4;
     const PARTS: usize = 4;
     const SUMS: usize = 0;
+    const POWER: (usize, usize) = (2, 0);
     /// The low bits of values 0 to 15 and 64 to 79 after the slice's first, of 32 to 47 and 96 to 111, the high bits of all with
-    /// the upper one flipped, the scales, d / 4.
-    type Bits = ([u32; 4], [u32; 4], [u32; 4], (f32, f32, f32, f32), f32);
+    /// the upper one flipped, the scales, d.
+    type Bits = ([u32; 4], [u32; 4], [u32; 4], [i32; 4], f32);
+
+    #[inline(always)]
+    fn d(&(.., d): &Self::Bits) -> f32 {
+        d
+    }
 
     #[inline(always)]
     fn bits(block: Staged, slice: usize) -> Self::Bits {
@@ -151,18 +159,18 @@ impl Dot for Q6_K {
             // Flipping the top bit of the six subtracts 32, in two's complement.
             high[i] ^= 0xaaaa_aaaa;
         }
-        let scale = |i: usize| f32::from(block.u8(192 + 8 * half + part + 2 * i) as i8);
+        let scale = |i: usize| i32::from(block.u8(192 + 8 * half + part + 2 * i) as i8);
         (
             block.words::<4, 2>(low),
             block.words::<4, 2>(low + 32),
             high,
-            (scale(0), scale(1), scale(2), scale(3)),
-            0.25 * block.f16(208),
+            [scale(0), scale(1), scale(2), scale(3)],
+            block.f16(208),
         )
     }
 
     #[inline(always)]
-    fn run(&(low, low2, high, scales, d): &Self::Bits, _slice: usize, part: usize) -> Run<8> {
+    fn run(&(low, low2, high, scales, _): &Self::Bits, _slice: usize, part: usize) -> Run<8> {
         let low = if part.is_multiple_of(2) { low } else { low2 };
         let mut q = [0; 8];
         for i in 0..4 {
@@ -171,12 +179,6 @@ impl Dot for Q6_K {
             let top = high[i] << (6 - 2 * part);
             q[i] = nibbles & 0x3c3c_3c3c | top & 0xc0c0_c0c0;
         }
-        let scale = match part {
-            0 => scales.0,
-            1 => scales.1,
-            2 => scales.2,
-            _ => scales.3,
-        };
-        Run { q, scale: d * scale, offset: 0.0 }
+        Run { q, factor: scales[part], offset: 0.0 }
     }
 }

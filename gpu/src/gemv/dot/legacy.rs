@@ -10,8 +10,14 @@ impl<const BITS: usize, const MIN: bool> Dot for Legacy<BITS, MIN> {
     const W: usize = 8;
     const PARTS: usize = 1;
     const SUMS: usize = if MIN { 32 } else { 0 };
+    const POWER: (usize, usize) = (if BITS == 4 { 4 } else { 0 }, 0);
     /// d, m or 0, the fifth bits or 0, the low four bits.
     type Bits = (f32, f32, u32, [u32; 4]);
+
+    #[inline(always)]
+    fn d(&(d, ..): &Self::Bits) -> f32 {
+        d
+    }
 
     #[inline(always)]
     fn bits(block: Staged, _slice: usize) -> Self::Bits {
@@ -53,9 +59,8 @@ impl<const BITS: usize, const MIN: bool> Dot for Legacy<BITS, MIN> {
                 q[i + 4] = simd::select_bits(0x0f0f_0f0f, low[i] >> 4, upper.word(i + 4));
             }
         }
-        let scale = if BITS == 4 { d * 0.0625 } else { d };
         let middle = (1 << (BITS - 1)) as f32;
-        Run { q, scale, offset: if MIN { float::fma(middle, d, m) } else { 0.0 } }
+        Run { q, factor: 1, offset: if MIN { float::fma(middle, d, m) } else { 0.0 } }
     }
 }
 
@@ -89,12 +94,17 @@ impl Dot for Q8_0 {
     type Bits = (f32, [u32; 8]);
 
     #[inline(always)]
+    fn d(&(d, _): &Self::Bits) -> f32 {
+        d
+    }
+
+    #[inline(always)]
     fn bits(block: Staged, _slice: usize) -> Self::Bits {
         block.half_words()
     }
 
     #[inline(always)]
-    fn run(&(scale, q): &Self::Bits, _slice: usize, _part: usize) -> Run<8> {
-        Run { q, scale, offset: 0.0 }
+    fn run(&(_, q): &Self::Bits, _slice: usize, _part: usize) -> Run<8> {
+        Run { q, factor: 1, offset: 0.0 }
     }
 }

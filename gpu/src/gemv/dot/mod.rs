@@ -13,15 +13,15 @@ use quant::Format;
 
 use super::{MAX_WARPS, staged::Staged};
 
-/// `4 W` consecutive weights of a block: weight i is `scale * q[i] + offset`.
+/// `4 W` consecutive weights of a block: weight i is `d * factor * q[i] + offset`, where [`Dot::d`] says d.
 #[derive(Clone, Copy)]
 pub struct Run<const W: usize> {
     /// The integers as bytes, signed or [`Dot::UNSIGNED`], the first in the lowest byte of the first word. They may be the format's
-    /// integers times a power of two, where that saves instructions (a 4-bit integer in the upper half of its byte); `scale` then
-    /// has the inverse.
+    /// integers times a power of two, where that saves instructions (a 4-bit integer in the upper half of its byte), as may the factor:
+    /// [`Dot::POWER`] says which.
     pub q: [u32; W],
-    /// What the sum of products is multiplied with.
-    pub scale: f32,
+    /// The scale of the sub-block; 1 in formats that have none.
+    pub factor: i32,
     /// What the activations' sum is multiplied with; 0 where [`Dot::SUMS`] is 0.
     pub offset: f32,
 }
@@ -42,11 +42,16 @@ pub trait Dot: Format {
     const WARPS: u32 = MAX_WARPS as u32;
     /// Whether the bytes of a run are unsigned.
     const UNSIGNED: bool = false;
+    /// The products of part p are 2^(a + b p) times what they should be, for these a and b. The scales of the activations have the inverse, so
+    /// that it takes no instruction where they are multiplied.
+    const POWER: (usize, usize) = (0, 0);
     /// A slice as it lies in the block, in registers: no arrays that are indexed by what is not a constant.
     type Bits: Copy;
 
     /// Reads a slice.
     fn bits(block: Staged, slice: usize) -> Self::Bits;
+    /// What the products of all parts of a slice are multiplied with.
+    fn d(bits: &Self::Bits) -> f32;
     /// The index in the block of the first value of a slice's run `part`, a multiple of `4 W`. Runs of 32 values follow each other;
     /// of those of 16, a slice has the first or the second half of each of the four 32s that share their bytes.
     #[inline(always)]
@@ -66,6 +71,18 @@ pub trait Dot: Format {
         }
         sum
     }
+}
+
+/// Byte `i` of a word. It is one instruction where `i` is a constant or does not change in a loop.
+#[inline(always)]
+fn unsigned(bytes: u32, i: usize) -> i32 {
+    simd::byte_perm(bytes, 0, 0x4440 | i as u32) as i32
+}
+
+/// Byte `i` of a word, which has a sign.
+#[inline(always)]
+fn signed(bytes: u32, i: usize) -> i32 {
+    simd::byte_perm(bytes, 0, 0x8880 | 0x1111 * i as u32) as i32
 }
 
 /// The half-precision number in the low half of a word, or with `upper` in the high half.

@@ -4,7 +4,7 @@ use quant::{decode, formats::*};
 
 use super::{Dot, Staged};
 
-/// Relative error of `scale * q + offset`: five roundings of terms that are at most 16 times the largest weight of a run.
+/// Relative error of `d * factor * q + offset`: five roundings of terms that are at most 16 times the largest weight of a run.
 const ROUNDING: f32 = 1e-5;
 
 /// Blocks that lie at `skew` bytes from a multiple of 16 hold what `decode` says.
@@ -36,7 +36,8 @@ fn check<D: Dot>(skew: usize) {
                     // One activation is 1, the others are 0.
                     let mut x = [0; 8];
                     x[i / 4] = 1 << (8 * (i % 4));
-                    let got = run.scale * D::dot(&run, &x, part) as f32 + run.offset;
+                    let power = f32::powi(2.0, (D::POWER.0 + D::POWER.1 * part) as i32);
+                    let got = D::d(&bits) / power * (run.factor * D::dot(&run, &x, part)) as f32 + run.offset;
                     let error = (got - expected[i]).abs();
                     assert!(error <= ROUNDING * largest, "{} {slice} {part} {i}: {got} {}", D::TYPE, expected[i]);
                     assert!(!std::mem::replace(&mut seen[first + i], true), "value {} comes twice", first + i);
