@@ -95,8 +95,8 @@ impl<const N: usize> Stages<N> {
     /// behind it.
     ///
     /// # Safety
-    /// All lanes are here, with the same arguments, and none reads the stage any more. `bytes` is not 0, and there is room for it behind a
-    /// run's skew. What is copied is global memory that nobody writes until the stage has been waited for.
+    /// All lanes are here, with the same arguments, and none reads the stage any more. `bytes` is not 0, and there is room for it behind
+    /// where a run begins in its stage. What is copied is global memory that nobody writes until the stage has been waited for.
     #[inline(always)]
     pub unsafe fn fill(self, stage: u32, sources: [*const u8; N], bytes: u32) {
         let odd = sources.map(|source| source.addr() as u32 & 15);

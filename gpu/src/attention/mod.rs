@@ -274,7 +274,7 @@ struct Shared<const CHUNKS: usize> {
     queries: *mut f32,
     /// `[WARPS][QUERIES][64 CHUNKS]`, in the place of the queries: the warps' sums of weighted values.
     parts: *mut f32,
-    /// `[QUERIES][MAX_SPLITS as usize]`, in the same place: what the splits' sums are multiplied with.
+    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the splits' sums are multiplied with.
     factors: *mut f32,
     /// `[64 CHUNKS]`: the token's key as the cache has it.
     key: *mut f32,
@@ -472,9 +472,9 @@ macro_rules! kernels {
     )*};
 }
 
-// With up to 256 registers a thread, a block fits beside one of a product on a multiprocessor, or beside another. They are bounded all the
-// same, so that the compiler of no driver takes a way that was not measured: with 176, as two fitted beside the products of eight warps, a
-// context of 32768 took 2 % longer, with 168 and three blocks 3 % longer (docs/gemv.md). Older GPUs run one kernel after the other.
+// A block has to fit beside one of a product, or beside another: 256 registers a thread. With 176, as fewer left room for two beside the
+// products of eight warps, a context of 32768 took 2 % longer; with 168 and three blocks 3 % (docs/gemv.md). Older GPUs run one kernel after
+// the other.
 //
 // A module each: a model has heads of one size, and the driver, which compiles one module after the other, takes a second and more for all
 // four (docs/performance.md).

@@ -418,7 +418,6 @@ unsafe fn multiply<W: Weights, P: Plan, const C: usize>(
     let step = thread::grid_dim_x() * (thread::block_dim_x() / 32);
 
     let turns = groups.saturating_sub(start).div_ceil(step);
-
     let mut next = Walk::new::<P>(p, start);
     let mut fetch = |stage: u32| {
         if next.group >= groups {

@@ -61,6 +61,7 @@ impl Dot for Q4_K {
 }
 
 impl Dot for Q5_K {
+    /// Stages of a step of 8 blocks for 16 warps do not fit beside another kernel's.
     const WARPS: u32 = 12;
     const W: usize = 8;
     const PARTS: usize = 2;
@@ -135,7 +136,7 @@ impl ScaleMins {
 }
 
 impl Dot for Q6_K {
-    /// Stages of a step of 8 blocks for 16 warps do not fit beside another kernel's.
+    /// With 12 or 16, which registers allow, stages are short or fit beside no other kernel's: tokens took as long or longer (docs/gemv.md).
     const WARPS: u32 = 8;
     const W: usize = 4;
     const PARTS: usize = 4;

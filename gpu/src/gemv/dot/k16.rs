@@ -46,8 +46,6 @@ impl Dot for Q2_K {
 }
 
 impl Dot for Q3_K {
-    /// With 16 it would spill registers.
-    const WARPS: u32 = 16;
     const W: usize = 4;
     const PARTS: usize = 4;
     const SUMS: usize = 0;
