@@ -9,7 +9,7 @@
 #   QUANT=Q8_0         the type of shapes that name none
 #   PEERS=FILE.tar.xz  an archive with lcp/llama-bench, which is then measured on the same files
 #   BARS=1             a speed or a benchmark below what scripts/gpu_report.py asks of it is a failure
-#   BENCH="gpu attention"  what the bench part measures; empty for all, the CPU too
+#   BENCH="gpu attention boundary"  what the bench part measures; empty for all, the CPU too
 #   STREAM="8b:Q8_0"   models of the stream part, SHAPE:TYPE; 70b and 32b-qwen2 have cases of their own
 #   CASES=PATTERN      of these, the ones whose names match (seeds, prompt, Ctrl-C, "GiB at", disk, ...); all if absent
 #   NVME=8b:Q8_0       the model of the nvme part, SHAPE:TYPE, that is streamed from a played drive
@@ -281,7 +281,7 @@ speeds() { python3 "$NT_ROOT/scripts/gpu_report.py" speeds "$out"; }
 # Its words are what to measure.
 benchmarks() {
     # shellcheck disable=SC2086
-    "$bin/bench-kernels" --bench ${BENCH-gpu attention} --json "$out/bench.json" || return
+    "$bin/bench-kernels" --bench ${BENCH-gpu attention boundary} --json "$out/bench.json" || return
     python3 "$NT_ROOT/scripts/gpu_report.py" bench "$out/bench.json"
 }
 export -f machine suite_on_gpu sanitize greedy same same_streamed same_perplexity speed peer streamed speeds benchmarks stream nvme_model
@@ -293,9 +293,9 @@ for part in "${parts[@]}"; do
     models) check models 180 suite_on_gpu models:: zero_copy:: ;;
     sanitizer)
         check memcheck-kernels 120 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu::
-        # racecheck looks at shared memory, of one block at a time; what gemv_beside is about lies in global memory, and takes minutes there.
-        check racecheck-kernels 120 sanitize racecheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu:: \
-            --skip gemv_beside
+        # racecheck looks at shared memory; what these two are about lies in global memory, and takes minutes there.
+        check racecheck-kernels 150 sanitize racecheck "$bin/suite" --include-ignored --nocapture --test-threads 1 kernels::gpu:: \
+            --skip gemv_beside --skip barriers
         check memcheck-nvme 60 sanitize memcheck "$bin/suite" --include-ignored --nocapture --test-threads 1 --exact nvme_gpu::gpu::lists_of_pages
         check memcheck-token 60 sanitize memcheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2
         check racecheck-token 60 sanitize racecheck "$NT_BIN" --device cuda --prompt "$prompt" --n-predict 2

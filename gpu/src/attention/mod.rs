@@ -251,7 +251,7 @@ const fn shared_words(chunks: usize) -> usize {
     let dims = 64 * chunks;
     let queries = QUERIES * query::stride(chunks);
     let parts = WARPS * QUERIES * dims;
-    let factors = QUERIES * MAX_SPLITS as usize;
+    let factors = QUERIES * merge::FACTORS;
     let overlaid = [queries, parts, factors];
     let (mut largest, mut i) = (0, 0);
     while i < overlaid.len() {
@@ -274,7 +274,7 @@ struct Shared<const CHUNKS: usize> {
     queries: *mut f32,
     /// `[WARPS][QUERIES][64 CHUNKS]`, in the place of the queries: the warps' sums of weighted values.
     parts: *mut f32,
-    /// `[QUERIES][MAX_SPLITS]`, in the same place: what the splits' sums are multiplied with.
+    /// `[QUERIES][merge::FACTORS]`, in the same place: what the splits' sums are multiplied with.
     factors: *mut f32,
     /// `[64 CHUNKS]`: the token's key as the cache has it.
     key: *mut f32,

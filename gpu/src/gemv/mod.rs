@@ -352,7 +352,7 @@ unsafe fn load_activations<W: Weights, const C: usize, const QUADS: bool, const 
                 }
             });
             warp::sums(&mut own);
-            own = own.map(|sum| float::rsqrt(sum / cols as f32 + p.eps));
+            own = own.map(|sum| float::rsqrt(float::fma(sum, float::reciprocal(cols as f32), p.eps)));
         }
         // Not in registers: products that need most of them would spill some.
         if warp::lane_id() == 0 {
