@@ -76,13 +76,13 @@ pub trait Dot: Format {
 /// Byte `i` of a word. It is one instruction where `i` is a constant or does not change in a loop.
 #[inline(always)]
 fn unsigned(bytes: u32, i: usize) -> i32 {
-    simd::byte_perm(bytes, 0, 0x4440 | i as u32) as i32
+    simd::byte_perm(bytes, 0, 0x4440 + i as u32) as i32
 }
 
 /// Byte `i` of a word, which has a sign.
 #[inline(always)]
 fn signed(bytes: u32, i: usize) -> i32 {
-    simd::byte_perm(bytes, 0, 0x8880 | 0x1111 * i as u32) as i32
+    simd::byte_perm(bytes, 0, 0x8880 + 0x1111 * i as u32) as i32
 }
 
 /// The half-precision number in the low half of a word, or with `upper` in the high half.
