@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
+    ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -111,6 +113,23 @@ fn any_part_opens_all() {
             }
         }
     }
+}
+
+/// A name is bytes: the parts of a model whose name is not UTF-8 are found all the same.
+#[test]
+fn names_need_not_be_utf_8() {
+    let (whole, parts) = three();
+    let name = |number: u16| {
+        let name = [b"caf\xe9-", format!("{number:05}-of-00003.gguf").as_bytes()].concat();
+        parts.path(number).with_file_name(OsStr::from_bytes(&name))
+    };
+    (1..=3).for_each(|number| fs::rename(parts.path(number), name(number)).unwrap());
+    for given in 1..=3 {
+        assert_eq!(Gguf::open(&name(given)).unwrap().tensors().len(), whole.tensors().len());
+    }
+    fs::remove_file(name(2)).unwrap();
+    let message = Gguf::open(&name(1)).unwrap_err().to_string();
+    assert!(message.contains("-00002-of-00003.gguf"), "{message}");
 }
 
 /// Streamed on every device, and where the CPU has the files mapped: the logits are those of the model in one file, to the bit.

@@ -385,8 +385,12 @@ impl Controller {
 
     fn create(&mut self, id: u16, depth: u32, [submissions, completions]: [BusAddr; 2]) -> Result<(), Error> {
         self.admin(Command::create_completion_queue(id, depth, completions), "Create I/O Completion Queue")?;
-        self.admin(Command::create_submission_queue(id, depth, submissions), "Create I/O Submission Queue")?;
-        Ok(())
+        let made = self.admin(Command::create_submission_queue(id, depth, submissions), "Create I/O Submission Queue");
+        if let Err(Error::Command { .. }) = made {
+            // Without the other the completion queue would only be in the way of the next one of its number, in memory that the caller has back.
+            self.admin(Command::delete_completion_queue(id), "Delete I/O Completion Queue")?;
+        }
+        made.map(drop)
     }
 
     /// Makes a queue pair of `depth` entries in `memory` ([`LentQueue::bytes`]) for somebody else to drive, one of

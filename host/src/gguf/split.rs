@@ -4,8 +4,13 @@
 //!
 //! llama.cpp wants to be given the first part. Here any part leads to the others, since each says which one it is.
 
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
 use super::{GgufError, GgufFault, Metadata, part::Opened};
-use std::path::Path;
 
 const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
@@ -56,8 +61,9 @@ pub(super) fn alone(opened: &Opened) -> Result<(), GgufError> {
 /// All parts in order, of which `given`, opened from `path`, is one.
 pub(super) fn all_parts(path: &Path, given: Opened) -> Result<Vec<Opened>, GgufError> {
     let Some(split) = Split::of(&given.metadata)? else { return Ok(vec![given]) };
-    let prefix = path.file_name().and_then(|name| name.to_str()?.strip_suffix(&split.suffix()));
-    let Some(prefix) = prefix else {
+    // Bytes: a name need not be UTF-8.
+    let prefix = path.file_name().and_then(|name| name.as_bytes().strip_suffix(split.suffix().as_bytes()));
+    let Some(prefix) = prefix.map(OsStr::from_bytes) else {
         let (Split { number, count }, suffix) = (split, split.suffix());
         return Err(given.part.error(GgufFault::PartName { number, count, suffix }));
     };
@@ -66,7 +72,10 @@ pub(super) fn all_parts(path: &Path, given: Opened) -> Result<Vec<Opened>, GgufE
     for part in (1..=split.count).map(|number| Split { number, ..split }) {
         let opened = match given.take_if(|_| part == split) {
             Some(given) => given,
-            None => open_part(&path.with_file_name(format!("{prefix}{}", part.suffix())), part)?,
+            None => {
+                let name = OsString::from_iter([prefix, OsStr::new(&part.suffix())]);
+                open_part(&path.with_file_name(name), part)?
+            }
         };
         parts.push(opened);
     }

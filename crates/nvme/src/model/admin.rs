@@ -15,6 +15,9 @@ const ABORT_REQUESTED: Status = Status::new(0, 0x07, true);
 impl Model {
     /// Executes an admin command.
     pub(super) fn admin(&mut self, command: &Command) -> (u32, Status) {
+        if let Some((_, status)) = self.refused.take_if(|&mut (opcode, _)| opcode == command.opcode()) {
+            return (0, status);
+        }
         let [d10, d11] = [command.0[10], command.0[11]];
         let prp1 = BusAddr(u64::from(command.0[7]) << 32 | u64::from(command.0[6]));
         let (id, depth) = (d10 as u16, (d10 >> 16) + 1);

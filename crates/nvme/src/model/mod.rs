@@ -145,6 +145,8 @@ pub struct Model {
     traits: Traits,
     media: Vec<Arc<Media>>,
     choose: Choose,
+    /// An admin command's opcode and the status that it has next.
+    refused: Option<(u8, Status)>,
     rng: SmallRng,
     state: State,
     page: usize,
@@ -174,6 +176,7 @@ impl Model {
             traits,
             media,
             choose: Box::new(|_, _| None),
+            refused: None,
             rng,
             state: State::Disabled,
             page: 4096,
@@ -188,6 +191,11 @@ impl Model {
     /// From now on, `choose` chooses what goes wrong.
     pub fn faults(&mut self, choose: Choose) {
         (self.choose, self.count) = (choose, 0);
+    }
+
+    /// The next admin command of this opcode is not executed and has this status.
+    pub fn refuse(&mut self, opcode: u8, status: Status) {
+        self.refused = Some((opcode, status));
     }
 
     /// I/O commands that were fetched since faults were chosen.

@@ -2,7 +2,8 @@
 
 use crate::setup::{bytes, media, options};
 use nvme::{
-    Command, Completion, Controller, DmaBuf, Door, Drive, Error, LentQueue, Operation, Options, Registers,
+    Command, Completion, Controller, DmaBuf, Door, Drive, Error, LentQueue, Operation, Options, Registers, Status,
+    admin,
     model::{ModelDoor, Traits},
 };
 use std::sync::Arc;
@@ -104,6 +105,21 @@ fn queues_are_taken_back_and_lent_again() {
     controller.take_back(&first).unwrap();
     let error = controller.take_back(&first).unwrap_err().to_string();
     assert!(error.contains("Delete I/O Submission Queue failed: Invalid Queue Identifier"), "{error}");
+    assert_eq!(lend(&mut controller).unwrap().id(), 2);
+}
+
+/// A queue pair of which the controller refuses the second half leaves nothing behind.
+#[test]
+fn half_a_queue_is_taken_back() {
+    let (door, mut controller, _) = controller(1);
+    let lend = |controller: &mut Controller| {
+        let memory = door.allocate(LentQueue::bytes(4, 4096)).unwrap();
+        controller.lend(4, memory)
+    };
+    let invalid_field = Status::new(0, 0x02, false);
+    door.model().refuse(admin::CREATE_SUBMISSION_QUEUE, invalid_field);
+    let error = lend(&mut controller).unwrap_err().to_string();
+    assert!(error.contains("Create I/O Submission Queue failed: Invalid Field"), "{error}");
     assert_eq!(lend(&mut controller).unwrap().id(), 2);
 }
 
