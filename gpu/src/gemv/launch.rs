@@ -5,7 +5,7 @@ use cuda_std::{
     kernel::Grid,
 };
 
-use super::{COLUMNS_WARPS, MAX_WARPS, Matrix, ROWS, Weights, squares_bytes};
+use super::{COLUMNS_WARPS, MAX_WARPS, Matrix, ROWS, Weights, prologue::squares_bytes};
 
 /// What a launch must know of the GPU, and of its place in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
