@@ -301,6 +301,8 @@ pub fn decode_long<D: Driver>(lab: &mut Lab<D>) {
     for cluster in [2, 4, 8].into_iter().filter(|&size| size <= lab.driver.properties().cluster) {
         long.check_in_clusters(lab, 2900, cluster);
     }
+    // As many splits as there can be, each with positions: the last ones are read together with what is behind them.
+    Attention { splits: 256, ..Attention::new(2, 1, 72, 16_400) }.check(lab, 16_399);
 }
 
 #[test]
