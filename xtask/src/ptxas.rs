@@ -108,17 +108,29 @@ fn print(table: &Table) {
     }
 }
 
-/// Bytes of spills that are let pass on GPUs of a later major compute capability than the PTX is for: the launch bounds of the products
-/// and of attention were chosen on 9.0, and the same PTX takes more registers on younger ones. The table shows them.
+/// Bytes of spills that are let pass on GPUs younger than those that registers were counted for: the launch bounds of the products
+/// and of attention were chosen on compute capability 9.0, and the same PTX takes more registers there. The table shows them.
 /// docs/gemv.md names them among what is left.
 const SPILLS_OF_THE_YOUNGER: u32 = 256;
+
+/// The same for PTX for 8.0 on 9.0, which takes it where the driver is older than CUDA 12: `gemv_f32` and `glu_f32` spill 12 there.
+const SPILLS_OF_OLD_DRIVERS: u32 = 16;
+
+/// Bytes of spills that are let pass of PTX for `sm` on a GPU of `architecture`.
+fn allowed(sm: u32, architecture: u32) -> u32 {
+    match architecture {
+        100.. => SPILLS_OF_THE_YOUNGER,
+        90.. if sm < 90 => SPILLS_OF_OLD_DRIVERS,
+        _ => 0,
+    }
+}
 
 /// What must not be: spilled registers, and arrays in local memory, which is global memory in disguise.
 fn faults(table: &Table) -> Vec<String> {
     let mut faults = Vec::new();
     for ((kernel, sm), usages) in table {
         for (architecture, usage) in usages {
-            if architecture / 10 > sm / 10 && (1..=SPILLS_OF_THE_YOUNGER).contains(&usage.spill) {
+            if (1..=allowed(*sm, *architecture)).contains(&usage.spill) {
                 continue;
             }
             let what = if usage.spill > 0 {
@@ -185,6 +197,8 @@ ptxas info    : Used 99 registers, used 0 barriers, 72 bytes cumulative stack si
             (("clean".to_owned(), 80), BTreeMap::from(ARCHITECTURES.map(|architecture| (architecture, usage(0, 0))))),
             (("spills".to_owned(), 80), BTreeMap::from([(80, usage(0, 0)), (86, usage(8, 8))])),
             (("array".to_owned(), 90), BTreeMap::from([(90, usage(64, 0))])),
+            (("older".to_owned(), 80), BTreeMap::from([(89, usage(0, 0)), (90, usage(8, 16)), (100, usage(8, 256))])),
+            (("older_still".to_owned(), 80), BTreeMap::from([(90, usage(8, 17))])),
             (
                 ("younger".to_owned(), 90),
                 BTreeMap::from([(90, usage(0, 0)), (100, usage(8, 256)), (120, usage(8, 257))]),
@@ -194,6 +208,7 @@ ptxas info    : Used 99 registers, used 0 barriers, 72 bytes cumulative stack si
             faults(&table),
             [
                 "array, compiled for sm_90, uses 64 bytes of local memory on sm_90",
+                "older_still, compiled for sm_80, spills 17 bytes of registers on sm_90",
                 "spills, compiled for sm_80, spills 8 bytes of registers on sm_86",
                 "younger, compiled for sm_90, spills 257 bytes of registers on sm_120"
             ]
