@@ -51,7 +51,8 @@ pub fn emulator() -> EmulatorDriver {
     EmulatorDriver::with_properties(7, Properties { l2_bytes: 4 << 10, ..properties })
 }
 
-/// What can be measured on a GPU, as far as it is selected: matrices of these shapes, attention over these contexts, so many blocks that meet.
+/// What can be measured on a GPU, as far as it is selected: matrices of these shapes, attention over these contexts, so many blocks
+/// that meet.
 pub fn measure<D: Driver>(
     driver: &D,
     (usual, contexts, blocks): (&[Shape], &[u32], u32),

@@ -33,8 +33,8 @@ type Shape = (usize, usize);
 #[command(name = "cargo bench --")]
 struct Args {
     /// What to measure, all if absent: cpu, gpu (matrices on it), attention, boundary (from one kernel into the next one), read (the
-    /// yardstick alone), emulator (the GPU's part without a GPU; its times mean nothing); tensor types (Q4_K, or q4 for all of that name); shapes, rows x columns
-    /// (4096x14336).
+    /// yardstick alone), emulator (the GPU's part without a GPU; its times mean nothing); tensor types (Q4_K, or q4 for all of
+    /// that name); shapes, rows x columns (4096x14336).
     #[arg(value_name = "WHAT")]
     filters: Vec<String>,
     /// Writes every measurement into FILE.

@@ -60,6 +60,13 @@ impl Partial {
             Partial { maximum, weight, sums }
         }
     }
+
+    /// The values' mean by their weights: the result, where there are no other positions.
+    #[inline(always)]
+    fn mean(self) -> [f32; 4] {
+        let inverse = float::reciprocal(self.weight);
+        self.sums.map(|sum| sum * inverse)
+    }
 }
 
 /// No positions.
@@ -190,12 +197,13 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
     /// # Safety
     /// As for the kernel.
     #[inline(always)]
-    unsafe fn keep(&self, query: usize, dim: usize, Partial { maximum, weight, sums }: Partial) {
+    unsafe fn keep(&self, query: usize, dim: usize, partial: Partial) {
         // SAFETY: the block's own rows; the thread's own elements.
         unsafe {
             if self.task.active == 1 {
-                return self.store(query, dim, sums.map(|sum| sum * float::reciprocal(weight)));
+                return self.store(query, dim, partial.mean());
             }
+            let Partial { maximum, weight, sums } = partial;
             let workspace = self.workspace();
             let row = self.task.split as usize * QUERIES + query;
             mem::store4(workspace.sums.add(row * Self::DIMS + dim), sums);
@@ -216,16 +224,12 @@ impl<const CHUNKS: usize> Merge<'_, CHUNKS> {
         self.each(bits, |query, dim| {
             // SAFETY: inside the inbox.
             unsafe {
-                let Partial { weight, sums, .. } = NOTHING.and(cluster::size() as usize, |rank| {
+                let merged = NOTHING.and(cluster::size() as usize, |rank| {
                     let row = rank * QUERIES + query;
                     let sums = shared.inbox.add((row << bits) + dim);
                     (shared.inbox_maxima.add(row), shared.inbox_weights.add(row), sums)
                 });
-                self.store(
-                    query,
-                    ((self.task.split as usize) << bits) + dim,
-                    sums.map(|sum| sum * float::reciprocal(weight)),
-                );
+                self.store(query, ((self.task.split as usize) << bits) + dim, merged.mean());
             }
         });
     }

@@ -48,9 +48,9 @@ pub(super) fn float_chunk(n: usize) -> usize {
 /// Where the sum that activation `at` belongs to is in a column's: [`Dot::SUMS`] of 16 are in the order of a slice's parts, so that a lane reads
 /// its four at once.
 #[inline(always)]
-fn sum_place<const SUMS: usize>(at: usize) -> usize {
-    let n = at / SUMS;
-    if SUMS == 16 { n & !7 | (n & 1) << 2 | n >> 1 & 3 } else { n }
+fn sum_place<D: Dot>(at: usize) -> usize {
+    let n = at / D::SUMS;
+    if D::SUMS == 16 { n & !7 | (n & 1) << 2 | n >> 1 & 3 } else { n }
 }
 
 /// What [`Dot::POWER`] leaves to be multiplied with, for the part that activation `at` belongs to.
@@ -74,12 +74,7 @@ impl Int8 {
     /// All lanes are here; `at` is a multiple of 4, for lane l 4 l after lane 0's, which is one of 128; the columns have room for those
     /// that are `inside`.
     #[inline(always)]
-    pub unsafe fn put<D: Dot, const SUMS: usize, const N: usize>(
-        columns: [Self; N],
-        at: usize,
-        v: [f32; 4],
-        inside: bool,
-    ) {
+    pub unsafe fn put<D: Dot, const N: usize>(columns: [Self; N], at: usize, v: [f32; 4], inside: bool) {
         // SAFETY: the caller's promise.
         unsafe {
             // As integers, magnitudes compare like floats, and NaN is the largest: it becomes the scale, and so the result.
@@ -93,13 +88,13 @@ impl Int8 {
             let inverse = if most > 1e-34 { 127.0 * float::reciprocal(most) } else { 0.0 };
             let d = most * (1.0 / 127.0);
             let word = simd::pack_i8(v.map(|v| simd::round_to_int(v * inverse)));
-            let sum = if SUMS == 0 {
+            let sum = if D::SUMS == 0 {
                 0
             } else {
                 let mut sum = simd::dp4a(word, 0x0101_0101, 0);
                 sum += warp::warp_shuffle_xor(warp::FULL_MASK, sum, 1);
                 sum += warp::warp_shuffle_xor(warp::FULL_MASK, sum, 2);
-                if SUMS == 32 {
+                if D::SUMS == 32 {
                     sum += warp::warp_shuffle_xor(warp::FULL_MASK, sum, 4);
                 }
                 sum
@@ -111,8 +106,8 @@ impl Int8 {
                     if at.is_multiple_of(32) {
                         column.d.add(at / 32).write(d * inverse_power::<D>(at));
                     }
-                    if SUMS != 0 && at.is_multiple_of(SUMS) {
-                        column.sums.add(sum_place::<SUMS>(at)).write(d * sum as f32);
+                    if D::SUMS != 0 && at.is_multiple_of(D::SUMS) {
+                        column.sums.add(sum_place::<D>(at)).write(d * sum as f32);
                     }
                 }
             }
@@ -153,12 +148,7 @@ impl Int8 {
     #[inline(always)]
     pub unsafe fn sum<D: Dot>(self, start: usize, at: usize) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe {
-            match D::SUMS {
-                16 => self.sums.add(start / 16).add(sum_place::<16>(at)).read(),
-                _ => self.sums.add(start / 32).add(sum_place::<32>(at)).read(),
-            }
-        }
+        unsafe { self.sums.add(start / D::SUMS).add(sum_place::<D>(at)).read() }
     }
 
     /// The scales of the 32s that begin with the one of `start + at`, one for each of a slice's parts.
@@ -178,12 +168,7 @@ impl Int8 {
     #[inline(always)]
     pub unsafe fn sums<D: Dot>(self, start: usize, at: usize) -> [f32; 4] {
         // SAFETY: the caller's promise.
-        unsafe {
-            match D::SUMS {
-                16 => neighbours::<D>(self.sums.add(start / 16).add(sum_place::<16>(at))),
-                _ => neighbours::<D>(self.sums.add(start / 32).add(sum_place::<32>(at))),
-            }
-        }
+        unsafe { neighbours::<D>(self.sums.add(start / D::SUMS).add(sum_place::<D>(at))) }
     }
 }
 

@@ -71,13 +71,7 @@ impl<D: Dot> Weights for Integers<D> {
     unsafe fn put<const N: usize>(acts: [*mut u8; N], cols: usize, at: usize, values: [f32; 4], inside: bool) {
         let columns = acts.map(|acts| Int8::at(acts, cols));
         // SAFETY: the caller's promise.
-        unsafe {
-            match D::SUMS {
-                0 => Int8::put::<D, 0, N>(columns, at, values, inside),
-                16 => Int8::put::<D, 16, N>(columns, at, values, inside),
-                _ => Int8::put::<D, 32, N>(columns, at, values, inside),
-            }
-        }
+        unsafe { Int8::put::<D, N>(columns, at, values, inside) }
     }
 
     #[inline(always)]
@@ -95,7 +89,7 @@ impl<D: Dot> Weights for Integers<D> {
         let column = |c: usize| Int8::at(acts.wrapping_add(c * Self::acts_bytes(cols)), cols);
         // What belongs to the parts lies side by side. Of one column it is read at once; of several it would take too many registers.
         let (mut ds, mut totals) = ([0.0; 4], [0.0; 4]);
-        let at = at + D::first(slice, 0);
+        let at = at + D::first(slice);
         if C == 1 {
             // SAFETY: the caller's promise.
             unsafe {

@@ -92,13 +92,15 @@ fn a_lent_queue_works_beside_the_drivers_own() {
     assert_eq!(door.bus().misses(), 0);
 }
 
+/// A queue pair of four entries.
+fn lend(door: &ModelDoor, controller: &mut Controller) -> Result<LentQueue, Error> {
+    controller.lend(4, door.allocate(LentQueue::bytes(4, 4096)).unwrap())
+}
+
 #[test]
 fn queues_are_taken_back_and_lent_again() {
     let (door, mut controller, _) = controller(2);
-    let lend = |controller: &mut Controller| {
-        let memory = door.allocate(LentQueue::bytes(4, 4096)).unwrap();
-        controller.lend(4, memory)
-    };
+    let lend = |controller: &mut Controller| lend(&door, controller);
     let (first, second) = (lend(&mut controller).unwrap(), lend(&mut controller).unwrap());
     assert_eq!((first.id(), second.id()), (2, 3));
     assert!(matches!(lend(&mut controller), Err(Error::NoQueue { given: 3, .. })));
@@ -112,15 +114,11 @@ fn queues_are_taken_back_and_lent_again() {
 #[test]
 fn half_a_queue_is_taken_back() {
     let (door, mut controller, _) = controller(1);
-    let lend = |controller: &mut Controller| {
-        let memory = door.allocate(LentQueue::bytes(4, 4096)).unwrap();
-        controller.lend(4, memory)
-    };
     let invalid_field = Status::new(0, 0x02, false);
     door.model().refuse(admin::CREATE_SUBMISSION_QUEUE, invalid_field);
-    let error = lend(&mut controller).unwrap_err().to_string();
+    let error = lend(&door, &mut controller).unwrap_err().to_string();
     assert!(error.contains("Create I/O Submission Queue failed: Invalid Field"), "{error}");
-    assert_eq!(lend(&mut controller).unwrap().id(), 2);
+    assert_eq!(lend(&door, &mut controller).unwrap().id(), 2);
 }
 
 #[test]

@@ -52,11 +52,11 @@ pub trait Dot: Format {
     fn bits(block: Staged, slice: usize) -> Self::Bits;
     /// What the products of all parts of a slice are multiplied with.
     fn d(bits: &Self::Bits) -> f32;
-    /// The index in the block of the first value of a slice's run `part`, a multiple of `4 W`. Runs of 32 values follow each other;
-    /// of those of 16, a slice has the first or the second half of each of the four 32s that share their bytes.
+    /// The index in the block of a slice's first value, a multiple of `4 W`; each of its runs begins 32 values behind the one before. Runs of
+    /// 32 values follow each other; of those of 16, a slice has the first or the second half of each of the four 32s that share their bytes.
     #[inline(always)]
-    fn first(slice: usize, part: usize) -> usize {
-        if Self::W == 8 { 32 * (Self::PARTS * slice + part) } else { 128 * (slice / 2) + 16 * (slice % 2) + 32 * part }
+    fn first(slice: usize) -> usize {
+        if Self::W == 8 { 32 * Self::PARTS * slice } else { 128 * (slice / 2) + 16 * (slice % 2) }
     }
     /// A slice's run `part`. `part` is a constant where this is inlined, `slice` is not: the lanes of a warp differ in it, so there
     /// is no branch on it.
